@@ -1,0 +1,230 @@
+package shard
+
+import "kvstore/components/kverr"
+
+// NamespaceID is a namespace's uid inside its keyspace: never reused, so a namespace made again under an old name meets
+// no old data.
+type NamespaceID uint32
+
+// Op is what a command asks for.
+type Op uint8
+
+// Operations. Values are sent between hosts: append only.
+const (
+	OpNone          Op = iota
+	OpPut              // Put
+	OpDelete           // Delete
+	OpTxn              // Txn
+	OpDropNamespace    // remove everything of Namespace, in bounded steps; repeat until Result.More is false
+	OpRelocate         // Relocate: a value was copied to another object
+	OpForget           // Forget: objects that the engine has deleted
+	OpLookup           // Prompt: touch the blocks that are there, lease them when LeaseMS > 0
+	OpIndex            // Prompt: store blocks (Index); the first writer wins
+	OpRelease          // Prompt: end a lease
+	OpTouch            // Prompt: mark as used
+	OpPin              // Prompt: pin until UntilMS
+	OpDeleteBlocks     // Prompt: remove blocks, except leased ones
+	OpClear            // Prompt: remove a scope's blocks in bounded steps; repeat until Result.More is false
+	OpUnindex          // Prompt: forget blocks found damaged, if they still are at their Ref
+)
+
+// Identity is the identity of one write (D11), kept per slot so that it travels with the slot. The zero value is none.
+type Identity struct {
+	Client     [16]byte
+	Op         uint64
+	Index      uint32 // position within the request
+	NotAfterMS int64  // shard time after which it must not be executed
+}
+
+// Check is the kind of a precondition.
+type Check uint8
+
+// Checks.
+const (
+	CheckNone    Check = iota
+	CheckVersion       // the key exists with this version
+	CheckAbsent        // the key does not exist
+	CheckPresent       // the key exists
+)
+
+// Precondition must hold for a write to happen.
+type Precondition struct {
+	Check   Check
+	Version uint64 // for CheckVersion
+}
+
+// ObjectID names a packed value object of the shard: (epoch, counter), never reused. The zero value is none.
+type ObjectID struct{ Epoch, Counter uint64 }
+
+// Ref says where a value is that is stored apart from its key (D7).
+type Ref struct {
+	Object      ObjectID
+	ObjectBytes int64 // length of the whole object, so that the machine can account for its dead part
+	Offset      int64
+	Length      int64
+	Checksum    uint64 // xxh3-64 of the value
+}
+
+// Value is a value: inline bytes, or a reference when Ref.Object is not zero.
+type Value struct {
+	Inline []byte
+	Ref    Ref
+}
+
+// Pair is one name and value of metadata or tags.
+type Pair struct{ Name, Value string }
+
+// Put stores a value.
+type Put struct {
+	Key         []byte
+	Value       Value
+	ContentType string
+	Encoding    string
+	Metadata    []Pair // sorted by name
+	Tags        []Pair // sorted by name
+	TTLMS       int64  // 0 = for ever
+	KeepTTL     bool   // keep the expiry that the key has
+	If          Precondition
+	Slot        uint16 // slot of the key
+}
+
+// Delete removes a key.
+type Delete struct {
+	Key  []byte
+	If   Precondition
+	Slot uint16
+}
+
+// Condition is a condition of a transaction on a key.
+type Condition struct {
+	Key []byte
+	If  Precondition
+}
+
+// TxnOp is one operation of a transaction: one of both is set.
+type TxnOp struct {
+	Put    *Put
+	Delete *Delete
+}
+
+// Txn is all or nothing, at one revision. Its conditions and the preconditions of its operations are checked against the
+// state before it.
+type Txn struct {
+	Conditions []Condition
+	Ops        []TxnOp
+	Slot       uint16 // slot of the partition
+}
+
+// TxnFailure is a condition of a transaction that failed.
+type TxnFailure struct {
+	Condition int // index into Conditions, -1 when it was an operation's
+	Op        int // index into Ops, -1 when it was one of Conditions
+	Version   uint64
+}
+
+// WriteResult is what became of one key.
+type WriteResult struct {
+	Version uint64 // of a put; revision of a delete; 0 when nothing was removed
+	Existed bool   // the key existed before
+}
+
+// Relocate moves a value to another object, if the key still has it at From.
+type Relocate struct {
+	Key      []byte // in typed-prefix form, as the machine's DeadObjects scan gave it
+	From, To Ref
+}
+
+// ScopeID is the hash of a scope's canonical form (package promptcache).
+type ScopeID [16]byte
+
+// BlockKey names a block inside its scope.
+type BlockKey struct {
+	ID    []byte
+	Rank  uint32
+	Group uint32
+	Depth uint32 // not part of the name
+	Slot  uint16
+}
+
+// BlockPut is a block to store.
+type BlockPut struct {
+	Block    BlockKey
+	Parent   []byte
+	Value    Value
+	Size     int64
+	Checksum uint64 // xxh3-64
+	TTLMS    int64
+}
+
+// Capacity is a shard's share of a namespace's capacity; 0 = no limit.
+type Capacity struct{ Blocks, Bytes int64 }
+
+// PromptArgs are the arguments of the prompt operations.
+type PromptArgs struct {
+	Scope       ScopeID
+	ScopeFields []byte // canonical form, stored as a record with the scope's first block
+	Blocks      []BlockKey
+	Index       []BlockPut
+	Lease       [16]byte // for OpLookup with LeaseMS, and OpRelease
+	LeaseMS     int64
+	UntilMS     int64
+	Capacity    Capacity
+	AllScopes   bool  // OpClear: the whole namespace
+	Damaged     []Ref // OpUnindex: Damaged[i] belongs to Blocks[i]
+}
+
+// BlockOutcome is what a prompt operation found or did for one block.
+type BlockOutcome struct {
+	Present       bool // it was there (before a delete; already before an index)
+	Stored        bool // OpIndex: stored by this command
+	Leased        bool // OpDeleteBlocks: stays because of a lease
+	Refused       bool // OpIndex: no room that is neither leased nor pinned
+	Value         Value
+	Size          int64
+	Checksum      uint64
+	PinnedUntilMS int64
+}
+
+// Result is the outcome of a command, filled in by the machine.
+type Result struct {
+	// Err is why nothing was done (VersionMismatch, AlreadyExists, Expired, Exhausted, ...); nil otherwise.
+	Err *kverr.Error
+	// Write is the outcome of OpPut and OpDelete.
+	Write WriteResult
+	// Revision is the command's revision; 0 when it changed nothing.
+	Revision uint64
+	// Committed, Writes and Failures are the outcome of OpTxn; Writes[i] belongs to Ops[i].
+	Committed bool
+	Writes    []WriteResult
+	Failures  []TxnFailure
+	// Blocks is the outcome of the prompt operations, per block.
+	Blocks []BlockOutcome
+	// LeaseExpiresMS is when the lease of OpLookup ends.
+	LeaseExpiresMS int64
+	// Deleted and Leased count for OpClear; More asks to repeat OpClear or OpDropNamespace.
+	Deleted, Leased int64
+	More            bool
+	// Duplicate: the outcome is the remembered one of an earlier try; a value written for this try is an orphan.
+	Duplicate bool
+}
+
+// Command is one request to a shard. Exactly the arguments of its Op are set. It belongs to the machine until Release is called.
+type Command struct {
+	Op        Op
+	Namespace NamespaceID
+	ID        Identity
+	Put       Put
+	Delete    Delete
+	Txn       *Txn
+	Relocate  *Relocate
+	Forget    []ObjectID
+	Prompt    *PromptArgs
+
+	// Result is the outcome, valid once Done is called with a nil error.
+	Result Result
+	// Done is called exactly once, by Release; it must not block.
+	Done func(c *Command, err error)
+}
+
+// Release calls Done.
+func (c *Command) Release(err error) { c.Done(c, err) }
