@@ -10,6 +10,11 @@ type Command interface {
 	// filled in may leave: everything it depended on is durable. Otherwise err (a *kverr.Error) tells whether the command was
 	// not applied or may have been. It must not block: it runs on the path of every other command of the shard.
 	Release(err error)
+	// Size is an estimate of the bytes that the command holds. It is asked only when the command must queue.
+	Size() int
+	// Grows tells whether the command may make the state larger. Such commands are refused at the memory budget; others,
+	// above all deletes, always pass.
+	Grows() bool
 }
 
 // Gated is a command with an outcome that may leave once revision Dep is durable.
@@ -41,6 +46,11 @@ type Machine[C Command] interface {
 	Tick(nowMS int64)
 	// Ready takes what has gathered since the last call.
 	Ready() Ready[C]
+	// Replies takes the outcomes alone, appended to dst; effects stay for the next Ready. It lets an outcome that depends
+	// on durable state alone leave while an append is in flight.
+	Replies(dst []Gated[C]) []Gated[C]
+	// Pending is how many bytes Body would have now. The host stops stepping at a bound.
+	Pending() int
 	// Replay applies one durable body, in order, while the actor is activated.
 	Replay(body []byte, timeMS int64) error
 	// Tree is all durable state. The host clones it (O(1)) when a Ready is taken; once that Ready is durable the clone serves reads
