@@ -79,6 +79,7 @@ type Engine interface {
 	// after the last record. make gets that number and the epoch counter of the last record (0 for an empty log whose
 	// records were never trimmed). From its return on no append of a lower epoch can become visible, ever. Repeating it for
 	// the same epoch returns the same seq. ErrFenced when a higher epoch, or the same counter by another writer, was there.
+	// When make returns nil, nothing is written and the error is ErrRefused: the caller saw that the log is not the one that it expects.
 	Fence(ctx context.Context, shard string, e Epoch, make func(seq, previousEpoch uint64) []byte) (uint64, error)
 
 	// Append makes one record durable and then calls done, exactly once, from a goroutine of the engine or of another
@@ -89,7 +90,7 @@ type Engine interface {
 
 	// Read calls fn for every record from seq from on, in order, up to the last one at the time of the call (fences
 	// included). ErrNotExist when from was trimmed; ErrCorrupt when a record that was acknowledged is damaged or missing.
-	// A torn record at the end, never acknowledged, is not there at all.
+	// A torn record at the end, never acknowledged, is not there at all. fn may call the engine; its error ends Read and is returned.
 	Read(ctx context.Context, shard string, from uint64, fn func(Frame) error) error
 
 	// Trim forgets records below seq, at the engine's leisure. The last record is never forgotten.
@@ -105,7 +106,8 @@ type Engine interface {
 	// DeleteObject removes an object. An absent one is a success.
 	DeleteObject(ctx context.Context, shard, name string) error
 
-	// ListObjects calls fn for every object whose name begins with prefix, in any order, with its length.
+	// ListObjects calls fn for every object whose name begins with prefix, in any order, with its length. fn may call the
+	// engine; objects that come or go meanwhile may be listed or not. An error of fn ends it and is returned.
 	ListObjects(ctx context.Context, shard, prefix string, fn func(name string, size int64) error) error
 
 	// RemoveShard removes manifest, log and objects of a shard for good.
