@@ -3,55 +3,208 @@
 // A clone costs O(1); a write to a tree that shares nodes with a clone copies the nodes on its path, once. A clone that is no
 // longer written to may be read from any number of goroutines while the tree that it came from goes on.
 // Diff walks two trees that share history in time that grows with their difference, so a checkpoint costs what changed.
+//
+// It is a B+tree: items are in leaves only, each packed with its key into one allocation that never changes, so what Get and
+// the iterators return stays valid and unchanged for ever, whatever is written later. Inner nodes hold separators of their
+// own, as short as they can be. DESIGN.md beside this file has the layout and its cost.
+//
+// It is not a store: nothing here is durable, and nothing is locked.
 package btree
 
-import "iter"
+import "sync/atomic"
 
-// Tree is the map. The zero value is empty and ready. One goroutine writes a Tree; see Clone for readers.
-type Tree struct{ unfinished struct{} }
+// ItemOverhead is what Bytes counts for an item besides its key and value: its place in a leaf at the usual fill, its share
+// of the inner nodes, the packed length and the allocator's rounding. See DESIGN.md for the measurement.
+const ItemOverhead = 40
 
-// Clone returns a tree with the same content, in O(1). Neither sees later writes of the other.
-func (t *Tree) Clone() *Tree { panic("contract") }
-
-// Len is the number of keys.
-func (t *Tree) Len() int { panic("contract") }
-
-// Bytes is an estimate of the memory that the tree's items take, keys, values and per-item overhead, kept exact under
-// Set and Delete.
-func (t *Tree) Bytes() int64 { panic("contract") }
-
-// Get returns the value of key; the caller must not change it. It is a view into the item (no copy).
-func (t *Tree) Get(key []byte) (value []byte, ok bool) { panic("contract") }
-
-// Set stores a copy of key and value (one allocation for both), and returns the value that was there before.
-func (t *Tree) Set(key, value []byte) (old []byte, existed bool) { panic("contract") }
-
-// Delete removes key and returns the value that was there.
-func (t *Tree) Delete(key []byte) (old []byte, existed bool) { panic("contract") }
-
-// Ascend yields items with from <= key < to in order; a nil to means no end. The tree must not be written meanwhile
-// (iterate a clone to write while iterating).
-func (t *Tree) Ascend(from, to []byte) iter.Seq2[[]byte, []byte] { panic("contract") }
-
-// Descend yields items with from <= key < to in descending order; a nil to means from the end.
-func (t *Tree) Descend(from, to []byte) iter.Seq2[[]byte, []byte] { panic("contract") }
-
-// Change is one difference between two trees.
-type Change struct {
-	Key   []byte
-	Value []byte // nil when Deleted
-	// Deleted: the key is in the old tree alone.
-	Deleted bool
+// Tree is the map. The zero value is empty and ready. One goroutine writes a Tree; see Clone for readers. A Tree must not be
+// copied by assignment: use Clone.
+type Tree struct {
+	_      noCopy
+	root   *node  // nil when empty
+	height int    // levels below the root; 0 when the root is a leaf
+	gen    uint64 // under which the tree may change nodes; 0 when it owns none
+	len    int
+	bytes  int64
 }
 
-// Diff yields, in key order, what turns old into t; a nil old is an empty tree. Shared nodes are skipped.
-func (t *Tree) Diff(old *Tree) iter.Seq[Change] { panic("contract") }
+// noCopy makes go vet report trees copied by assignment.
+type noCopy struct{}
 
-// Builder makes a tree from items in ascending order of keys, with full nodes, in linear time.
-type Builder struct{ unfinished struct{} }
+func (*noCopy) Lock()   {}
+func (*noCopy) Unlock() {}
 
-// Add appends an item; its key must be greater than the one before.
-func (b *Builder) Add(key, value []byte) { panic("contract") }
+// generations numbers the owners of nodes. A tree takes a new number at its first write after a Clone, so no two trees ever
+// write under the same one.
+var generations atomic.Uint64
 
-// Tree ends the build.
-func (b *Builder) Tree() *Tree { panic("contract") }
+// Clone returns a tree with the same content, in O(1). Neither sees later writes of the other.
+//
+// It may be called from many goroutines at once on a tree that is no longer written to; on a tree that is, only by its
+// writer.
+func (t *Tree) Clone() *Tree {
+	if t.gen != 0 { // a tree that owns no nodes is not touched: it may be read by others just now
+		t.gen = 0
+	}
+	return &Tree{root: t.root, height: t.height, len: t.len, bytes: t.bytes}
+}
+
+// Len is the number of keys.
+func (t *Tree) Len() int { return t.len }
+
+// Bytes is an estimate of the memory that the tree's items take: the lengths of keys and values, and ItemOverhead for each.
+// It is the same for the same content, whatever the history.
+func (t *Tree) Bytes() int64 { return t.bytes }
+
+// Get returns the value of key; the caller must not change it. It is a view into the item (no copy).
+func (t *Tree) Get(key []byte) (value []byte, ok bool) {
+	n := t.root
+	if n == nil {
+		return nil, false
+	}
+	k := view(key)
+	for n.kids != nil {
+		n = n.kids[n.childOf(k)]
+	}
+	i, found := n.search(k)
+	if !found {
+		return nil, false
+	}
+	return n.items[i].valueBytes(), true
+}
+
+// Set stores a copy of key and value (one allocation for both), and returns the value that was there before. A nil value is
+// stored as an empty one.
+func (t *Tree) Set(key, value []byte) (old []byte, existed bool) {
+	it := pack(key, value)
+	k := it.key()
+	t.own()
+	if t.root == nil {
+		t.root = &node{gen: t.gen, n: 1}
+		t.root.items[0] = it
+		t.count(1, it.size())
+		return nil, false
+	}
+
+	var path path
+	t.root = t.root.mutable(t.gen)
+	n := t.root
+	for level := t.height; level > 0; level-- {
+		i := n.childOf(k)
+		path[level] = step{n, i}
+		child := n.kids[i].mutable(t.gen)
+		n.kids[i] = child
+		n = child
+	}
+
+	i, found := n.search(k)
+	if found {
+		was := n.items[i]
+		n.items[i] = it
+		t.count(0, it.size()-was.size())
+		return was.valueBytes(), true
+	}
+	t.count(1, it.size())
+	if n.n < maxItems {
+		n.insertItem(i, it)
+	} else {
+		sep, right := n.splitLeaf(i, it)
+		t.insertChild(&path, sep, right)
+	}
+	if invariants {
+		t.checkPath(k)
+	}
+	return nil, false
+}
+
+// insertChild adds right, whose keys are all >= sep, after the child that the path went through at level 1, and splits upwards
+// while nodes are full.
+func (t *Tree) insertChild(p *path, sep item, right *node) {
+	for level := 1; level <= t.height; level++ {
+		parent, i := p[level].n, p[level].i
+		if parent.n < maxItems {
+			parent.insertChild(i, sep, right)
+			return
+		}
+		sep, right = parent.splitInner(i, sep, right)
+	}
+	root := &node{gen: t.gen, n: 1, kids: new(kids)}
+	root.items[0] = sep
+	root.kids[0], root.kids[1] = t.root, right
+	t.root = root
+	t.height++
+}
+
+// Delete removes key and returns the value that was there. It copies nothing when the key is absent.
+func (t *Tree) Delete(key []byte) (old []byte, existed bool) {
+	n := t.root
+	if n == nil {
+		return nil, false
+	}
+	k := view(key)
+	var path path
+	for level := t.height; level > 0; level-- {
+		i := n.childOf(k)
+		path[level] = step{n, i}
+		n = n.kids[i]
+	}
+	i, found := n.search(k)
+	if !found {
+		return nil, false
+	}
+
+	t.own()
+	t.root = t.root.mutable(t.gen)
+	n = t.root
+	for level := t.height; level > 0; level-- {
+		path[level].n = n
+		child := n.kids[path[level].i].mutable(t.gen)
+		n.kids[path[level].i] = child
+		n = child
+	}
+	was := n.items[i]
+	n.removeItem(i)
+	t.count(-1, -was.size())
+
+	for level := 1; level <= t.height && n.n < minItems; level++ {
+		parent := path[level].n
+		parent.rebalance(path[level].i, t.gen)
+		n = parent
+	}
+	switch {
+	case t.root.n > 0:
+	case t.root.kids == nil:
+		t.root = nil
+	default: // one child is left
+		t.root = t.root.kids[0]
+		t.height--
+	}
+	if invariants {
+		t.checkPath(k)
+	}
+	return was.valueBytes(), true
+}
+
+// own gives the tree a generation, under which it may change nodes.
+func (t *Tree) own() {
+	if t.gen == 0 {
+		t.gen = generations.Add(1)
+	}
+}
+
+func (t *Tree) count(items int, bytes int64) {
+	t.len += items
+	t.bytes += bytes
+}
+
+// maxHeight is far above what fits in memory: a level is added only when a root of maxItems separators splits, and splits
+// leave nodes at least half full on the left.
+const maxHeight = 16
+
+// path is the way from the root to a leaf: path[level] is the node at that level and the child taken in it.
+type path [maxHeight]step
+
+type step struct {
+	n *node
+	i int
+}

@@ -1,0 +1,88 @@
+package btree
+
+// Builder makes a tree from items in ascending order of keys, with full nodes, in linear time. The zero value is ready.
+type Builder struct {
+	tree   Tree
+	levels []building // from the leaf up
+}
+
+// building is the last node of a level, still being filled.
+type building struct {
+	node *node
+	low  item // the separator before node; empty for the first of its level
+}
+
+// Add appends an item; its key must be greater than the one before: Add panics otherwise, for the tree would lose keys.
+func (b *Builder) Add(key, value []byte) {
+	it := pack(key, value)
+	b.tree.own()
+	b.tree.count(1, it.size())
+	if len(b.levels) == 0 {
+		leaf := &node{gen: b.tree.gen, n: 1}
+		leaf.items[0] = it
+		b.levels = append(b.levels, building{node: leaf})
+		return
+	}
+	leaf := b.levels[0].node
+	before := leaf.items[leaf.n-1].key()
+	if it.key() <= before {
+		panic("btree: Builder.Add: keys are not in ascending order")
+	}
+	if leaf.n < maxItems {
+		leaf.items[leaf.n] = it
+		leaf.n++
+		return
+	}
+	b.close(0)
+	leaf = &node{gen: b.tree.gen, n: 1}
+	leaf.items[0] = it
+	b.levels[0] = building{leaf, separator(before, it.key())}
+}
+
+// close hands the node of a level to its parent.
+func (b *Builder) close(level int) {
+	done := b.levels[level]
+	if len(b.levels) == level+1 {
+		parent := &node{gen: b.tree.gen, kids: new(kids)}
+		parent.kids[0] = done.node
+		b.levels = append(b.levels, building{node: parent})
+		return
+	}
+	parent := b.levels[level+1].node
+	if parent.n < maxItems {
+		parent.items[parent.n] = done.low
+		parent.n++
+		parent.kids[parent.n] = done.node
+		return
+	}
+	b.close(level + 1)
+	parent = &node{gen: b.tree.gen, kids: new(kids)}
+	parent.kids[0] = done.node
+	b.levels[level+1] = building{parent, done.low}
+}
+
+// Tree ends the build. The Builder is empty again afterwards.
+func (b *Builder) Tree() *Tree {
+	for level := 0; level < len(b.levels)-1; level++ {
+		if l := &b.levels[level]; l.node.n == 0 {
+			// An inner node with one child takes another from the full node before it, which its parent has already.
+			parent := b.levels[level+1].node
+			left := parent.kids[parent.n]
+			l.node.kids[1] = l.node.kids[0]
+			l.node.kids[0] = left.kids[left.n]
+			l.node.items[0] = l.low
+			l.node.n = 1
+			l.low = left.items[left.n-1]
+			left.kids[left.n] = nil
+			left.removeItem(left.n - 1)
+		}
+		b.close(level)
+	}
+	t := &Tree{gen: b.tree.gen, len: b.tree.len, bytes: b.tree.bytes}
+	if top := len(b.levels) - 1; top >= 0 {
+		t.root = b.levels[top].node
+		t.height = top
+	}
+	*b = Builder{}
+	return t
+}

@@ -1,0 +1,212 @@
+package btree
+
+import "strings"
+
+const (
+	// maxItems makes a leaf fill an allocation of 1,024 bytes, the allocator's own 8 included.
+	maxItems = 62
+	// minItems is where a node is merged with a neighbour or takes from it. It is well under half of maxItems, and a merge
+	// leaves room, so that writes at a boundary do not split and merge in turns.
+	minItems = maxItems / 4
+	maxMerge = maxItems * 3 / 4
+)
+
+// kids are the children of an inner node.
+type kids [maxItems + 1]*node
+
+// node is a leaf (kids is nil; items are the tree's items) or an inner node (items are separators, keys only: the keys below
+// kids[i] are >= items[i-1] and < items[i]). Inner nodes have at least two children; leaves that are not the root have
+// at least one item.
+//
+// A node may be changed only by the tree whose generation it bears; all others share it unchanged. Slots past the last are
+// zero, so that nothing dropped is kept in memory.
+type node struct {
+	gen   uint64
+	n     int // items
+	kids  *kids
+	items [maxItems]item
+}
+
+// mutable returns n, or a copy that generation gen owns.
+func (n *node) mutable(gen uint64) *node {
+	if n.gen == gen {
+		return n
+	}
+	c := &node{gen: gen, n: n.n}
+	copy(c.items[:n.n], n.items[:n.n])
+	if n.kids != nil {
+		c.kids = new(kids)
+		copy(c.kids[:n.n+1], n.kids[:n.n+1])
+	}
+	return c
+}
+
+// search returns the position of the first item >= k, and whether it is equal.
+func (n *node) search(k string) (i int, found bool) {
+	lo, hi := 0, n.n
+	for lo < hi {
+		mid := int(uint(lo+hi) >> 1)
+		c := strings.Compare(n.items[mid].key(), k)
+		if c == 0 {
+			return mid, true
+		}
+		if c < 0 {
+			lo = mid + 1
+		} else {
+			hi = mid
+		}
+	}
+	return lo, false
+}
+
+// childOf returns the index of the child that k belongs to.
+func (n *node) childOf(k string) int {
+	i, found := n.search(k)
+	if found {
+		return i + 1
+	}
+	return i
+}
+
+// first returns the smallest item at or below n.
+func (n *node) first() item {
+	for n.kids != nil {
+		n = n.kids[0]
+	}
+	return n.items[0]
+}
+
+// last returns the greatest item at or below n.
+func (n *node) last() item {
+	for n.kids != nil {
+		n = n.kids[n.n]
+	}
+	return n.items[n.n-1]
+}
+
+func (n *node) insertItem(i int, it item) {
+	copy(n.items[i+1:n.n+1], n.items[i:n.n])
+	n.items[i] = it
+	n.n++
+}
+
+func (n *node) removeItem(i int) {
+	copy(n.items[i:n.n-1], n.items[i+1:n.n])
+	n.n--
+	n.items[n.n] = ""
+}
+
+// insertChild puts sep at i and right behind it.
+func (n *node) insertChild(i int, sep item, right *node) {
+	copy(n.kids[i+2:n.n+2], n.kids[i+1:n.n+1])
+	n.kids[i+1] = right
+	n.insertItem(i, sep)
+}
+
+// splitLeaf inserts it at i of a full leaf, and returns the new right neighbour and the separator before it. An item behind
+// the last one starts the new leaf alone, so that keys written in order leave full leaves behind.
+func (n *node) splitLeaf(i int, it item) (sep item, right *node) {
+	right = &node{gen: n.gen}
+	if i == n.n {
+		right.n = 1
+		right.items[0] = it
+		return separator(n.items[n.n-1].key(), it.key()), right
+	}
+	n.moveTail(right, maxItems/2)
+	if i <= n.n {
+		n.insertItem(i, it)
+	} else {
+		right.insertItem(i-n.n, it)
+	}
+	return separator(n.items[n.n-1].key(), right.items[0].key()), right
+}
+
+// moveTail moves the items from position at on to the empty node right.
+func (n *node) moveTail(right *node, at int) {
+	right.n = copy(right.items[:], n.items[at:n.n])
+	clear(n.items[at:n.n])
+	n.n = at
+}
+
+// splitInner inserts sep at i and child behind it into a full inner node, and returns the new right neighbour and the
+// separator before it.
+func (n *node) splitInner(i int, sep item, child *node) (up item, right *node) {
+	right = &node{gen: n.gen, kids: new(kids)}
+	at := maxItems / 2
+	if i == n.n { // keys written in order: keep the left node full
+		at = maxItems - 1
+	}
+	// The separator at position at moves up; what is behind it moves right.
+	up = n.items[at]
+	copy(right.kids[:], n.kids[at+1:n.n+1])
+	clear(n.kids[at+1 : n.n+1])
+	n.moveTail(right, at+1)
+	n.n--
+	n.items[n.n] = ""
+	if i <= at {
+		n.insertChild(i, sep, child)
+	} else {
+		right.insertChild(i-at-1, sep, child)
+	}
+	return up, right
+}
+
+// rebalance merges the child i, which has become small, with a neighbour, or shares their content evenly. n and its child i
+// belong to gen.
+func (n *node) rebalance(i int, gen uint64) {
+	l := max(i-1, 0)
+	left := n.kids[l].mutable(gen)
+	right := n.kids[l+1]
+	n.kids[l] = left
+	inner := left.kids != nil
+
+	total := left.n + right.n
+	if inner {
+		total++ // the separator between them comes down
+	}
+	if total <= maxMerge {
+		if inner {
+			copy(left.kids[left.n+1:], right.kids[:right.n+1])
+			left.items[left.n] = n.items[l]
+			left.n++
+		}
+		copy(left.items[left.n:], right.items[:right.n])
+		left.n += right.n
+		copy(n.kids[l+1:], n.kids[l+2:n.n+1])
+		n.kids[n.n] = nil
+		n.removeItem(l)
+		return
+	}
+
+	right = right.mutable(gen)
+	n.kids[l+1] = right
+	var items [2*maxItems + 1]item
+	at := copy(items[:], left.items[:left.n])
+	if inner {
+		items[at] = n.items[l]
+		at++
+	}
+	copy(items[at:], right.items[:right.n])
+	half := total / 2
+	if inner {
+		var all [2*maxItems + 2]*node
+		at := copy(all[:], left.kids[:left.n+1])
+		copy(all[at:], right.kids[:right.n+1])
+		n.items[l] = items[half]
+		left.fill(items[:half], all[:half+1])
+		right.fill(items[half+1:total], all[half+1:total+1])
+		return
+	}
+	left.fill(items[:half], nil)
+	right.fill(items[half:total], nil)
+	n.items[l] = separator(left.items[half-1].key(), right.items[0].key())
+}
+
+// fill replaces the content of n.
+func (n *node) fill(items []item, children []*node) {
+	n.n = copy(n.items[:], items)
+	clear(n.items[n.n:])
+	if n.kids != nil {
+		clear(n.kids[copy(n.kids[:], children):])
+	}
+}
