@@ -1,0 +1,212 @@
+package shard
+
+import (
+	"fmt"
+
+	"kvstore/actors/host"
+	"kvstore/components/btree"
+	"kvstore/components/kverr"
+)
+
+var _ host.Machine[*Command] = (*Machine)(nil)
+
+// Bounds that are part of the protocol.
+const (
+	maxNotAfterAheadMS = 10 * 60 * 1000 // D11
+	jumpMS             = 10 * 1000      // D12
+	maxSlot            = 4095           // D1
+)
+
+// Machine is the logic of a shard (see host.Machine): KV entries and prompt blocks, in one tree. One goroutine at a time.
+type Machine struct {
+	cfg  Config
+	tree *btree.Tree
+	meta meta // as of now; in the tree, as of the last sealed body
+	now  int64
+
+	body    []byte // effects since the last Ready
+	replies []host.Gated[*Command]
+	jump    int64
+	ticked  bool // Tick was called since the tree was replaced
+
+	removedAt   uint64 // revision of the last removal: what the absence of a key depends on
+	nextExpiry  int64  // first expiry in the index; 0 = none, unknownExpiry = look
+	remembered  int    // outcomes remembered in this body
+	pending     chunk  // history of this body
+	counters    map[NamespaceID]*counters
+	sealing     []NamespaceID // namespaces whose counters changed in this body
+	lastBody    int           // length of the last body, to size the next
+	lastReplies int
+
+	// Room that is used again and again.
+	payload, key, item, aside []byte
+
+	prompt promptState
+}
+
+const unknownExpiry = -1
+
+// New makes a machine with an empty tree. The config must be valid.
+func New(cfg Config) *Machine {
+	m := &Machine{cfg: cfg}
+	m.cfg.EnsureDefaults()
+	m.Restore(new(btree.Tree))
+	return m
+}
+
+// Step takes one command and answers it with the next Ready or Replies. Whatever it is given, it does not panic.
+func (m *Machine) Step(c *Command) {
+	c.Result = Result{}
+	switch c.Op {
+	case OpPut:
+		m.stepPut(c)
+	case OpDelete:
+		m.stepDelete(c)
+	case OpTxn:
+		m.stepTxn(c)
+	case OpDropNamespace:
+		m.stepDrop(c)
+	case OpRelocate:
+		m.stepRelocate(c)
+	case OpForget:
+		m.stepForget(c)
+	case OpLookup, OpIndex, OpRelease, OpTouch, OpPin, OpDeleteBlocks, OpClear, OpUnindex:
+		if c.Prompt == nil {
+			m.fail(c, invalid("prompt", "a prompt operation has no arguments"), 0)
+			return
+		}
+		m.stepPrompt(c)
+	default:
+		m.fail(c, invalid("op", fmt.Sprintf("operation %d is not known to this release", c.Op)), 0)
+	}
+}
+
+// Tick moves shard time forward and expires at most Config.TickBudget items.
+func (m *Machine) Tick(nowMS int64) {
+	if step := nowMS - m.now; step > jumpMS && m.ticked {
+		m.jump = max(m.jump, step)
+	}
+	m.ticked = true
+	m.now = max(m.now, nowMS)
+	m.expire(m.cfg.TickBudget)
+	m.tickPrompt(m.cfg.TickBudget)
+	m.sweepIdle()
+}
+
+// Ready seals the body: what is kept per body (history chunk, counters, meta) goes into the tree.
+func (m *Machine) Ready() host.Ready[*Command] {
+	r := host.Ready[*Command]{Replies: m.replies, JumpMS: m.jump}
+	m.lastReplies = max(len(m.replies), m.lastReplies/2)
+	m.replies = nil
+	m.jump = 0
+	if len(m.body) > 0 {
+		m.seal(m.now)
+		r.Body = m.body
+		m.lastBody = max(len(m.body), m.lastBody/2)
+		m.body = nil
+	}
+	r.Head = m.meta.revision
+	r.TimeMS = m.now
+	return r
+}
+
+// Replies takes the outcomes alone.
+func (m *Machine) Replies(dst []host.Gated[*Command]) []host.Gated[*Command] {
+	dst = append(dst, m.replies...)
+	clear(m.replies)
+	m.replies = m.replies[:0]
+	return dst
+}
+
+// Pending is the length of the body so far.
+func (m *Machine) Pending() int { return len(m.body) }
+
+// Tree is all durable state, once Ready was taken.
+func (m *Machine) Tree() *btree.Tree { return m.tree }
+
+// Restore replaces the tree, which the machine then owns. Effects that no Ready took are dropped; outcomes that no Ready
+// took are answered as not applied.
+func (m *Machine) Restore(t *btree.Tree) {
+	m.tree = t
+	m.meta.load(t)
+	m.now = max(m.now, m.meta.timeMS)
+	m.body = nil
+	m.jump, m.ticked = 0, false
+	m.removedAt = 0
+	m.nextExpiry = unknownExpiry
+	m.remembered = 0
+	m.pending.reset()
+	m.counters = make(map[NamespaceID]*counters)
+	m.sealing = nil
+	for i := range m.replies {
+		m.replies[i].Dep = 0
+		m.replies[i].Command.Result = Result{Err: &kverr.Error{Kind: kverr.Unavailable, Op: "commit", Message: "not applied: its record could not be written"}}
+	}
+	m.restorePrompt()
+}
+
+// WakeMS is when the next item expires, or the sweep of old outcomes has something to do; 0 = never.
+func (m *Machine) WakeMS() int64 {
+	return earliest(m.wakeExpiry(), earliest(m.wakePrompt(), m.wakeSweep()))
+}
+
+func earliest(a, b int64) int64 {
+	if a == 0 || (b != 0 && b < a) {
+		return b
+	}
+	return a
+}
+
+// newRevision begins the next revision; the caller logs effects at it.
+func (m *Machine) newRevision() uint64 {
+	m.meta.revision++
+	return m.meta.revision
+}
+
+// seal ends a body, live and in replay alike, so that the tree after it is a function of the tree before it, the body and
+// its time.
+func (m *Machine) seal(timeMS int64) {
+	m.sealPrompt()
+	m.sealHistory()
+	m.sweep(sweepPerOutcome*m.remembered, timeMS)
+	m.remembered = 0
+	m.sealCounters()
+	m.meta.timeMS = max(m.meta.timeMS, timeMS)
+	m.item = m.meta.append(m.item[:0])
+	m.tree.Set(metaKey, m.item)
+}
+
+// reply hands a command back with the outcome in c.Result; it leaves once revision dep is durable.
+func (m *Machine) reply(c *Command, dep uint64) {
+	if m.replies == nil {
+		m.replies = make([]host.Gated[*Command], 0, max(m.lastReplies, 1))
+	}
+	m.replies = append(m.replies, host.Gated[*Command]{Command: c, Dep: dep})
+}
+
+// fail is reply with an error.
+func (m *Machine) fail(c *Command, err *kverr.Error, dep uint64) {
+	c.Result = Result{Err: err}
+	m.reply(c, dep)
+}
+
+// full tells whether growth is refused. While it is, deletes and expiry still pass.
+func (m *Machine) full() bool {
+	return m.cfg.MemoryBudget > 0 && m.tree.Bytes() >= m.cfg.MemoryBudget
+}
+
+// overfull: even remembering that nothing happened is refused.
+func (m *Machine) overfull() bool {
+	return m.cfg.MemoryBudget > 0 && m.tree.Bytes() >= m.cfg.MemoryBudget+m.cfg.MemoryBudget/8
+}
+
+func (m *Machine) exhausted() *kverr.Error {
+	return &kverr.Error{
+		Kind: kverr.Exhausted, Op: "write", Field: "memory_budget", RetryAfterMS: 1000,
+		Message: fmt.Sprintf("the shard is at its memory budget of %d bytes; deletes still pass", m.cfg.MemoryBudget),
+	}
+}
+
+func invalid(field, message string) *kverr.Error {
+	return &kverr.Error{Kind: kverr.InvalidArgument, Op: "step", Field: field, Message: message}
+}
