@@ -23,55 +23,61 @@ func (t *Tree) Diff(old *Tree) iter.Seq[Change] {
 		var was, is cursor
 		if old != nil {
 			was.start(old)
+		} else {
+			was.start(&Tree{})
 		}
 		is.start(t)
-		for !was.done && !is.done {
-			a, b := &was.now, &is.now
-			if a.same(b) {
-				was.skip()
-				is.skip()
-				continue
-			}
-			// What stands first in one tree alone is a change, so the node that it is in is not opened in vain.
-			switch c := strings.Compare(a.key(), b.key()); {
-			case c < 0 && a.node != nil:
-				was.open()
-			case c < 0:
-				if !yield(removed(a.first)) {
-					return
-				}
-				was.skip()
-			case c > 0 && b.node != nil:
-				is.open()
-			case c > 0:
-				if !yield(written(b.first)) {
-					return
-				}
-				is.skip()
-			case a.height > b.height:
-				was.open()
-			case a.height < b.height:
-				is.open()
-			case a.node != nil:
-				was.open()
-				is.open()
-			default:
-				if a.first != b.first && !yield(written(b.first)) {
-					return
-				}
-				was.skip()
-				is.skip()
-			}
+		diff(&was, &is, yield)
+	}
+}
+
+func diff(was, is *cursor, yield func(Change) bool) {
+	for !was.done && !is.done {
+		a, b := &was.now, &is.now
+		if a.same(b) {
+			was.skip()
+			is.skip()
+			continue
 		}
-		for ; !was.done; was.next() {
-			if was.now.node == nil && !yield(removed(was.now.first)) {
+		// What stands first in one tree alone is a change, so the node that it is in is not opened in vain.
+		switch c := strings.Compare(a.key(), b.key()); {
+		case c < 0 && a.node != nil:
+			was.open()
+		case c < 0:
+			if !yield(removed(a.first)) {
 				return
 			}
-		}
-		for ; !is.done; is.next() {
-			if is.now.node == nil && !yield(written(is.now.first)) {
+			was.skip()
+		case c > 0 && b.node != nil:
+			is.open()
+		case c > 0:
+			if !yield(written(b.first)) {
 				return
 			}
+			is.skip()
+		case a.height > b.height:
+			was.open()
+		case a.height < b.height:
+			is.open()
+		case a.node != nil:
+			was.open()
+			is.open()
+		default:
+			if a.first != b.first && !yield(written(b.first)) {
+				return
+			}
+			was.skip()
+			is.skip()
+		}
+	}
+	for ; !was.done; was.next() {
+		if was.now.node == nil && !yield(removed(was.now.first)) {
+			return
+		}
+	}
+	for ; !is.done; is.next() {
+		if is.now.node == nil && !yield(written(is.now.first)) {
+			return
 		}
 	}
 }
@@ -109,6 +115,7 @@ type cursor struct {
 	height int // of the tree
 	now    entry
 	done   bool
+	opened int // nodes, for tests
 }
 
 type frame struct {
@@ -124,6 +131,7 @@ func (c *cursor) start(t *Tree) {
 
 // open enters the current node: the cursor stands before its first child or item.
 func (c *cursor) open() {
+	c.opened++
 	c.stack[c.depth] = frame{n: c.now.node}
 	c.depth++
 	c.skip()

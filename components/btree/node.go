@@ -76,14 +76,6 @@ func (n *node) first() item {
 	return n.items[0]
 }
 
-// last returns the greatest item at or below n.
-func (n *node) last() item {
-	for n.kids != nil {
-		n = n.kids[n.n]
-	}
-	return n.items[n.n-1]
-}
-
 func (n *node) insertItem(i int, it item) {
 	copy(n.items[i+1:n.n+1], n.items[i:n.n])
 	n.items[i] = it
