@@ -58,7 +58,8 @@ type Frame struct {
 }
 
 // Engine is a store of many shards. All methods may be called from many goroutines, also for one shard. A shard name
-// has 1 to 64 of a-z, 0-9, '-', '.'; an object name has 1 to 128 of a-z, 0-9, '-', '/', with no empty path element.
+// has 1 to 64 of a-z, 0-9, '-', '.', and does not begin with a dot; an object name has 1 to 128 of a-z, 0-9, '-', '/', with no
+// empty path element. Other names are refused (CheckShard, CheckObject). Package waltest shows each rule below as a test.
 type Engine interface {
 	// Name is the engine's kind: "memory", "disk", "redis", "azblob".
 	Name() string
@@ -79,25 +80,27 @@ type Engine interface {
 	// after the last record. make gets that number and the epoch counter of the last record (0 for an empty log whose
 	// records were never trimmed). From its return on no append of a lower epoch can become visible, ever. Repeating it for
 	// the same epoch returns the same seq. ErrFenced when a higher epoch, or the same counter by another writer, was there.
-	// When make returns nil, nothing is written and the error is ErrRefused: the caller saw that the log is not the one that it expects.
+	// ErrNotExist when the shard has no manifest. When make returns nil, nothing is written and the error is ErrRefused: the caller saw that the log is not the one that it expects.
 	Fence(ctx context.Context, shard string, e Epoch, make func(seq, previousEpoch uint64) []byte) (uint64, error)
 
 	// Append makes one record durable and then calls done, exactly once, from a goroutine of the engine or of another
 	// caller, never from inside Append itself. Seq must be one more than that of the last record, and e the epoch of the
-	// last fence: ErrFenced otherwise. The caller has one append outstanding per shard. The engine may make appends of many
+	// last fence: ErrFenced otherwise, also for a shard that does not exist. The caller has one append outstanding per shard. The engine may make appends of many
 	// shards durable with one sync.
 	Append(shard string, e Epoch, f Frame, done func(error))
 
 	// Read calls fn for every record from seq from on, in order, up to the last one at the time of the call (fences
-	// included). ErrNotExist when from was trimmed; ErrCorrupt when a record that was acknowledged is damaged or missing.
+	// included); none when from is beyond it. ErrNotExist when from was trimmed; ErrCorrupt when a record that was acknowledged is damaged or missing.
 	// A torn record at the end, never acknowledged, is not there at all. fn may call the engine; its error ends Read and is returned.
 	Read(ctx context.Context, shard string, from uint64, fn func(Frame) error) error
 
-	// Trim forgets records below seq, at the engine's leisure. The last record is never forgotten.
+	// Trim forgets records below seq, at the engine's leisure. The last record is never forgotten. ErrFenced when e is not the
+	// epoch of the last fence.
 	Trim(ctx context.Context, shard string, e Epoch, below uint64) error
 
-	// PutObject durably stores all of r under a name that was never used before. After an error the object may or may
-	// not exist; size is what r will give, -1 when unknown.
+	// PutObject durably stores all of r under a name that was never used before; ErrRefused when an object of that name
+	// exists. size is what r will give, -1 when unknown: a reader that fails or gives another length leaves no object. After any
+	// other error the object may or may not exist, but never a part of it.
 	PutObject(ctx context.Context, shard, name string, size int64, r io.Reader) error
 
 	// GetObject fills p from offset off of an object; ErrNotExist, or ErrCorrupt when the object is too short.

@@ -1,0 +1,38 @@
+package memlog_test
+
+import (
+	"testing"
+
+	"kvstore/components/wal/driver"
+	"kvstore/components/wal/memlog"
+	"kvstore/components/wal/waltest"
+)
+
+// newHarness holds a memory store; a restart is a clone of what is durable.
+func newHarness(t testing.TB) *waltest.Harness {
+	current, err := memlog.New(memlog.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	opened := false
+	h := &waltest.Harness{
+		Unsupported: "memory is not written to, so it cannot be torn or damaged",
+		Open: func(testing.TB) driver.Engine {
+			if opened {
+				current = current.Clone()
+			}
+			opened = true
+			return current
+		},
+		Crash: func(testing.TB) {
+			old := current
+			current = current.Clone()
+			opened = false
+			old.Close()
+		},
+	}
+	t.Cleanup(func() { current.Close() })
+	return h
+}
+
+func TestConformance(t *testing.T) { waltest.Run(t, newHarness) }
