@@ -11,8 +11,6 @@
 // It is not a store: nothing here is durable, and nothing is locked.
 package btree
 
-import "sync/atomic"
-
 // ItemOverhead is what Bytes counts for an item besides its key and value: its place in a leaf at the usual fill, its share
 // of the inner nodes, the packed length and the allocator's rounding. See DESIGN.md for the measurement.
 const ItemOverhead = 40
@@ -23,7 +21,7 @@ type Tree struct {
 	_      noCopy
 	root   *node  // nil when empty
 	height int    // levels below the root; 0 when the root is a leaf
-	gen    uint64 // under which the tree may change nodes; 0 when it owns none
+	owner  *owner // of the nodes that the tree may change; nil when it owns none
 	len    int
 	bytes  int64
 }
@@ -34,17 +32,17 @@ type noCopy struct{}
 func (*noCopy) Lock()   {}
 func (*noCopy) Unlock() {}
 
-// generations numbers the owners of nodes. A tree takes a new number at its first write after a Clone, so no two trees ever
-// write under the same one.
-var generations atomic.Uint64
+// owner is a token of the right to change nodes. A tree takes a new one at its first write after a Clone, so no two trees
+// ever hold the same. It is not of size zero: each has an address of its own.
+type owner struct{ _ byte }
 
 // Clone returns a tree with the same content, in O(1). Neither sees later writes of the other.
 //
 // It may be called from many goroutines at once on a tree that is no longer written to; on a tree that is, only by its
 // writer.
 func (t *Tree) Clone() *Tree {
-	if t.gen != 0 { // a tree that owns no nodes is not touched: it may be read by others just now
-		t.gen = 0
+	if t.owner != nil { // a tree that owns no nodes is not touched: it may be read by others just now
+		t.owner = nil
 	}
 	return &Tree{root: t.root, height: t.height, len: t.len, bytes: t.bytes}
 }
@@ -80,19 +78,19 @@ func (t *Tree) Set(key, value []byte) (old []byte, existed bool) {
 	k := it.key()
 	t.own()
 	if t.root == nil {
-		t.root = &node{gen: t.gen, n: 1}
+		t.root = &node{owner: t.owner, n: 1}
 		t.root.items[0] = it
 		t.count(1, it.size())
 		return nil, false
 	}
 
 	var path path
-	t.root = t.root.mutable(t.gen)
+	t.root = t.root.mutable(t.owner)
 	n := t.root
 	for level := t.height; level > 0; level-- {
 		i := n.childOf(k)
 		path[level] = step{n, i}
-		child := n.kids[i].mutable(t.gen)
+		child := n.kids[i].mutable(t.owner)
 		n.kids[i] = child
 		n = child
 	}
@@ -128,7 +126,7 @@ func (t *Tree) insertChild(p *path, sep item, right *node) {
 		}
 		sep, right = parent.splitInner(i, sep, right)
 	}
-	root := &node{gen: t.gen, n: 1, kids: new(kids)}
+	root := &node{owner: t.owner, n: 1, kids: new(kids)}
 	root.items[0] = sep
 	root.kids[0], root.kids[1] = t.root, right
 	t.root = root
@@ -154,11 +152,11 @@ func (t *Tree) Delete(key []byte) (old []byte, existed bool) {
 	}
 
 	t.own()
-	t.root = t.root.mutable(t.gen)
+	t.root = t.root.mutable(t.owner)
 	n = t.root
 	for level := t.height; level > 0; level-- {
 		path[level].n = n
-		child := n.kids[path[level].i].mutable(t.gen)
+		child := n.kids[path[level].i].mutable(t.owner)
 		n.kids[path[level].i] = child
 		n = child
 	}
@@ -168,7 +166,7 @@ func (t *Tree) Delete(key []byte) (old []byte, existed bool) {
 
 	for level := 1; level <= t.height && n.n < minItems; level++ {
 		parent := path[level].n
-		parent.rebalance(path[level].i, t.gen)
+		parent.rebalance(path[level].i, t.owner)
 		n = parent
 	}
 	switch {
@@ -185,10 +183,10 @@ func (t *Tree) Delete(key []byte) (old []byte, existed bool) {
 	return was.valueBytes(), true
 }
 
-// own gives the tree a generation, under which it may change nodes.
+// own gives the tree a token, under which it may change nodes.
 func (t *Tree) own() {
-	if t.gen == 0 {
-		t.gen = generations.Add(1)
+	if t.owner == nil {
+		t.owner = new(owner)
 	}
 }
 

@@ -18,7 +18,7 @@ func (b *Builder) Add(key, value []byte) {
 	b.tree.own()
 	b.tree.count(1, it.size())
 	if len(b.levels) == 0 {
-		leaf := &node{gen: b.tree.gen, n: 1}
+		leaf := &node{owner: b.tree.owner, n: 1}
 		leaf.items[0] = it
 		b.levels = append(b.levels, building{node: leaf})
 		return
@@ -34,7 +34,7 @@ func (b *Builder) Add(key, value []byte) {
 		return
 	}
 	b.close(0)
-	leaf = &node{gen: b.tree.gen, n: 1}
+	leaf = &node{owner: b.tree.owner, n: 1}
 	leaf.items[0] = it
 	b.levels[0] = building{leaf, separator(before, it.key())}
 }
@@ -43,7 +43,7 @@ func (b *Builder) Add(key, value []byte) {
 func (b *Builder) close(level int) {
 	done := b.levels[level]
 	if len(b.levels) == level+1 {
-		parent := &node{gen: b.tree.gen, kids: new(kids)}
+		parent := &node{owner: b.tree.owner, kids: new(kids)}
 		parent.kids[0] = done.node
 		b.levels = append(b.levels, building{node: parent})
 		return
@@ -56,7 +56,7 @@ func (b *Builder) close(level int) {
 		return
 	}
 	b.close(level + 1)
-	parent = &node{gen: b.tree.gen, kids: new(kids)}
+	parent = &node{owner: b.tree.owner, kids: new(kids)}
 	parent.kids[0] = done.node
 	b.levels[level+1] = building{parent, done.low}
 }
@@ -78,7 +78,7 @@ func (b *Builder) Tree() *Tree {
 		}
 		b.close(level)
 	}
-	t := &Tree{gen: b.tree.gen, len: b.tree.len, bytes: b.tree.bytes}
+	t := &Tree{owner: b.tree.owner, len: b.tree.len, bytes: b.tree.bytes}
 	if top := len(b.levels) - 1; top >= 0 {
 		t.root = b.levels[top].node
 		t.height = top

@@ -67,8 +67,8 @@ func (n *node) bounds(i int, lo, hi bound) (bound, bound) {
 // check returns the first invariant that n alone breaks.
 func (n *node) check(height int, root bool, lo, hi bound) error {
 	switch {
-	case n.gen == 0:
-		return fmt.Errorf("node without a generation at height %d", height)
+	case n.owner == nil:
+		return fmt.Errorf("node without an owner at height %d", height)
 	case (n.kids == nil) != (height == 0):
 		return fmt.Errorf("leaf: %v, at height %d", n.kids == nil, height)
 	case n.n < 1 || n.n > maxItems:

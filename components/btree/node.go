@@ -18,21 +18,21 @@ type kids [maxItems + 1]*node
 // kids[i] are >= items[i-1] and < items[i]). Inner nodes have at least two children; leaves that are not the root have
 // at least one item.
 //
-// A node may be changed only by the tree whose generation it bears; all others share it unchanged. Slots past the last are
+// A node may be changed only by the tree whose owner token it bears; all others share it unchanged. Slots past the last are
 // zero, so that nothing dropped is kept in memory.
 type node struct {
-	gen   uint64
+	owner *owner
 	n     int // items
 	kids  *kids
 	items [maxItems]item
 }
 
-// mutable returns n, or a copy that generation gen owns.
-func (n *node) mutable(gen uint64) *node {
-	if n.gen == gen {
+// mutable returns n, or a copy that o owns.
+func (n *node) mutable(o *owner) *node {
+	if n.owner == o {
 		return n
 	}
-	c := &node{gen: gen, n: n.n}
+	c := &node{owner: o, n: n.n}
 	copy(c.items[:n.n], n.items[:n.n])
 	if n.kids != nil {
 		c.kids = new(kids)
@@ -98,7 +98,7 @@ func (n *node) insertChild(i int, sep item, right *node) {
 // splitLeaf inserts it at i of a full leaf, and returns the new right neighbour and the separator before it. An item behind
 // the last one starts the new leaf alone, so that keys written in order leave full leaves behind.
 func (n *node) splitLeaf(i int, it item) (sep item, right *node) {
-	right = &node{gen: n.gen}
+	right = &node{owner: n.owner}
 	if i == n.n {
 		right.n = 1
 		right.items[0] = it
@@ -123,7 +123,7 @@ func (n *node) moveTail(right *node, at int) {
 // splitInner inserts sep at i and child behind it into a full inner node, and returns the new right neighbour and the
 // separator before it.
 func (n *node) splitInner(i int, sep item, child *node) (up item, right *node) {
-	right = &node{gen: n.gen, kids: new(kids)}
+	right = &node{owner: n.owner, kids: new(kids)}
 	at := maxItems / 2
 	if i == n.n { // keys written in order: keep the left node full
 		at = maxItems - 1
@@ -144,10 +144,10 @@ func (n *node) splitInner(i int, sep item, child *node) (up item, right *node) {
 }
 
 // rebalance merges the child i, which has become small, with a neighbour, or shares their content evenly. n and its child i
-// belong to gen.
-func (n *node) rebalance(i int, gen uint64) {
+// belong to o.
+func (n *node) rebalance(i int, o *owner) {
 	l := max(i-1, 0)
-	left := n.kids[l].mutable(gen)
+	left := n.kids[l].mutable(o)
 	right := n.kids[l+1]
 	n.kids[l] = left
 	inner := left.kids != nil
@@ -170,7 +170,7 @@ func (n *node) rebalance(i int, gen uint64) {
 		return
 	}
 
-	right = right.mutable(gen)
+	right = right.mutable(o)
 	n.kids[l+1] = right
 	var items [2*maxItems + 1]item
 	at := copy(items[:], left.items[:left.n])
