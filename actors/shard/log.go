@@ -78,6 +78,11 @@ func appendBytesField[B []byte | string](b []byte, number int, v B) []byte {
 	return append(b, v...)
 }
 
+// appendLengthTag begins a bytes field whose n bytes the caller appends.
+func appendLengthTag(b []byte, number, n int) []byte {
+	return binary.AppendUvarint(binary.AppendUvarint(b, uint64(number<<3|wireBytes)), uint64(n))
+}
+
 func appendFixed64Field(b []byte, number int, v uint64) []byte {
 	if v == 0 {
 		return b

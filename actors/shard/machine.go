@@ -32,14 +32,17 @@ type Machine struct {
 	removedAt   uint64 // revision of the last removal: what the absence of a key depends on
 	nextExpiry  int64  // first expiry in the index; 0 = none, unknownExpiry = look
 	remembered  int    // outcomes remembered in this body
+	sweepAsked  int    // what this body's Sweep effects ask for
+	sweepAt     int64  // no Sweep effect before, so that ticks do not follow each other too closely
 	pending     chunk  // history of this body
 	counters    map[NamespaceID]*counters
 	sealing     []NamespaceID // namespaces whose counters changed in this body
 	lastBody    int           // length of the last body, to size the next
 	lastReplies int
 
-	// Room that is used again and again.
-	payload, key, item, aside []byte
+	// Room that is used again and again. Each is good until the next call that uses it; idKey until the step's end.
+	payload, key, key2, item, aside, idKey []byte
+	due                                    [][]byte
 
 	prompt promptState
 }
@@ -134,7 +137,7 @@ func (m *Machine) Restore(t *btree.Tree) {
 	m.jump, m.ticked = 0, false
 	m.removedAt = 0
 	m.nextExpiry = unknownExpiry
-	m.remembered = 0
+	m.remembered, m.sweepAsked, m.sweepAt = 0, 0, 0
 	m.pending.reset()
 	m.counters = make(map[NamespaceID]*counters)
 	m.sealing = nil
@@ -168,8 +171,8 @@ func (m *Machine) newRevision() uint64 {
 func (m *Machine) seal(timeMS int64) {
 	m.sealPrompt()
 	m.sealHistory()
-	m.sweep(sweepPerOutcome*m.remembered, timeMS)
-	m.remembered = 0
+	m.sweep(sweepPerOutcome*m.remembered+m.sweepAsked, timeMS)
+	m.remembered, m.sweepAsked = 0, 0
 	m.sealCounters()
 	m.meta.timeMS = max(m.meta.timeMS, timeMS)
 	m.item = m.meta.append(m.item[:0])

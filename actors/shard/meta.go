@@ -14,8 +14,9 @@ type meta struct {
 	historyBytes   int64
 	historyChanges int64
 	identities     int64  // remembered outcomes
-	lastIdentityMS int64  // latest not_after of them
-	cursor         []byte // where the sweep of remembered outcomes goes on: a whole key, empty = at the first
+	sweepFromMS    int64  // nothing remembered has a not_after before; 0 = unknown
+	passMinMS      int64  // least not_after that the pass of the sweep has left behind it, or that came meanwhile; 0 = none
+	cursor         []byte // where the pass goes on: a whole key; empty = no pass is under way
 }
 
 func (d *meta) load(t *btree.Tree) {
@@ -34,7 +35,8 @@ func (d *meta) load(t *btree.Tree) {
 	d.historyBytes = int64(r.uvarint())
 	d.historyChanges = int64(r.uvarint())
 	d.identities = int64(r.uvarint())
-	d.lastIdentityMS = int64(r.uvarint())
+	d.sweepFromMS = int64(r.uvarint())
+	d.passMinMS = int64(r.uvarint())
 	d.cursor = append([]byte(nil), r.b...)
 }
 
@@ -45,8 +47,55 @@ func (d *meta) append(b []byte) []byte {
 	b = binary.AppendUvarint(b, uint64(d.historyBytes))
 	b = binary.AppendUvarint(b, uint64(d.historyChanges))
 	b = binary.AppendUvarint(b, uint64(d.identities))
-	b = binary.AppendUvarint(b, uint64(d.lastIdentityMS))
+	b = binary.AppendUvarint(b, uint64(d.sweepFromMS))
+	b = binary.AppendUvarint(b, uint64(d.passMinMS))
 	return append(b, d.cursor...)
+}
+
+// counters are what a namespace's entries take.
+type counters struct {
+	items, bytes int64 // bytes: keys and values, wherever they are
+	changed      bool  // since the last sealed body
+}
+
+func (n *counters) decode(item []byte) {
+	r := reader{b: item}
+	n.items, n.bytes = int64(r.uvarint()), int64(r.uvarint())
+}
+
+// count accounts for an entry that came (items 1), went (-1) or changed (0).
+func (m *Machine) count(ns NamespaceID, items, bytes int64) {
+	n := m.counters[ns]
+	if n == nil {
+		n = new(counters)
+		m.key2 = appendCountersKey(m.key2[:0], ns)
+		if item, ok := m.tree.Get(m.key2); ok {
+			n.decode(item)
+		}
+		m.counters[ns] = n
+	}
+	n.items += items
+	n.bytes += bytes
+	if !n.changed {
+		n.changed = true
+		m.sealing = append(m.sealing, ns)
+	}
+}
+
+func (m *Machine) sealCounters() {
+	for _, ns := range m.sealing {
+		n := m.counters[ns]
+		n.changed = false
+		m.key = appendCountersKey(m.key[:0], ns)
+		if n.items == 0 {
+			m.tree.Delete(m.key)
+			delete(m.counters, ns)
+			continue
+		}
+		m.item = binary.AppendUvarint(binary.AppendUvarint(m.item[:0], uint64(n.items)), uint64(n.bytes))
+		m.tree.Set(m.key, m.item)
+	}
+	m.sealing = m.sealing[:0]
 }
 
 // reader takes packed items apart. After a fault bad is set and everything reads as zero.

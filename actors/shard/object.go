@@ -115,24 +115,14 @@ func Residents(v View, id ObjectID) iter.Seq[Resident] {
 		from := appendObjectKey(nil, prefixResident, id)
 		to := appendObjectKey(nil, prefixResident, ObjectID{id.Epoch, id.Counter + 1})
 		for _, typed := range v.tree.Ascend(from, to) {
-			ref, ok := v.refOf(typed)
+			item, ok := v.tree.Get(typed)
+			if !ok {
+				continue
+			}
+			ref, ok := refOf(typed, item)
 			if ok && ref.Object == id && !yield(Resident{Key: typed, Ref: ref}) {
 				return
 			}
 		}
 	}
-}
-
-// refOf finds where the value of the item under a typed key is.
-func (v View) refOf(typed []byte) (Ref, bool) {
-	item, ok := v.tree.Get(typed)
-	if !ok {
-		return Ref{}, false
-	}
-	if typed[0] == prefixData {
-		var e Entry
-		ok = e.decode(item)
-		return e.Value.Ref, ok
-	}
-	return promptRef(typed, item)
 }

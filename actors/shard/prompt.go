@@ -36,9 +36,9 @@ func (m *Machine) sealPrompt() {}
 // more = some are left.
 func (m *Machine) dropPrompt(ns NamespaceID, budget int) (removed int, more bool) { return 0, false }
 
-// relocatePrompt moves the value of the item under the typed key r.Key, as relocateData does for KV entries; done is false
-// when the item does not have its value at r.From any more.
+// applyRelocatePrompt names another place for the value of the item under a typed key, and changes nothing else: the caller
+// accounts for the objects (hold, letGo). done is false when the item does not have its value at from any more.
 func (m *Machine) applyRelocatePrompt(key []byte, from, to Ref) (done bool) { return false }
 
-// promptRef finds where the value of a block's item is.
+// promptRef finds where the value of a block's item is; false when it is not apart, or the item is not a block.
 func promptRef(typed, item []byte) (Ref, bool) { return Ref{}, false }

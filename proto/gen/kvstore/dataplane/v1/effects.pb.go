@@ -857,9 +857,7 @@ type Effect_Drop struct {
 	// Namespace.
 	Namespace uint32 `protobuf:"varint,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	// Last key that is removed.
-	Through []byte `protobuf:"bytes,2,opt,name=through,proto3" json:"through,omitempty"`
-	// Nothing of the namespace is left: its counters go too.
-	Last          bool `protobuf:"varint,3,opt,name=last,proto3" json:"last,omitempty"`
+	Through       []byte `protobuf:"bytes,2,opt,name=through,proto3" json:"through,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -908,18 +906,11 @@ func (x *Effect_Drop) GetThrough() []byte {
 	return nil
 }
 
-func (x *Effect_Drop) GetLast() bool {
-	if x != nil {
-		return x.Last
-	}
-	return false
-}
-
-// An idle shard looked through remembered outcomes and forgot those whose time was over.
+// The end of this body looks through remembered outcomes and forgets those whose time is over, at the time of the record.
 type Effect_Sweep struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many it looked at.
-	LookedAt      uint32 `protobuf:"varint,1,opt,name=looked_at,json=lookedAt,proto3" json:"looked_at,omitempty"`
+	// How many it looks at.
+	Limit         uint32 `protobuf:"varint,1,opt,name=limit,proto3" json:"limit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -954,9 +945,9 @@ func (*Effect_Sweep) Descriptor() ([]byte, []int) {
 	return file_kvstore_dataplane_v1_effects_proto_rawDescGZIP(), []int{1, 9}
 }
 
-func (x *Effect_Sweep) GetLookedAt() uint32 {
+func (x *Effect_Sweep) GetLimit() uint32 {
 	if x != nil {
-		return x.LookedAt
+		return x.Limit
 	}
 	return 0
 }
@@ -1023,7 +1014,7 @@ const file_kvstore_dataplane_v1_effects_proto_rawDesc = "" +
 	"\"kvstore/dataplane/v1/effects.proto\x12\x14kvstore.dataplane.v1\"D\n" +
 	"\n" +
 	"EffectBody\x126\n" +
-	"\aeffects\x18\x01 \x03(\v2\x1c.kvstore.dataplane.v1.EffectR\aeffects\"\xb2\x0e\n" +
+	"\aeffects\x18\x01 \x03(\v2\x1c.kvstore.dataplane.v1.EffectR\aeffects\"\x97\x0e\n" +
 	"\x06Effect\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x124\n" +
 	"\x03put\x18\x02 \x01(\v2 .kvstore.dataplane.v1.Effect.PutH\x00R\x03put\x12=\n" +
@@ -1080,13 +1071,12 @@ const file_kvstore_dataplane_v1_effects_proto_rawDesc = "" +
 	"\aobjects\x18\x01 \x03(\v2*.kvstore.dataplane.v1.Effect.Forget.ObjectR\aobjects\x1a8\n" +
 	"\x06Object\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x18\n" +
-	"\acounter\x18\x02 \x01(\x04R\acounter\x1aR\n" +
+	"\acounter\x18\x02 \x01(\x04R\acounter\x1a>\n" +
 	"\x04Drop\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\rR\tnamespace\x12\x18\n" +
-	"\athrough\x18\x02 \x01(\fR\athrough\x12\x12\n" +
-	"\x04last\x18\x03 \x01(\bR\x04last\x1a$\n" +
-	"\x05Sweep\x12\x1b\n" +
-	"\tlooked_at\x18\x01 \x01(\rR\blookedAtB\x06\n" +
+	"\athrough\x18\x02 \x01(\fR\athrough\x1a\x1d\n" +
+	"\x05Sweep\x12\x14\n" +
+	"\x05limit\x18\x01 \x01(\rR\x05limitB\x06\n" +
 	"\x04kindJ\x04\b\x10\x10\x15R\aprepareR\x06decideR\x05splitR\asessionR\x06configB\xce\x01\n" +
 	"\x18com.kvstore.dataplane.v1B\fEffectsProtoP\x01Z2kvstore/proto/gen/kvstore/dataplane/v1;dataplanev1\xa2\x02\x03KDX\xaa\x02\x14Kvstore.Dataplane.V1\xca\x02\x14Kvstore\\Dataplane\\V1\xe2\x02 Kvstore\\Dataplane\\V1\\GPBMetadata\xea\x02\x16Kvstore::Dataplane::V1b\x06proto3"
 
