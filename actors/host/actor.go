@@ -1,0 +1,358 @@
+package host
+
+import (
+	"errors"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"kvstore/components/btree"
+	"kvstore/components/kverr"
+	"kvstore/components/wal"
+)
+
+// ErrOver is what Do, Durable and Checkpoint return when the actor's ownership is over: nothing was taken. Open the shard
+// again, or ask where it is now; Err tells why.
+var ErrOver = errors.New("the actor is over")
+
+// State is a durable state of an actor: everything acknowledged up to Seq. It is immutable.
+type State struct {
+	Tree     *btree.Tree // not written to any more
+	Revision uint64      // of the machine
+	Seq      uint64      // of the record that made it durable
+	TimeMS   int64       // shard time of that record
+}
+
+// Actor runs one Machine on one Log. It is a monitor: callers step the machine under its mutex, completions of appends
+// publish, release and append what gathered meanwhile. It has no goroutine of its own. DESIGN.md has the order and the gate.
+type Actor[C Command] struct {
+	cfg      Config
+	hooks    Hooks
+	log      *wal.Log
+	term     time.Duration // of the engine's leases; 0 = they never lapse
+	ackAfter time.Time     // nothing leaves before; zero = at once
+	appended func(seq uint64, err error)
+	pool     sync.Pool // of *outcomes[C]
+
+	durable  atomic.Pointer[State]
+	readonly atomic.Pointer[kverr.Error] // why the last append wrote nothing; nil when it wrote
+	why      atomic.Pointer[kverr.Error] // why the actor is over; nil while it lives
+	bytes    atomic.Int64                // of the tree of durable, by its own count
+
+	background sync.WaitGroup // confirmations
+
+	mu         sync.Mutex
+	machine    Machine[C]    // guarded by mu, as is all below
+	waiting    []waiter[C]   // outcomes that may not leave yet, in order
+	replies    []Gated[C]    // room for Machine.Replies
+	turn       uint64        // counts calls that stepped
+	ticked     time.Time     // what the machine was told last
+	queue      []C           // commands not stepped yet because the next body is full
+	queueBytes int           // Size of them together
+	flight     *flight       // the append in flight; nil when there is none
+	confirming *confirmation // the confirmation under way; nil when there is none
+	closing    bool          // no more commands are taken
+	wakeMS     int64         // what Hooks.Wake was told last
+	idle       chan struct{} // closed once nothing waits and nothing is in flight; nil when nobody asked
+	stopTimer  func() bool   // of the timer that ends the wait for ackAfter; nil when it is not set
+}
+
+// flight is an append in flight.
+type flight struct {
+	state State
+	body  []byte // until the append begins
+	turn  uint64 // outcomes up to this turn were stepped before the append began
+}
+
+// waiter is an outcome that waits to be durable or for the gate.
+type waiter[C Command] struct {
+	Gated[C]
+	turn uint64 // at which it was stepped, or later
+}
+
+// outcomes are commands to release once the mutex is free.
+type outcomes[C Command] struct {
+	list []outcome[C]
+}
+
+type outcome[C Command] struct {
+	command C
+	err     error
+}
+
+// Do hands commands to the machine, in order. Each is released exactly once, possibly before Do returns. With ErrOver no
+// command was taken and none is released.
+func (a *Actor[C]) Do(cmds ...C) error {
+	now := a.cfg.Clock.Now()
+	a.mu.Lock()
+	if a.closing {
+		a.mu.Unlock()
+		return ErrOver
+	}
+	var out *outcomes[C]
+	a.tick(now)
+	for i, c := range cmds {
+		err := a.take(c, i)
+		if err == nil {
+			continue
+		}
+		if err != errStarved {
+			// Those behind it may count on their order: refuse them too.
+			for _, c := range cmds[i:] {
+				out = a.release(out, c, err)
+			}
+			break
+		}
+		out = a.release(out, c, err)
+	}
+	f, out := a.advance(now, out)
+	a.mu.Unlock()
+	a.leave(f, out)
+	return nil
+}
+
+// Tick tells the machine the time when no command comes. The runtime calls it when a Hooks.Wake is due.
+func (a *Actor[C]) Tick() {
+	now := a.cfg.Clock.Now()
+	a.mu.Lock()
+	if a.closing {
+		a.mu.Unlock()
+		return
+	}
+	a.wakeMS = 0 // the runtime has forgotten the wish that led here
+	a.tick(now)
+	f, out := a.advance(now, nil)
+	if a.flight == nil {
+		a.rearm() // otherwise the landing does
+	}
+	a.mu.Unlock()
+	a.leave(f, out)
+}
+
+// maxJump is how far the clock may be ahead of the time that has passed before an event is raised (D12).
+const maxJump = 10 * time.Second
+
+// tick tells the machine the time, and the runtime when the clock was moved. Sleep is no jump: both readings of now know of it.
+func (a *Actor[C]) tick(now time.Time) {
+	a.machine.Tick(now.UnixMilli())
+	if a.hooks.Jumped != nil && !a.ticked.IsZero() {
+		if jump := now.Round(0).Sub(a.ticked.Round(0)) - now.Sub(a.ticked); jump > maxJump {
+			a.hooks.Jumped(jump)
+		}
+	}
+	a.ticked = now
+}
+
+var (
+	errStarved = &kverr.Error{Kind: kverr.Exhausted, Op: "write", Message: "the host is at its memory budget; deletes still pass", RetryAfterMS: 1000}
+	errCrowded = &kverr.Error{Kind: kverr.Exhausted, Op: "queue", Message: "too many commands wait for the shard's log", RetryAfterMS: 50}
+)
+
+// take steps or queues one command; ahead is how many of the same call came before it. An error refuses it. Mutex held.
+func (a *Actor[C]) take(c C, ahead int) error {
+	if a.hooks.Starved != nil && c.Grows() && a.hooks.Starved() {
+		return errStarved
+	}
+	if len(a.waiting)+len(a.queue)+ahead >= a.cfg.MaxCommands {
+		return errCrowded
+	}
+	if len(a.queue) == 0 && a.machine.Pending() < a.cfg.MaxBody {
+		a.machine.Step(c)
+		return nil
+	}
+	size := c.Size()
+	if len(a.queue) > 0 && a.queueBytes+size > a.cfg.MaxQueuedBytes {
+		return errCrowded
+	}
+	a.queue = append(a.queue, c)
+	a.queueBytes += size
+	return nil
+}
+
+// advance does what can be done after steps: begin an append if none is in flight, fill the next body from the queue, and
+// let outcomes go that may. The caller appends what was begun and releases the outcomes after it has given up the mutex.
+func (a *Actor[C]) advance(now time.Time, out *outcomes[C]) (begun *flight, _ *outcomes[C]) {
+	a.turn++
+	if a.flight == nil {
+		begun, out = a.begin(now, out)
+	}
+	a.drain()
+	a.replies = a.machine.Replies(a.replies[:0])
+	out = a.admit(now, a.replies, out)
+	clear(a.replies)
+	a.settle()
+	return begun, out
+}
+
+// begin takes what the machine has gathered. A body that is not empty becomes the flight.
+func (a *Actor[C]) begin(now time.Time, out *outcomes[C]) (*flight, *outcomes[C]) {
+	r := a.machine.Ready()
+	out = a.admit(now, r.Replies, out)
+	if len(r.Body) == 0 {
+		return nil, out
+	}
+	a.flight = &flight{state: State{Tree: a.machine.Tree().Clone(), Revision: r.Head, TimeMS: r.TimeMS}, body: r.Body, turn: a.turn}
+	return a.flight, out
+}
+
+// drain steps queued commands until the next body is full.
+func (a *Actor[C]) drain() {
+	if len(a.queue) == 0 {
+		return
+	}
+	n := 0
+	for n < len(a.queue) && a.machine.Pending() < a.cfg.MaxBody {
+		a.queueBytes -= a.queue[n].Size()
+		a.machine.Step(a.queue[n])
+		n++
+	}
+	a.queue = slices.Delete(a.queue, 0, n)
+}
+
+// admit lets new outcomes go that may leave at once, and keeps the others waiting.
+func (a *Actor[C]) admit(now time.Time, replies []Gated[C], out *outcomes[C]) *outcomes[C] {
+	if len(replies) == 0 {
+		return out
+	}
+	durable := a.durable.Load().Revision
+	open, held := a.open(now), false
+	for _, r := range replies {
+		if r.Dep <= durable && open {
+			out = a.release(out, r.Command, nil)
+			continue
+		}
+		held = held || r.Dep <= durable
+		a.waiting = append(a.waiting, waiter[C]{Gated: r, turn: a.turn})
+	}
+	if held {
+		a.openGate(now)
+	}
+	return out
+}
+
+// gather lets waiting outcomes go that may leave by now: what they depended on is durable, and this epoch is known to own the shard
+// after they were stepped, by its lease or by something that began at turn proven or later and succeeded.
+func (a *Actor[C]) gather(now time.Time, proven uint64, out *outcomes[C]) *outcomes[C] {
+	if len(a.waiting) == 0 {
+		return out
+	}
+	if now.Before(a.ackAfter) {
+		a.openGate(now)
+		return out
+	}
+	durable := a.durable.Load().Revision
+	open, held := a.open(now), false
+	keep := a.waiting[:0]
+	for _, w := range a.waiting {
+		if w.Dep <= durable && (open || w.turn <= proven) {
+			out = a.release(out, w.Command, nil)
+			continue
+		}
+		held = held || w.Dep <= durable
+		keep = append(keep, w)
+	}
+	clear(a.waiting[len(keep):])
+	a.waiting = keep
+	if held {
+		a.openGate(now)
+	}
+	return out
+}
+
+// land takes the outcome of the append in flight: publish, release, append what gathered meanwhile. It runs on a goroutine of
+// the engine.
+func (a *Actor[C]) land(seq uint64, err error) {
+	now := a.cfg.Clock.Now()
+	a.mu.Lock()
+	f := a.flight
+	a.flight = nil
+	var begun *flight
+	var out *outcomes[C]
+	var over *kverr.Error
+	switch what := wal.OutcomeOf(err); {
+	case what == wal.Written:
+		f.state.Seq = seq
+		a.publish(&f.state)
+		out = a.gather(now, f.turn, out)
+		if why := a.why.Load(); why != nil { // End came while the append was in flight
+			_, out = a.finish(why, why, 0, why, out)
+			break
+		}
+		begun, out = a.advance(now, out)
+		a.rearm()
+	case what == wal.NotWritten && !a.ended():
+		out = a.rollBack(now, err, out)
+	default:
+		over, out = a.end(what, f.state.Revision, err, out)
+	}
+	a.mu.Unlock()
+	a.leave(begun, out)
+	a.tellOver(over)
+}
+
+// publish makes a durable state the one that reads are served from.
+func (a *Actor[C]) publish(s *State) {
+	a.durable.Store(s)
+	if a.readonly.Load() != nil {
+		a.readonly.Store(nil)
+	}
+	bytes := s.Tree.Bytes()
+	if before := a.bytes.Swap(bytes); a.hooks.Grown != nil && bytes != before {
+		a.hooks.Grown(bytes - before)
+	}
+	if a.hooks.CheckpointDue != nil {
+		records, size := a.log.SinceCheckpoint()
+		if size >= a.cfg.CheckpointBytes || records >= uint64(a.cfg.CheckpointRecords) {
+			a.hooks.CheckpointDue()
+		}
+	}
+}
+
+// leave appends what was begun and releases what may go, without the mutex.
+func (a *Actor[C]) leave(begun *flight, out *outcomes[C]) {
+	if begun != nil {
+		body := begun.body
+		begun.body = nil
+		a.log.Append(body, begun.state.TimeMS, a.appended)
+	}
+	if out == nil {
+		return
+	}
+	for i := range out.list {
+		out.list[i].command.Release(out.list[i].err)
+	}
+	clear(out.list)
+	out.list = out.list[:0]
+	a.pool.Put(out)
+}
+
+// release adds a command to what leaves once the mutex is free.
+func (a *Actor[C]) release(out *outcomes[C], c C, err error) *outcomes[C] {
+	if out == nil {
+		if out, _ = a.pool.Get().(*outcomes[C]); out == nil {
+			out = new(outcomes[C])
+		}
+	}
+	out.list = append(out.list, outcome[C]{c, err})
+	return out
+}
+
+// rearm tells the runtime when the machine next wants a Tick.
+func (a *Actor[C]) rearm() {
+	if a.hooks.Wake == nil {
+		return
+	}
+	if ms := a.machine.WakeMS(); ms != a.wakeMS {
+		a.wakeMS = ms
+		a.hooks.Wake(ms)
+	}
+}
+
+// settle wakes whoever waits for the actor to be idle.
+func (a *Actor[C]) settle() {
+	if a.idle != nil && a.flight == nil && len(a.waiting) == 0 && len(a.queue) == 0 {
+		close(a.idle)
+		a.idle = nil
+	}
+}

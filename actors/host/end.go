@@ -1,0 +1,176 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"kvstore/components/kverr"
+	"kvstore/components/wal"
+	"kvstore/components/wal/driver"
+)
+
+// ended tells whether the ownership has ended. Mutex held or not: it never turns false again.
+func (a *Actor[C]) ended() bool { return a.why.Load() != nil }
+
+// Err tells why the actor is over; nil while it lives.
+func (a *Actor[C]) Err() *kverr.Error { return a.why.Load() }
+
+// ReadOnly tells why the last append wrote nothing; nil when it wrote. Reads go on, and each write tries again.
+func (a *Actor[C]) ReadOnly() *kverr.Error { return a.readonly.Load() }
+
+// rollBack takes the machine back to its last durable state after an append that is known to have written nothing. The epoch
+// goes on. Outcomes that depend on durable state alone still leave; every other command was not applied.
+func (a *Actor[C]) rollBack(now time.Time, cause error, out *outcomes[C]) *outcomes[C] {
+	why := notWritten(cause)
+	a.readonly.Store(why)
+	s := a.durable.Load()
+	a.turn++
+	r := a.machine.Ready()
+	out = a.admit(now, r.Replies, out)
+	keep := a.waiting[:0]
+	for _, w := range a.waiting {
+		if w.Dep > s.Revision {
+			out = a.release(out, w.Command, why)
+			continue
+		}
+		keep = append(keep, w)
+	}
+	clear(a.waiting[len(keep):])
+	a.waiting = keep
+	out = a.refuseQueue(why, out)
+	a.machine.Restore(s.Tree.Clone())
+	a.rearm()
+	a.settle()
+	return out
+}
+
+// end ends the ownership after an append that did not succeed. Last is the revision that the append would have made durable:
+// what depends on it is unknown when the append is; what comes after it was never sent. The error it returns is for tellOver.
+func (a *Actor[C]) end(what wal.Outcome, last uint64, cause error, out *outcomes[C]) (*kverr.Error, *outcomes[C]) {
+	if what != wal.Unknown {
+		return a.lose(cause, out)
+	}
+	unknown := &kverr.Error{Kind: kverr.OutcomeUnknown, Op: "append", Message: "the log did not tell whether the write is durable", Err: cause}
+	unsent := &kverr.Error{Kind: kverr.Unavailable, Op: "append", Message: "the shard is being opened again; the write was not applied", RetryAfterMS: 100, Err: cause}
+	return a.finish(unknown, unknown, last, unsent, out)
+}
+
+// lose ends the ownership when another epoch has it, or the engine is gone: nothing that waits was applied here.
+func (a *Actor[C]) lose(cause error, out *outcomes[C]) (*kverr.Error, *outcomes[C]) {
+	why := &kverr.Error{Kind: kverr.Moved, Op: "own the shard", Message: "the shard has another owner", Err: cause}
+	if !errors.Is(cause, driver.ErrFenced) {
+		why = &kverr.Error{Kind: kverr.Unavailable, Op: "own the shard", Message: "the shard is not open here any more", RetryAfterMS: 100, Err: cause}
+	}
+	return a.finish(why, why, 0, why, out)
+}
+
+// finish marks the actor as over, because of why, and empties it: outcomes that depend on revisions up to last get sent, all
+// other commands get unsent. The error it returns is for tellOver: nil when the actor was over already.
+func (a *Actor[C]) finish(why, sent *kverr.Error, last uint64, unsent *kverr.Error, out *outcomes[C]) (*kverr.Error, *outcomes[C]) {
+	if !a.why.CompareAndSwap(nil, why) {
+		why = nil
+	}
+	a.closing = true
+	for _, r := range a.machine.Ready().Replies {
+		a.waiting = append(a.waiting, waiter[C]{Gated: r})
+	}
+	for _, w := range a.waiting {
+		if w.Dep <= last {
+			out = a.release(out, w.Command, sent)
+		} else {
+			out = a.release(out, w.Command, unsent)
+		}
+	}
+	a.waiting = nil
+	out = a.refuseQueue(unsent, out)
+	if a.stopTimer != nil {
+		a.stopTimer()
+		a.stopTimer = nil
+	}
+	if a.hooks.Wake != nil {
+		a.hooks.Wake(0)
+	}
+	if a.hooks.Grown != nil {
+		a.hooks.Grown(-a.bytes.Swap(0))
+	}
+	a.settle()
+	return why, out
+}
+
+func (a *Actor[C]) refuseQueue(why *kverr.Error, out *outcomes[C]) *outcomes[C] {
+	for _, c := range a.queue {
+		out = a.release(out, c, why)
+	}
+	a.queue, a.queueBytes = nil, 0
+	return out
+}
+
+// tellOver tells the runtime, without the mutex.
+func (a *Actor[C]) tellOver(why *kverr.Error) {
+	if why != nil && a.hooks.Over != nil {
+		a.hooks.Over(why)
+	}
+}
+
+// notWritten makes the error of commands whose append is known to have written nothing.
+func notWritten(cause error) *kverr.Error {
+	if errors.Is(cause, driver.ErrNoSpace) {
+		return &kverr.Error{Kind: kverr.NoSpace, Op: "append", Message: "the store is at its free-space reserve; reads go on", RetryAfterMS: 1000, Err: cause}
+	}
+	return &kverr.Error{Kind: kverr.Unavailable, Op: "append", Message: "the log refused the write; it was not applied", RetryAfterMS: 100, Err: cause}
+}
+
+// Drain takes no more commands and waits until every one that was taken is released. When ctx ends first the actor is not over:
+// End ends it.
+func (a *Actor[C]) Drain(ctx context.Context) error {
+	a.mu.Lock()
+	a.closing = true
+	if a.ended() || a.flight == nil && len(a.waiting) == 0 && len(a.queue) == 0 {
+		a.mu.Unlock()
+		return nil
+	}
+	if a.idle == nil {
+		a.idle = make(chan struct{})
+	}
+	idle := a.idle
+	a.mu.Unlock()
+	select {
+	case <-idle:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Resume takes commands again after a Drain that was not followed by an End. It tells whether the actor still lives.
+func (a *Actor[C]) Resume() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.closing = a.ended()
+	return !a.closing
+}
+
+// End ends the ownership: no read is served any more from its return on. With yield the shard's store is told, so that a
+// successor need not wait for the lease; whatever still waits is released as unknown once its append is. It returns after every
+// goroutine of the actor has. Hooks.Over is not called.
+func (a *Actor[C]) End(ctx context.Context, yield bool) error {
+	why := &kverr.Error{Kind: kverr.Moved, Op: "own the shard", Message: "the shard was given up here"}
+	a.mu.Lock()
+	a.closing = true
+	var out *outcomes[C]
+	if a.flight == nil {
+		_, out = a.finish(why, why, 0, why, out)
+	} else {
+		a.why.CompareAndSwap(nil, why)
+	}
+	a.mu.Unlock()
+	a.leave(nil, out)
+	var err error
+	if yield {
+		err = a.log.Yield(ctx)
+	}
+	a.log.Close()
+	a.background.Wait()
+	return err
+}

@@ -1,0 +1,177 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"kvstore/components/kverr"
+	"kvstore/components/wal/driver"
+)
+
+// confirmation is one proof of the epoch with the engine, shared by all who need it.
+type confirmation struct {
+	turn uint64        // outcomes up to this turn were stepped before it began
+	done chan struct{} // closed once it is over
+	err  error         // valid then
+}
+
+// Durable returns the last durable state for a linearizable read: it holds everything that was acknowledged before the call.
+// Inside the lease it takes no lock and asks nobody; otherwise it first confirms the epoch with the engine. Errors are
+// ErrOver, a *kverr.Error of kind Unavailable when the engine could not be asked, or the context's.
+func (a *Actor[C]) Durable(ctx context.Context) (*State, error) {
+	if a.why.Load() != nil {
+		return nil, ErrOver
+	}
+	if a.term == 0 {
+		return a.durable.Load(), nil
+	}
+	for {
+		now := a.cfg.Clock.Now()
+		if wait := a.ackAfter.Sub(now); wait > 0 {
+			if err := a.pause(ctx, wait); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if a.why.Load() != nil {
+			return nil, ErrOver
+		}
+		if until := a.log.LeaseUntil(); now.Before(until) {
+			if until.Sub(now) < a.term/2 {
+				a.renew() // in use: renew early, so that no read waits for it
+			}
+			return a.durable.Load(), nil
+		}
+		if err := a.Confirm(ctx); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// Latest returns the last durable state as it is known here: another owner may have gone further. It is for status, checkpoints
+// and reads that may be stale.
+func (a *Actor[C]) Latest() *State { return a.durable.Load() }
+
+// Confirm proves with the engine that this epoch still owns the shard, together with everybody else who asks now.
+func (a *Actor[C]) Confirm(ctx context.Context) error {
+	c := a.renew()
+	if c == nil {
+		return ErrOver
+	}
+	select {
+	case <-c.done:
+		return c.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// renew begins a confirmation, or joins the one under way; nil when the actor is over.
+func (a *Actor[C]) renew() *confirmation {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.renewLocked()
+}
+
+func (a *Actor[C]) renewLocked() *confirmation {
+	if a.ended() {
+		return nil
+	}
+	if a.confirming == nil {
+		c := &confirmation{turn: a.turn, done: make(chan struct{})}
+		a.confirming = c
+		a.background.Go(func() { a.runConfirm(c) })
+	}
+	return a.confirming
+}
+
+func (a *Actor[C]) runConfirm(c *confirmation) {
+	ctx, cancel := context.WithTimeout(context.Background(), a.cfg.ConfirmTimeout)
+	_, err := a.log.Confirm(ctx)
+	cancel()
+
+	now := a.cfg.Clock.Now()
+	var out *outcomes[C]
+	var over *kverr.Error
+	a.mu.Lock()
+	a.confirming = nil
+	switch {
+	case a.ended():
+		c.err = ErrOver
+	case err == nil:
+		out = a.gather(now, c.turn, out)
+		a.settle()
+	case errors.Is(err, driver.ErrFenced):
+		c.err = ErrOver
+		over, out = a.lose(err, out)
+	default:
+		c.err = &kverr.Error{Kind: kverr.Unavailable, Op: "confirm the owner", Message: "the log engine did not answer", RetryAfterMS: 100, Err: err}
+		out = a.abandonHeld(err, out)
+		a.settle()
+	}
+	close(c.done)
+	a.mu.Unlock()
+	a.leave(nil, out)
+	a.tellOver(over)
+}
+
+// open tells whether outcomes that depend on durable state alone may leave at now: nobody else can have acknowledged anything
+// that they do not know.
+func (a *Actor[C]) open(now time.Time) bool {
+	return a.term == 0 || !now.Before(a.ackAfter) && now.Before(a.log.LeaseUntil())
+}
+
+// openGate sees to it that outcomes which wait for nothing but the gate leave: a timer for ackAfter, a confirmation for the
+// lease. Mutex held.
+func (a *Actor[C]) openGate(now time.Time) {
+	wait := a.ackAfter.Sub(now)
+	switch {
+	case wait <= 0:
+		a.renewLocked()
+	case a.stopTimer == nil:
+		a.stopTimer = a.cfg.Clock.AfterFunc(wait, a.gateOpens)
+	}
+}
+
+// gateOpens runs when ackAfter has come.
+func (a *Actor[C]) gateOpens() {
+	now := a.cfg.Clock.Now()
+	a.mu.Lock()
+	a.stopTimer = nil
+	out := a.gather(now, 0, nil)
+	a.settle()
+	a.mu.Unlock()
+	a.leave(nil, out)
+}
+
+// abandonHeld releases outcomes that wait for the gate alone, after the engine could not be asked. They changed nothing
+// themselves, but one may be the remembered outcome of an earlier try: so nothing is said about what was applied.
+func (a *Actor[C]) abandonHeld(err error, out *outcomes[C]) *outcomes[C] {
+	unknown := &kverr.Error{Kind: kverr.OutcomeUnknown, Op: "confirm the owner", Message: "the log engine did not answer", Err: err}
+	durable := a.durable.Load().Revision
+	keep := a.waiting[:0]
+	for _, w := range a.waiting {
+		if w.Dep <= durable {
+			out = a.release(out, w.Command, unknown)
+			continue
+		}
+		keep = append(keep, w)
+	}
+	clear(a.waiting[len(keep):])
+	a.waiting = keep
+	return out
+}
+
+// pause waits on the actor's clock.
+func (a *Actor[C]) pause(ctx context.Context, d time.Duration) error {
+	done := make(chan struct{})
+	stop := a.cfg.Clock.AfterFunc(d, func() { close(done) })
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		stop()
+		return context.Cause(ctx)
+	}
+}
