@@ -1,0 +1,183 @@
+package memhost
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"kvstore/components/kverr"
+	"kvstore/components/wal/driver"
+)
+
+// idler puts shards to sleep that were not used between two of its rounds, which are IdleAfter apart.
+type idler struct {
+	host *Host
+	mu   sync.Mutex
+	stop func() bool // of the timer; guarded by mu
+	over bool        // guarded by mu
+}
+
+func (i *idler) start() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.over || i.host.cfg.IdleAfter == 0 {
+		return
+	}
+	i.stop = i.host.cfg.Actor.Clock.AfterFunc(i.host.cfg.IdleAfter, i.round)
+}
+
+func (i *idler) close() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.over = true
+	if i.stop != nil {
+		i.stop()
+	}
+}
+
+func (i *idler) round() {
+	h := i.host
+	if !h.enter() {
+		return
+	}
+	defer h.background.Done()
+	h.slots.Range(func(_, v any) bool {
+		s := v.(*slot)
+		if l := s.live.Load(); l != nil && !s.used.Swap(false) && !l.values.Busy() {
+			if err := h.sleep(h.ctx, s, false); err != nil {
+				h.tellFailed(s, l, "sleep", err)
+			}
+		}
+		return h.ctx.Err() == nil
+	})
+	i.start()
+}
+
+// sleepPatience bounds how long going to sleep waits for commands under way.
+const sleepPatience = 10 * time.Second
+
+// sleep checkpoints a shard and gives its memory back; a use meanwhile waits and then wakes it. Always: also when it was used
+// again.
+func (h *Host) sleep(ctx context.Context, s *slot, always bool) error {
+	if err := s.take(ctx); err != nil {
+		return err
+	}
+	defer s.give()
+	l := s.live.Load()
+	if l == nil || l.actor.Err() != nil || !always && s.used.Load() {
+		return nil
+	}
+	// Checkpoint while commands still pass, so that what is left for afterwards is little.
+	if err := h.checkpoint(ctx, s, l); err != nil {
+		return err
+	}
+	if !always && s.used.Load() {
+		return nil
+	}
+	if err := h.stop(ctx, s, l, true); err != nil {
+		return err
+	}
+	if f := h.cfg.Events.Slept; f != nil {
+		f(s.id)
+	}
+	return nil
+}
+
+// stop ends a live shard in good order: finish, yield, keep its wake-up. The turn is held.
+func (h *Host) stop(ctx context.Context, s *slot, l *live, patient bool) error {
+	ctx, cancel := context.WithTimeout(ctx, sleepPatience)
+	defer cancel()
+	if err := l.actor.Drain(ctx); err != nil && patient {
+		l.actor.Resume()
+		return err
+	}
+	wake := l.actor.WakeMS()
+	s.live.Store(nil)
+	s.state.Store(asleep)
+	err := l.actor.End(ctx, true)
+	l.values.Close()
+	h.timers.set(&s.wish, wake)
+	return err
+}
+
+// Yield gives a shard up for a host that asks in the name of the engine's holder of that epoch, and tells whether it did: then nothing
+// is acknowledged or read here in that epoch any more. This host leaves the shard to the other for Config.Peace.
+func (h *Host) Yield(ctx context.Context, shardID string, epoch driver.Epoch) bool {
+	v, ok := h.slots.Load(shardID)
+	if !ok {
+		return false
+	}
+	s := v.(*slot)
+	if s.take(ctx) != nil {
+		return false
+	}
+	defer s.give()
+	l := s.live.Load()
+	if l == nil || l.actor.Log().Epoch() != epoch {
+		return false
+	}
+	_ = l.actor.Drain(ctx) // whatever is left is released by End, as unknown or moved
+	s.live.Store(nil)
+	why := &kverr.Error{Kind: kverr.Moved, Op: "reach the shard", Message: "the shard has another owner"}
+	s.state.Store(&condition{name: StateAsleep, reason: why, peace: h.cfg.Actor.Clock.Now().Add(h.cfg.Peace)})
+	err := l.actor.End(ctx, true)
+	l.values.Close()
+	h.timers.set(&s.wish, 0)
+	// Also with an error: it means that the manifest does not say so, not that anything goes on here.
+	return err == nil || l.actor.Err() != nil
+}
+
+// Close finishes what was begun, checkpoints every shard if told so, and yields them all. Calls that come later fail. When ctx ends
+// first, what is left is cut off: nothing acknowledged is lost by that.
+func (h *Host) Close(ctx context.Context, checkpoint bool) error {
+	h.mu.Lock()
+	if h.closed {
+		h.mu.Unlock()
+		return nil
+	}
+	h.closed = true
+	h.mu.Unlock()
+	if h.cfg.Peers != nil {
+		h.cfg.Peers.leave(h.cfg.Address, h)
+	}
+	h.idle.close()
+	h.timers.close()
+	h.checkpoints.close()
+
+	var mu sync.Mutex
+	var faults []error
+	var each sync.WaitGroup
+	h.slots.Range(func(_, v any) bool {
+		s := v.(*slot)
+		each.Go(func() {
+			if err := h.closeSlot(ctx, s, checkpoint); err != nil {
+				mu.Lock()
+				faults = append(faults, err)
+				mu.Unlock()
+			}
+		})
+		return true
+	})
+	each.Wait()
+	h.cancel()
+	h.background.Wait()
+	return errors.Join(faults...)
+}
+
+func (h *Host) closeSlot(ctx context.Context, s *slot, checkpoint bool) error {
+	if err := s.take(ctx); err != nil {
+		h.cancel() // an activation that does not end
+		_ = s.take(context.Background())
+	}
+	defer s.give()
+	l := s.live.Load()
+	if l == nil {
+		return nil
+	}
+	var err error
+	if checkpoint && l.actor.Err() == nil {
+		_, err = l.actor.Checkpoint(ctx)
+	}
+	return errors.Join(err, h.stop(ctx, s, l, false))
+}

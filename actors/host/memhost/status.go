@@ -1,0 +1,68 @@
+package memhost
+
+import (
+	"cmp"
+	"slices"
+
+	"kvstore/components/kverr"
+)
+
+// States of a shard in Status.
+const (
+	StateActive     = "active"
+	StateAsleep     = "asleep"
+	StateActivating = "activating"
+	StateReadOnly   = "readonly"
+	StateFailed     = "failed"
+)
+
+// Status is how one shard is on this host. Of a shard that is not active only ID, State and Reason are known.
+type Status struct {
+	ID              string
+	State           string
+	Epoch           uint64
+	Revision        uint64
+	Seq             uint64 // of the last durable record
+	Entries         int64  // live keys and blocks
+	MemoryBytes     int64  // of the state, by the tree's own count
+	LogBytes        int64  // that a restart would replay
+	LogRecords      uint64 // likewise
+	CheckpointBytes int64
+	ValueBytes      int64        // of values apart from keys that the state names
+	ValueObjects    int64        // objects that hold them
+	Reason          *kverr.Error // why it is readonly, failed or another host's
+}
+
+// Status returns the state of every shard that this host knows, by id.
+func (h *Host) Status() []Status {
+	var all []Status
+	h.slots.Range(func(_, v any) bool {
+		all = append(all, h.statusOf(v.(*slot)))
+		return true
+	})
+	slices.SortFunc(all, func(a, b Status) int { return cmp.Compare(a.ID, b.ID) })
+	return all
+}
+
+func (h *Host) statusOf(s *slot) Status {
+	l := s.live.Load()
+	if l == nil || l.actor.Err() != nil {
+		c := s.state.Load()
+		return Status{ID: s.id, State: c.name, Reason: c.reason}
+	}
+	state, log := l.actor.Latest(), l.actor.Log()
+	records, bytes := log.SinceCheckpoint()
+	st := Status{
+		ID: s.id, State: StateActive, Epoch: l.epoch, Revision: state.Revision, Seq: state.Seq, MemoryBytes: state.Tree.Bytes(),
+		LogBytes: bytes, LogRecords: records, CheckpointBytes: l.checkpointBytes.Load(),
+	}
+	if why := l.actor.ReadOnly(); why != nil {
+		st.State, st.Reason = StateReadOnly, why
+	}
+	t := l.viewOf(state).Totals()
+	st.Entries, st.ValueBytes, st.ValueObjects = t.Items, t.ObjectBytes, t.Objects
+	return st
+}
+
+// MemoryBytes is what the states of all active shards take together, by the trees' own count.
+func (h *Host) MemoryBytes() int64 { return h.memory.Load() }

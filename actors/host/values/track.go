@@ -1,0 +1,159 @@
+package values
+
+import (
+	"slices"
+
+	"kvstore/actors/shard"
+	"kvstore/components/kverr"
+)
+
+// Track prepares commands that name references of this store for Actor.Do: when one is released, its references are settled
+// before its Done is called. Commands that name references of another epoch are released here, as not applied, because a sweep may have
+// taken their objects; the others are returned. The slice is cmds itself when none was taken out.
+func (s *Store) Track(cmds []*shard.Command) []*shard.Command {
+	epoch := s.log.Epoch().Counter
+	taken := cmds
+	for i, c := range cmds {
+		if inline(c) {
+			if len(taken) != len(cmds) {
+				taken = append(taken, c)
+			}
+			continue
+		}
+		named, foreign := refs(c, epoch)
+		if foreign {
+			if len(taken) == len(cmds) {
+				taken = slices.Clone(cmds[:i])
+			}
+			s.refuse(c)
+			continue
+		}
+		if len(taken) != len(cmds) {
+			taken = append(taken, c)
+		}
+		if named {
+			s.wrap(c)
+		}
+	}
+	return taken
+}
+
+// inline tells the frequent commands that name no reference.
+func inline(c *shard.Command) bool {
+	return c.Op == shard.OpDelete || c.Op == shard.OpPut && c.Put.Value.Ref.Object == (shard.ObjectID{})
+}
+
+// refs tells whether a command names references that a Put or WriteStream gave, and whether one is of another epoch.
+func refs(c *shard.Command, epoch uint64) (named, foreign bool) {
+	for v := range values(c) {
+		named = true
+		foreign = foreign || v.Object.Epoch != epoch
+	}
+	return named, foreign
+}
+
+// values yields the references that a command would bring into the state, in the order that settled uses.
+func values(c *shard.Command) func(yield func(*shard.Ref) bool) {
+	return func(yield func(*shard.Ref) bool) {
+		switch c.Op {
+		case shard.OpPut:
+			one(&c.Put.Value.Ref, yield)
+		case shard.OpTxn:
+			for i := range c.Txn.Ops {
+				if p := c.Txn.Ops[i].Put; p != nil && !one(&p.Value.Ref, yield) {
+					return
+				}
+			}
+		case shard.OpRelocate:
+			one(&c.Relocate.To, yield)
+		case shard.OpIndex:
+			for i := range c.Prompt.Index {
+				if !one(&c.Prompt.Index[i].Value.Ref, yield) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func one(f *shard.Ref, yield func(*shard.Ref) bool) bool {
+	return f.Object == (shard.ObjectID{}) || yield(f)
+}
+
+// wrap puts settling before a command's Done.
+func (s *Store) wrap(c *shard.Command) {
+	done := c.Done
+	c.Done = func(c *shard.Command, err error) {
+		s.settleCommand(c, err)
+		done(c, err)
+	}
+}
+
+func (s *Store) refuse(c *shard.Command) {
+	for f := range values(c) {
+		s.Drop(*f)
+	}
+	c.Release(&kverr.Error{Kind: kverr.Unavailable, Op: "name a value", Message: "the shard was opened again since the value was written; write it again", RetryAfterMS: 1})
+}
+
+// settleCommand settles the references of a command that is being released.
+func (s *Store) settleCommand(c *shard.Command, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	unknown := err != nil && kind(err) == kverr.OutcomeUnknown
+	r := &c.Result
+	applied := err == nil && r.Err == nil && !r.Duplicate
+	switch c.Op {
+	case shard.OpPut, shard.OpRelocate:
+		applied = applied && r.Revision != 0
+	case shard.OpTxn:
+		applied = applied && r.Committed
+	case shard.OpIndex:
+		for i := range c.Prompt.Index {
+			f := &c.Prompt.Index[i].Value.Ref
+			if f.Object != (shard.ObjectID{}) {
+				s.settle(f.Object, applied && i < len(r.Blocks) && r.Blocks[i].Stored, unknown)
+			}
+		}
+		return
+	}
+	for f := range values(c) {
+		s.settle(f.Object, applied, unknown)
+	}
+}
+
+func kind(err error) kverr.Kind {
+	if e, ok := err.(*kverr.Error); ok {
+		return e.Kind
+	}
+	return kverr.Unknown
+}
+
+// Drop gives up references that no command will name.
+func (s *Store) Drop(refs ...shard.Ref) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range refs {
+		s.settle(refs[i].Object, false, false)
+	}
+}
+
+// settle settles one reference. The last one decides: an object that no command applied is an orphan. Mutex held.
+func (s *Store) settle(id shard.ObjectID, applied, unknown bool) {
+	o := s.objects[id]
+	if o == nil || o.left == 0 {
+		return // of another epoch, which sweeps it
+	}
+	o.applied = o.applied || applied
+	o.unknown = o.unknown || unknown
+	if o.left--; o.left > 0 {
+		return
+	}
+	if o.applied || o.unknown {
+		o.seq = s.host.Seq()
+		return
+	}
+	delete(s.objects, id)
+	s.orphans = append(s.orphans, id)
+	s.deleteOrphans()
+}
