@@ -56,6 +56,9 @@ func (c *Command) Grows() bool {
 	case OpPut, OpIndex:
 		return true
 	case OpTxn:
+		if c.Txn == nil {
+			return false
+		}
 		for i := range c.Txn.Ops {
 			if c.Txn.Ops[i].Put != nil {
 				return true

@@ -45,16 +45,21 @@ func (p *Precondition) check(e *Entry, exists bool) kverr.Kind {
 			return 0
 		}
 		return kverr.AlreadyExists
-	default:
-		return kverr.InvalidArgument
 	}
+	return 0
+}
+
+// fault is what is wrong with a precondition; nil when nothing is.
+func (p *Precondition) fault() *kverr.Error {
+	if p.Check > CheckPresent {
+		return invalid("precondition", fmt.Sprintf("precondition %d is not known to this release", p.Check))
+	}
+	return nil
 }
 
 func conditionFailed(k kverr.Kind, version uint64) *kverr.Error {
 	e := &kverr.Error{Kind: k, Op: "write", Field: "precondition", CurrentVersion: version}
 	switch {
-	case k == kverr.InvalidArgument:
-		e.Message = "the kind of precondition is not known to this release"
 	case k == kverr.AlreadyExists:
 		e.Message = fmt.Sprintf("the key exists with version %d", version)
 	case version == 0:
@@ -73,7 +78,7 @@ func (p *Put) fault() *kverr.Error {
 	case p.KeepTTL && p.TTLMS != 0:
 		return invalid("ttl_ms", "ttl_ms must be 0 with keep_ttl")
 	}
-	return nil
+	return p.If.fault()
 }
 
 func (m *Machine) stepPut(c *Command) {
@@ -129,6 +134,10 @@ func (m *Machine) stepDelete(c *Command) {
 	if m.answered(c, d.Slot) {
 		return
 	}
+	if err := d.If.fault(); err != nil {
+		m.fail(c, err, 0)
+		return
+	}
 	old, exists, dep := m.current(c.Namespace, d.Key)
 	if kind := d.If.check(&old, exists); kind != 0 {
 		m.failWrite(c, d.Slot, kind, old.Version, dep)
@@ -168,7 +177,7 @@ func (m *Machine) emitRemove(revision uint64, k kind, ns NamespaceID, key []byte
 
 // failWrite answers a failed precondition; with an identity it is remembered, and then leaves once that is durable.
 func (m *Machine) failWrite(c *Command, slot uint16, kind kverr.Kind, version, dep uint64) {
-	if c.ID.given() && kind != kverr.InvalidArgument {
+	if c.ID.given() {
 		if m.overfull() {
 			m.fail(c, m.exhausted(), 0)
 			return
@@ -201,11 +210,7 @@ func (m *Machine) stepTxn(c *Command) {
 		m.fail(c, err, 0)
 		return
 	}
-	found, dep, changes, failed := m.checkTxn(c)
-	if failed != nil {
-		m.fail(c, failed, 0)
-		return
-	}
+	found, dep, changes := m.checkTxn(c)
 	if len(c.Result.Failures) > 0 {
 		if c.ID.given() {
 			if m.overfull() {
@@ -254,16 +259,12 @@ func (m *Machine) stepTxn(c *Command) {
 }
 
 // checkTxn finds all keys and holds all conditions against the state before the transaction. Failures go into the result.
-func (m *Machine) checkTxn(c *Command) (found []txnKey, dep uint64, changes bool, err *kverr.Error) {
+func (m *Machine) checkTxn(c *Command) (found []txnKey, dep uint64, changes bool) {
 	t := c.Txn
 	for i := range t.Conditions {
 		e, exists, d := m.current(c.Namespace, t.Conditions[i].Key)
 		dep = max(dep, d)
-		switch t.Conditions[i].If.check(&e, exists) {
-		case 0:
-		case kverr.InvalidArgument:
-			return nil, 0, false, conditionFailed(kverr.InvalidArgument, 0)
-		default:
+		if t.Conditions[i].If.check(&e, exists) != 0 {
 			c.Result.Failures = append(c.Result.Failures, TxnFailure{Condition: i, Op: -1, Version: e.Version})
 		}
 	}
@@ -274,15 +275,11 @@ func (m *Machine) checkTxn(c *Command) (found []txnKey, dep uint64, changes bool
 		dep = max(dep, d)
 		found[i] = txnKey{e, exists}
 		changes = changes || exists || t.Ops[i].Put != nil
-		switch cond.check(&e, exists) {
-		case 0:
-		case kverr.InvalidArgument:
-			return nil, 0, false, conditionFailed(kverr.InvalidArgument, 0)
-		default:
+		if cond.check(&e, exists) != 0 {
 			c.Result.Failures = append(c.Result.Failures, TxnFailure{Condition: -1, Op: i, Version: e.Version})
 		}
 	}
-	return found, dep, changes, nil
+	return found, dep, changes
 }
 
 func (o *TxnOp) target() ([]byte, *Precondition) {
@@ -295,16 +292,24 @@ func (o *TxnOp) target() ([]byte, *Precondition) {
 // fault is what is wrong with a transaction's arguments; grows tells whether it puts. No key may be named by two
 // operations: which of them comes first would matter, and a key changes at most once per revision.
 func (t *Txn) fault() (grows bool, err *kverr.Error) {
+	for i := range t.Conditions {
+		if err := t.Conditions[i].If.fault(); err != nil {
+			return false, err
+		}
+	}
 	for i := range t.Ops {
 		op := &t.Ops[i]
 		switch {
 		case (op.Put == nil) == (op.Delete == nil):
-			return false, invalid("operations", fmt.Sprintf("operation %d must be one of put and delete", i))
+			err = invalid("operations", fmt.Sprintf("operation %d must be one of put and delete", i))
 		case op.Put != nil:
-			if err := op.Put.fault(); err != nil {
-				return false, err
-			}
+			err = op.Put.fault()
 			grows = true
+		default:
+			err = op.Delete.If.fault()
+		}
+		if err != nil {
+			return false, err
 		}
 	}
 	if i, twice := t.repeats(); twice {
