@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"fmt"
 	"math/rand/v2"
+	"runtime/debug"
 	"slices"
 	"testing"
 
@@ -21,6 +22,8 @@ const (
 )
 
 func TestModel(t *testing.T) {
+	before := debug.SetGCPercent(400) // garbage is most of the work
+	t.Cleanup(func() { debug.SetGCPercent(before) })
 	for seed := range uint64(checkSeeds) {
 		t.Run(fmt.Sprintf("seed_%d", seed), func(t *testing.T) {
 			t.Parallel()
@@ -87,7 +90,7 @@ func checkSeed(seed uint64, commands int) (err error) {
 // record makes what one append would make durable: time, some commands, Ready; or rolls it back.
 func (k *checker) record() error {
 	var before *model
-	back := k.rng.IntN(25) == 0
+	back := k.rng.IntN(40) == 0
 	if back {
 		before = k.model.clone()
 	}
@@ -158,12 +161,12 @@ func (k *checker) record() error {
 			k.past = slices.Delete(k.past, 0, 10)
 		}
 	}
-	if k.rng.IntN(12) == 0 {
+	if k.rng.IntN(20) == 0 {
 		if err := k.restore(); err != nil {
 			return err
 		}
 	}
-	if k.rng.IntN(25) == 0 {
+	if k.rng.IntN(40) == 0 {
 		return k.compare()
 	}
 	return nil
@@ -511,7 +514,7 @@ func (k *checker) compareObjects(v View) error {
 	sparse := 0
 	for o := range SparseObjects(v, threshold) {
 		w := live[o.ID]
-		if w.values != o.Values || w.live != o.LiveBytes || w.total != o.TotalBytes || float64(w.live) >= threshold*float64(w.total) {
+		if w.values != o.Values || w.live != o.Live || w.total != o.TotalBytes || float64(w.live) >= threshold*float64(w.total) {
 			return fmt.Errorf("sparse object %+v, the model has %+v", o, w)
 		}
 		sparse++

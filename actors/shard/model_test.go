@@ -16,7 +16,7 @@ type model struct {
 	revision uint64
 	entries  map[modelKey]modelEntry
 	removals map[modelKey]uint64 // revision of each key's last removal
-	outcomes map[modelID]modelOutcome
+	outcomes map[modelID]*modelOutcome
 	objects  map[ObjectID]int64 // known objects and their length
 	events   []modelEvent
 }
@@ -62,7 +62,7 @@ func newModel(cfg Config) *model {
 	cfg.EnsureDefaults()
 	return &model{
 		cfg: cfg, entries: map[modelKey]modelEntry{}, removals: map[modelKey]uint64{},
-		outcomes: map[modelID]modelOutcome{}, objects: map[ObjectID]int64{},
+		outcomes: map[modelID]*modelOutcome{}, objects: map[ObjectID]int64{},
 	}
 }
 
@@ -205,7 +205,7 @@ func (d *model) step(c *Command) (res Result, need uint64) {
 		}
 		remembered := res
 		remembered.Duplicate = true
-		d.outcomes[id] = modelOutcome{op: c.Op, notAfter: c.ID.NotAfterMS, revision: d.revision, result: remembered}
+		d.outcomes[id] = &modelOutcome{op: c.Op, notAfter: c.ID.NotAfterMS, revision: d.revision, result: remembered}
 	}
 	if changed || known {
 		need = d.revision

@@ -80,9 +80,9 @@ func DeadObjects(v View) iter.Seq[ObjectID] {
 
 // SparseObject is an object of which only a part is live.
 type SparseObject struct {
-	ID                    ObjectID
-	TotalBytes, LiveBytes int64
-	Values                int64
+	ID               ObjectID
+	TotalBytes, Live int64
+	Values           int64
 }
 
 // SparseObjects yields the objects with live values whose live part is below the threshold (0 to 1) of their length. Its cost is
@@ -95,7 +95,7 @@ func SparseObjects(v View, threshold float64) iter.Seq[SparseObject] {
 			if o.values == 0 || float64(o.live) >= threshold*float64(o.total) {
 				continue
 			}
-			if !yield(SparseObject{ID: splitObjectKey(key), TotalBytes: o.total, LiveBytes: o.live, Values: o.values}) {
+			if !yield(SparseObject{ID: splitObjectKey(key), TotalBytes: o.total, Live: o.live, Values: o.values}) {
 				return
 			}
 		}
