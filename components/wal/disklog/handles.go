@@ -1,0 +1,110 @@
+package disklog
+
+import (
+	"container/list"
+	"os"
+	"strings"
+	"sync"
+
+	"kvstore/components/wal/disklog/vfs"
+)
+
+// handle is one object file open for reading.
+type handle struct {
+	path  string
+	file  vfs.File
+	users int           // readers, and one for being in the set; guarded by handles.mu
+	place *list.Element // in handles.recent; nil when it is not in the set
+}
+
+// handles is a bounded set of open files, least recently used out first. A file in use outlives its place in the set.
+type handles struct {
+	fs    vfs.FS
+	limit int
+
+	mu     sync.Mutex // guards what follows
+	byPath map[string]*handle
+	recent *list.List // of *handle, the most recently used in front
+}
+
+func (s *handles) init(f vfs.FS, limit int) {
+	s.fs, s.limit = f, limit
+	s.byPath = make(map[string]*handle)
+	s.recent = list.New()
+}
+
+// get returns a file for reading; put gives it back.
+func (s *handles) get(path string) (*handle, error) {
+	s.mu.Lock()
+	if h := s.byPath[path]; h != nil {
+		h.users++
+		s.recent.MoveToFront(h.place)
+		s.mu.Unlock()
+		return h, nil
+	}
+	s.mu.Unlock()
+	f, err := s.fs.Open(path, os.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if h := s.byPath[path]; h != nil { // another was faster
+		_ = f.Close()
+		h.users++
+		return h, nil
+	}
+	h := &handle{path: path, file: f, users: 2}
+	h.place = s.recent.PushFront(h)
+	s.byPath[path] = h
+	for s.recent.Len() > s.limit {
+		s.evict(s.recent.Back().Value.(*handle))
+	}
+	return h, nil
+}
+
+func (s *handles) put(h *handle) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.drop(h)
+}
+
+// drop gives up one use. The caller holds mu.
+func (s *handles) drop(h *handle) {
+	if h.users--; h.users == 0 {
+		_ = h.file.Close() // read only
+	}
+}
+
+// evict takes h out of the set. The caller holds mu.
+func (s *handles) evict(h *handle) {
+	s.recent.Remove(h.place)
+	delete(s.byPath, h.path)
+	s.drop(h)
+}
+
+func (s *handles) forget(path string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if h := s.byPath[path]; h != nil {
+		s.evict(h)
+	}
+}
+
+func (s *handles) forgetBelow(dir string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for path, h := range s.byPath {
+		if strings.HasPrefix(path, dir+string(os.PathSeparator)) {
+			s.evict(h)
+		}
+	}
+}
+
+func (s *handles) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, h := range s.byPath {
+		s.evict(h)
+	}
+}

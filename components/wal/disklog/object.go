@@ -1,0 +1,256 @@
+package disklog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"kvstore/components/wal/driver"
+)
+
+// objectSuffix ends the file name of every object. Object names hold no '.', so an object "a" and a folder of objects
+// "a/..." do not meet, nor an object and the manifest.
+const objectSuffix = ".o"
+
+// objects stores immutable files. A file is written under a temporary name, synced, renamed, and its folder synced; folders
+// too are made durably. It is then read through a bounded set of open files.
+type objects struct {
+	e       *Engine
+	counter atomic.Uint64 // names temporary files
+	buffers sync.Pool     // *[objectBuffer]byte
+	folders folderSyncs
+	open    handles
+}
+
+func (o *objects) init(e *Engine) {
+	o.e = e
+	o.buffers.New = func() any { return new([objectBuffer]byte) }
+	o.folders.init(e.fs)
+	o.open.init(e.fs, e.cfg.MaxHandles)
+}
+
+func (o *objects) close() {
+	if o.e != nil {
+		o.open.close()
+	}
+}
+
+func (o *objects) path(shard, name string) string {
+	return o.e.path(shardsDir, dirOfShard(shard), filepath.FromSlash(name)+objectSuffix)
+}
+
+// temporary returns a new name for a file that is being written.
+func (o *objects) temporary() string {
+	return o.e.path(temporaryDir, strconv.FormatUint(o.counter.Add(1), 10))
+}
+
+// PutObject implements driver.Engine. Value objects are refused when free space is below the reserve. Checkpoints, whose
+// names begin with "c/", may use three quarters of it, because only a checkpoint lets the log be trimmed.
+func (e *Engine) PutObject(ctx context.Context, shard, name string, size int64, r io.Reader) error {
+	if err := errors.Join(checkShard(shard), checkObject(name)); err != nil {
+		return err
+	}
+	if e.isClosed() {
+		return driver.ErrClosed
+	}
+	if err := e.objects.put(ctx, shard, name, size, r); err != nil {
+		return fmt.Errorf("putting object %s of %s: %w", name, shard, err)
+	}
+	return nil
+}
+
+func (o *objects) put(ctx context.Context, shard, name string, size int64, r io.Reader) (err error) {
+	share := 1.0
+	if strings.HasPrefix(name, "c/") {
+		share = checkpointShare
+	}
+	if err := o.e.space.take(max(size, 0), share); err != nil {
+		return err
+	}
+	temporary := o.temporary()
+	f, err := o.e.fs.Open(temporary, os.O_RDWR|os.O_CREATE|os.O_EXCL)
+	if err != nil {
+		return noSpace(err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(noSpace(err), ignoreNotExist(o.e.fs.Remove(temporary)))
+		}
+	}()
+	buf := o.buffers.Get().(*[objectBuffer]byte)
+	defer o.buffers.Put(buf)
+	var off int64
+	for {
+		if err := ctx.Err(); err != nil {
+			return errors.Join(err, f.Close())
+		}
+		n, readErr := io.ReadFull(r, buf[:])
+		if off+int64(n) > max(size, 0) { // not claimed yet
+			if err := o.e.space.take(int64(n), share); err != nil {
+				return errors.Join(err, f.Close())
+			}
+		}
+		if n > 0 {
+			if _, err := f.WriteAt(buf[:n], off); err != nil {
+				return errors.Join(err, f.Close())
+			}
+			off += int64(n)
+		}
+		if readErr == io.EOF || readErr == io.ErrUnexpectedEOF {
+			break
+		}
+		if readErr != nil {
+			return errors.Join(readErr, f.Close())
+		}
+	}
+	if size >= 0 && off != size {
+		return errors.Join(fmt.Errorf("%w: %d bytes came, %d were announced", driver.ErrRefused, off, size), f.Close())
+	}
+	if err := errors.Join(f.Datasync(), f.Close()); err != nil {
+		return err
+	}
+	final := o.path(shard, name)
+	folder := filepath.Dir(final)
+	if err := o.folders.make(folder); err != nil {
+		return err
+	}
+	if err := o.e.fs.Rename(temporary, final); err != nil {
+		return err
+	}
+	return o.folders.sync(folder)
+}
+
+func ignoreNotExist(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// GetObject implements driver.Engine.
+func (e *Engine) GetObject(_ context.Context, shard, name string, off int64, p []byte) error {
+	if err := errors.Join(checkShard(shard), checkObject(name)); err != nil {
+		return err
+	}
+	if e.isClosed() {
+		return driver.ErrClosed
+	}
+	path := e.objects.path(shard, name)
+	h, err := e.objects.open.get(path)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("object %s of %s: %w", name, shard, driver.ErrNotExist)
+		}
+		return fmt.Errorf("opening object %s of %s: %w", name, shard, err)
+	}
+	defer e.objects.open.put(h)
+	n, err := h.file.ReadAt(p, off)
+	if n == len(p) {
+		return nil
+	}
+	if errors.Is(err, io.EOF) {
+		return fmt.Errorf("%w: %s ends at %d, bytes %d to %d were asked for", driver.ErrCorrupt, path, off+int64(n), off, off+int64(len(p)))
+	}
+	return fmt.Errorf("reading object %s of %s: %w", name, shard, err)
+}
+
+// DeleteObject implements driver.Engine. A crash soon after may bring the object back.
+func (e *Engine) DeleteObject(_ context.Context, shard, name string) error {
+	if err := errors.Join(checkShard(shard), checkObject(name)); err != nil {
+		return err
+	}
+	if e.isClosed() {
+		return driver.ErrClosed
+	}
+	path := e.objects.path(shard, name)
+	e.objects.open.forget(path)
+	if err := ignoreNotExist(e.fs.Remove(path)); err != nil {
+		return fmt.Errorf("deleting object %s of %s: %w", name, shard, err)
+	}
+	return nil
+}
+
+// ListObjects implements driver.Engine.
+func (e *Engine) ListObjects(ctx context.Context, shard, prefix string, fn func(name string, size int64) error) error {
+	if err := checkShard(shard); err != nil {
+		return err
+	}
+	return e.objects.list(ctx, e.path(shardsDir, dirOfShard(shard)), "", prefix, fn)
+}
+
+func (o *objects) list(ctx context.Context, dir, before, prefix string, fn func(name string, size int64) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	entries, err := o.e.fs.ReadDir(dir)
+	if err != nil {
+		return ignoreNotExist(err)
+	}
+	for _, n := range entries {
+		path := filepath.Join(dir, n.Name)
+		if n.Dir {
+			// Only folders that lead to the prefix or lie within it.
+			below := before + n.Name + "/"
+			if !strings.HasPrefix(below, prefix) && !strings.HasPrefix(prefix, below) {
+				continue
+			}
+			if err := o.list(ctx, path, below, prefix, fn); err != nil {
+				return err
+			}
+			continue
+		}
+		name, ok := strings.CutSuffix(before+n.Name, objectSuffix)
+		if !ok || !strings.HasPrefix(name, prefix) {
+			continue
+		}
+		size, _, err := o.e.fs.Stat(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // deleted meanwhile
+		}
+		if err != nil {
+			return err
+		}
+		if err := fn(name, size); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeShard removes a shard's folder with all in it.
+func (o *objects) removeShard(shard string) error {
+	dir := o.e.path(shardsDir, dirOfShard(shard))
+	o.open.forgetBelow(dir)
+	o.folders.forgetBelow(dir)
+	if err := o.removeAll(dir); err != nil {
+		return fmt.Errorf("removing the objects of %s: %w", shard, err)
+	}
+	return o.e.fs.SyncDir(o.e.path(shardsDir))
+}
+
+func (o *objects) removeAll(dir string) error {
+	entries, err := o.e.fs.ReadDir(dir)
+	if err != nil {
+		return ignoreNotExist(err)
+	}
+	for _, n := range entries {
+		path := filepath.Join(dir, n.Name)
+		if n.Dir {
+			err = o.removeAll(path)
+		} else {
+			err = o.e.fs.Remove(path)
+		}
+		if err := ignoreNotExist(err); err != nil {
+			return err
+		}
+	}
+	return ignoreNotExist(o.e.fs.Remove(dir))
+}

@@ -1,0 +1,7 @@
+package vfs
+
+import "golang.org/x/sys/unix"
+
+func datasync(fd int) error { return unix.Fdatasync(fd) }
+
+func allocate(fd int, size int64) error { return unix.Fallocate(fd, 0, 0, size) }
