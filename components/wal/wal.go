@@ -65,7 +65,7 @@ func (o Outcome) String() string {
 	return "unknown"
 }
 
-// errOver is the error of an append that came after the epoch ended: nothing of it was written.
+// overError is the error of an append that came after the epoch ended: nothing of it was written.
 type overError struct{ cause error }
 
 func (e *overError) Error() string   { return fmt.Sprintf("%v: %v", ErrEpochOver, e.cause) }
@@ -156,10 +156,10 @@ type Holder struct {
 type OpenOptions struct {
 	// Address is where this holder is reached; empty in one process. It is stored in the manifest.
 	Address string
-	// Yield asks the holder to stop and reports whether it did: true is a promise that it acknowledges nothing and serves no
-	// linearizable read in that epoch any more. It is called only if the engine has a lease term, with a context of
-	// Config.YieldTimeout. A nil Yield never succeeds.
-	Yield func(ctx context.Context, h Holder) bool
+	// Yield asks the holder to stop (it then calls Log.Yield) and returns when it has, or cannot be asked. It is called only
+	// if the engine has a lease term and the holder has not yielded, with a context of Config.YieldTimeout. What it achieved is read
+	// from the manifest. nil asks nobody.
+	Yield func(ctx context.Context, h Holder)
 	// Clock tells the time, with a monotonic reading as time.Now has. nil is time.Now.
 	Clock func() time.Time
 }
@@ -199,6 +199,9 @@ type CheckpointStats struct {
 	Runs         int           // runs of the checkpoint now
 	TotalBytes   int64         // bytes of all runs now
 	Took         time.Duration // from the start of the call
+	// Cleanup is what failed after the checkpoint was published: trimming the log or deleting replaced runs. The next checkpoint
+	// tries again.
+	Cleanup error
 }
 
 // ObjectID names a packed-value object: the epoch that wrote it and a counter. It is never reused. The zero value is none.

@@ -36,7 +36,7 @@ type RecordHeader struct {
 	PreviousEpoch uint64 `protobuf:"varint,5,opt,name=previous_epoch,json=previousEpoch,proto3" json:"previous_epoch,omitempty"`
 	// Position in the shard's log, from 1 on without holes.
 	Seq uint64 `protobuf:"varint,6,opt,name=seq,proto3" json:"seq,omitempty"`
-	// Shard time in milliseconds since the Unix epoch: never goes back.
+	// Shard time in milliseconds since the Unix epoch: never goes back. 0 in a fence, which is placed before the time is known.
 	ShardTimeMs int64 `protobuf:"varint,7,opt,name=shard_time_ms,json=shardTimeMs,proto3" json:"shard_time_ms,omitempty"`
 	// How the body is sealed: 0 = plain.
 	Codec uint32 `protobuf:"varint,8,opt,name=codec,proto3" json:"codec,omitempty"`
@@ -245,10 +245,8 @@ type Manifest struct {
 	CheckpointEpoch uint64 `protobuf:"varint,9,opt,name=checkpoint_epoch,json=checkpointEpoch,proto3" json:"checkpoint_epoch,omitempty"`
 	// Claims of readers.
 	Pins []*Manifest_Pin `protobuf:"bytes,10,rep,name=pins,proto3" json:"pins,omitempty"`
-	// Next number for checkpoint objects of this epoch.
-	NextRun uint64 `protobuf:"varint,11,opt,name=next_run,json=nextRun,proto3" json:"next_run,omitempty"`
 	// Opaque to the log: what the creator gave (keyspace, shard number).
-	Meta          []byte `protobuf:"bytes,12,opt,name=meta,proto3" json:"meta,omitempty"`
+	Meta          []byte `protobuf:"bytes,11,opt,name=meta,proto3" json:"meta,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -351,13 +349,6 @@ func (x *Manifest) GetPins() []*Manifest_Pin {
 		return x.Pins
 	}
 	return nil
-}
-
-func (x *Manifest) GetNextRun() uint64 {
-	if x != nil {
-		return x.NextRun
-	}
-	return 0
 }
 
 func (x *Manifest) GetMeta() []byte {
@@ -543,7 +534,7 @@ const file_kvstore_dataplane_v1_record_proto_rawDesc = "" +
 	"\x05fence\x18\f \x01(\bR\x05fence\"X\n" +
 	"\x06Record\x12:\n" +
 	"\x06header\x18\x01 \x01(\v2\".kvstore.dataplane.v1.RecordHeaderR\x06header\x12\x12\n" +
-	"\x04body\x18\x02 \x01(\fR\x04body\"\xea\x04\n" +
+	"\x04body\x18\x02 \x01(\fR\x04body\"\xcf\x04\n" +
 	"\bManifest\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
 	"\x05shard\x18\x02 \x01(\tR\x05shard\x12\x14\n" +
@@ -555,9 +546,8 @@ const file_kvstore_dataplane_v1_record_proto_rawDesc = "" +
 	"\x0echeckpoint_seq\x18\b \x01(\x04R\rcheckpointSeq\x12)\n" +
 	"\x10checkpoint_epoch\x18\t \x01(\x04R\x0fcheckpointEpoch\x126\n" +
 	"\x04pins\x18\n" +
-	" \x03(\v2\".kvstore.dataplane.v1.Manifest.PinR\x04pins\x12\x19\n" +
-	"\bnext_run\x18\v \x01(\x04R\anextRun\x12\x12\n" +
-	"\x04meta\x18\f \x01(\fR\x04meta\x1at\n" +
+	" \x03(\v2\".kvstore.dataplane.v1.Manifest.PinR\x04pins\x12\x12\n" +
+	"\x04meta\x18\v \x01(\fR\x04meta\x1at\n" +
 	"\x03Run\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1b\n" +
 	"\tafter_seq\x18\x02 \x01(\x04R\bafterSeq\x12\x10\n" +

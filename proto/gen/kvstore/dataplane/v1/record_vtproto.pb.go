@@ -320,12 +320,7 @@ func (m *Manifest) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		copy(dAtA[i:], m.Meta)
 		i = protohelpers.EncodeVarint(dAtA, i, uint64(len(m.Meta)))
 		i--
-		dAtA[i] = 0x62
-	}
-	if m.NextRun != 0 {
-		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.NextRun))
-		i--
-		dAtA[i] = 0x58
+		dAtA[i] = 0x5a
 	}
 	if len(m.Pins) > 0 {
 		for iNdEx := len(m.Pins) - 1; iNdEx >= 0; iNdEx-- {
@@ -564,9 +559,6 @@ func (m *Manifest) SizeVT() (n int) {
 			l = e.SizeVT()
 			n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
 		}
-	}
-	if m.NextRun != 0 {
-		n += 1 + protohelpers.SizeOfVarint(uint64(m.NextRun))
 	}
 	l = len(m.Meta)
 	if l > 0 {
@@ -1596,25 +1588,6 @@ func (m *Manifest) UnmarshalVT(dAtA []byte) error {
 			}
 			iNdEx = postIndex
 		case 11:
-			if wireType != 0 {
-				return fmt.Errorf("proto: wrong wireType = %d for field NextRun", wireType)
-			}
-			m.NextRun = 0
-			for shift := uint(0); ; shift += 7 {
-				if shift >= 64 {
-					return protohelpers.ErrIntOverflow
-				}
-				if iNdEx >= l {
-					return io.ErrUnexpectedEOF
-				}
-				b := dAtA[iNdEx]
-				iNdEx++
-				m.NextRun |= uint64(b&0x7F) << shift
-				if b < 0x80 {
-					break
-				}
-			}
-		case 12:
 			if wireType != 2 {
 				return fmt.Errorf("proto: wrong wireType = %d for field Meta", wireType)
 			}
