@@ -190,7 +190,7 @@ type Snapshot struct {
 // CheckpointStats says what a checkpoint did.
 type CheckpointStats struct {
 	Seq          uint64        // the checkpoint's seq now
-	Changed      int64         // distinct keys that changed since the checkpoint before, removals included
+	Changed      int64         // items that did not come from merged runs: distinct keys that changed; all items when Full
 	Items        int64         // items in the run that was written
 	BytesWritten int64         // length of the run that was written; 0 when nothing had changed
 	BytesRead    int64         // bytes of runs that were merged into it

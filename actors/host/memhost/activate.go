@@ -187,7 +187,7 @@ func (h *Host) openLive(s *slot) (*live, error) {
 		hooks.Jumped = func(by time.Duration) { f(s.id, by) }
 	}
 	opts := host.OpenOptions{Log: wal.OpenOptions{Address: h.cfg.Address}}
-	opts.Log.Yield = func(ctx context.Context, holder wal.Holder) bool { return h.cfg.Peers.yield(ctx, s.id, holder) }
+	opts.Log.Yield = func(ctx context.Context, holder wal.Holder) { h.cfg.Peers.yield(ctx, s.id, holder) }
 	opts.Progress = func(p wal.Progress) {
 		l.checkpointBytes.Store(p.CheckpointBytesTotal)
 		if f := h.cfg.Events.Activating; f != nil {
