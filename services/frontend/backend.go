@@ -5,6 +5,8 @@ import (
 	"io"
 
 	"kvstore/actors/shard"
+	"kvstore/components/ring"
+	kvv1 "kvstore/proto/gen/kvstore/v1"
 )
 
 // Shards is the way from a frontend to shards, wherever they live. In one process it is *memhost.Host itself; between
@@ -31,4 +33,44 @@ type Shards interface {
 
 	// ReadValue fills p from offset off of the value (not of its object). Verifying the checksum is the caller's part.
 	ReadValue(ctx context.Context, shardID string, ref shard.Ref, off int64, p []byte) error
+}
+
+// Directory is the way to what keyspaces and namespaces there are. Errors are *kverr.Error. Messages that it returns belong to
+// nobody: they are never changed.
+type Directory interface {
+	// Revision is that of the directory's last durable state: everything acknowledged so far is in it. It is asked for every
+	// request, so it is cheap.
+	Revision(ctx context.Context) (uint64, error)
+
+	// Snapshot returns everything there is.
+	Snapshot(ctx context.Context) (*Snapshot, error)
+
+	// CreateKeyspace makes a keyspace with its shards, all of them, before it returns. The argument is validated.
+	CreateKeyspace(ctx context.Context, ks *kvv1.Keyspace) (*kvv1.Keyspace, error)
+
+	// DeleteKeyspace removes a keyspace, its namespaces, its shards and all that they hold.
+	DeleteKeyspace(ctx context.Context, name string) error
+
+	// CreateNamespace makes a namespace. The argument is validated.
+	CreateNamespace(ctx context.Context, ns *kvv1.Namespace) (*kvv1.Namespace, error)
+
+	// UpdateNamespace changes the fields that mask names. The argument is validated; a version in it, when not 0, must be the
+	// current one.
+	UpdateNamespace(ctx context.Context, ns *kvv1.Namespace, mask []string) (*kvv1.Namespace, error)
+
+	// DeleteNamespace removes a namespace and all that it holds.
+	DeleteNamespace(ctx context.Context, keyspace, name string) error
+}
+
+// Snapshot is a state of the directory.
+type Snapshot struct {
+	Revision  uint64
+	Keyspaces []KeyspaceRecord // by name
+}
+
+// KeyspaceRecord is a keyspace with all that it has.
+type KeyspaceRecord struct {
+	Keyspace   *kvv1.Keyspace
+	Map        *ring.Map
+	Namespaces []*kvv1.Namespace // by name
 }

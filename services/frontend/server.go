@@ -1,0 +1,134 @@
+// Package frontend is what users talk to: it checks requests, finds the shards that their keys live in, and turns
+// outcomes into replies. It keeps no state of its own but a copy of the directory, so any number of frontends may stand
+// before the same shards. Reads are answered in the handler's goroutine from a shard's last durable view; writes go to
+// the shard as commands and come back once they are durable.
+//
+// It knows nothing of how shards are hosted (see Shards) or stored, and opens no listeners: package node does.
+//
+//	srv := frontend.New(frontend.Config{}, shards, directory)
+//	grpcServer := grpc.NewServer(frontend.ServerOptions()...)
+//	srv.Register(grpcServer)
+package frontend
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+
+	"kvstore/components/kverr"
+	kvv1 "kvstore/proto/gen/kvstore/v1"
+)
+
+// Config is how a frontend behaves.
+type Config struct {
+	// MaxValueBytes is the largest value of a key; default 16 MiB, at most 512 MiB.
+	MaxValueBytes int64
+	// InlineLimit is the length up to which a value is kept beside its key, in the shard's memory; longer ones go to an
+	// object of their own (D7). Default 1 KiB, at most 64 KiB.
+	InlineLimit int
+	// DefaultShards is how many shards a keyspace gets that asks for 0; default 4.
+	DefaultShards int
+	// Status fills in what AdminService.Status tells of engine and shards; the frontend adds the rest. None: Status is
+	// UNIMPLEMENTED.
+	Status func() *kvv1.StatusResponse
+	// Version is what Status tells of the server; default "dev".
+	Version string
+	// Now is the clock; default time.Now.
+	Now func() time.Time
+}
+
+// EnsureDefaults fills in what is zero.
+func (c *Config) EnsureDefaults() {
+	if c.MaxValueBytes == 0 {
+		c.MaxValueBytes = 16 << 20
+	}
+	if c.InlineLimit == 0 {
+		c.InlineLimit = 1 << 10
+	}
+	if c.DefaultShards == 0 {
+		c.DefaultShards = 4
+	}
+	if c.Version == "" {
+		c.Version = "dev"
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+}
+
+// Validate lists every fault.
+func (c *Config) Validate() error {
+	var faults []error
+	if c.MaxValueBytes < 1<<10 || c.MaxValueBytes > 512<<20 {
+		faults = append(faults, fmt.Errorf("MaxValueBytes is %d, must be 1 KiB to 512 MiB", c.MaxValueBytes))
+	}
+	if c.InlineLimit < 1 || c.InlineLimit > 64<<10 {
+		faults = append(faults, fmt.Errorf("InlineLimit is %d, must be 1 to 65,536", c.InlineLimit))
+	}
+	if c.DefaultShards < 1 || c.DefaultShards > 1024 {
+		faults = append(faults, fmt.Errorf("DefaultShards is %d, must be 1 to 1,024", c.DefaultShards))
+	}
+	return errors.Join(faults...)
+}
+
+// Server is a frontend.
+type Server struct {
+	cfg     Config
+	shards  Shards
+	dir     Directory
+	started time.Time
+
+	catalog   atomic.Pointer[catalog]
+	reloading sync.Mutex // held while the catalog is made anew
+}
+
+// New makes a frontend. The configuration must be valid once defaults are filled in.
+func New(cfg Config, shards Shards, dir Directory) (*Server, error) {
+	cfg.EnsureDefaults()
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	return &Server{cfg: cfg, shards: shards, dir: dir, started: cfg.Now()}, nil
+}
+
+// Register adds the services to a gRPC server that was made with ServerOptions.
+func (s *Server) Register(g grpc.ServiceRegistrar) {
+	kvv1.RegisterKVServiceServer(g, &kvService{Server: s})
+	kvv1.RegisterAdminServiceServer(g, &adminService{Server: s})
+}
+
+// Services are the full names of what Register adds, for health.
+func Services() []string {
+	return []string{kvv1.KVService_ServiceDesc.ServiceName, kvv1.AdminService_ServiceDesc.ServiceName}
+}
+
+// ServerOptions are the gRPC options that a frontend is measured with (DESIGN.md gives reasons and figures).
+func ServerOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.ForceServerCodecV2(codec{}),
+		grpc.MaxRecvMsgSize(maxRecvBytes),
+		grpc.NumStreamWorkers(uint32(4 * runtime.GOMAXPROCS(0))),
+		grpc.MaxConcurrentStreams(4096),
+		grpc.SharedWriteBuffer(true),
+		grpc.WriteBufferSize(64 << 10),
+		grpc.ReadBufferSize(64 << 10),
+		grpc.WaitForHandlers(true),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
+	}
+}
+
+// now is the server's clock in milliseconds since the Unix epoch.
+func (s *Server) now() int64 { return s.cfg.Now().UnixMilli() }
+
+// errKeyAbsent is the answer for a key that is not there; one value for all of them, because misses are common.
+var (
+	errKeyAbsent    = &kverr.Error{Kind: kverr.NotFound, Message: "no such key"}
+	statusKeyAbsent = errKeyAbsent.GRPCStatus().Err()
+)

@@ -1,0 +1,89 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"sync"
+	"time"
+)
+
+// readiness is why a process is not ready; it begins with a reason and ends with one.
+type readiness struct {
+	mu     sync.Mutex
+	reason string             // guarded by mu; "" = started and not stopping
+	probe  func() (why error) // guarded by mu; asked when reason is ""
+}
+
+func (r *readiness) set(reason string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.reason = reason
+}
+
+// serve makes the process ready as long as probe finds nothing.
+func (r *readiness) serve(probe func() error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.reason, r.probe = "", probe
+}
+
+// err is why the process is not ready, nil when it is.
+func (r *readiness) err() error {
+	r.mu.Lock()
+	reason, probe := r.reason, r.probe
+	r.mu.Unlock()
+	if reason != "" {
+		return errors.New(reason)
+	}
+	return probe()
+}
+
+// newAdmin is the admin port: /livez says that the process runs, /readyz that it serves reads and writes, or why not. Profiles
+// are for callers on this machine alone.
+func newAdmin(ready *readiness) *http.Server {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if err := ready.err(); err != nil {
+			http.Error(w, "not ready: "+err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	for path, h := range map[string]http.HandlerFunc{
+		"/debug/pprof/": pprof.Index, "/debug/pprof/cmdline": pprof.Cmdline, "/debug/pprof/profile": pprof.Profile,
+		"/debug/pprof/symbol": pprof.Symbol, "/debug/pprof/trace": pprof.Trace,
+	} {
+		mux.HandleFunc("GET "+path, localOnly(h))
+	}
+	return &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+}
+
+// localOnly refuses callers from other machines. The address is that of the connection: headers can be made up.
+func localOnly(h http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if !loopback(r.RemoteAddr) {
+			http.Error(w, "profiles are served to this machine alone", http.StatusForbidden)
+			return
+		}
+		h(w, r)
+	}
+}
+
+// serveAdmin serves until stop is called.
+func serveAdmin(l net.Listener, ready *readiness) (stop func(context.Context) error) {
+	srv := newAdmin(ready)
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(l) }()
+	return func(ctx context.Context) error {
+		err := srv.Shutdown(ctx)
+		if serr := <-done; !errors.Is(serr, http.ErrServerClosed) {
+			return errors.Join(err, serr)
+		}
+		return err
+	}
+}
