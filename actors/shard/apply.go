@@ -78,7 +78,9 @@ func (m *Machine) applyPut(revision uint64, e *putEffect) {
 		m.count(e.namespace, 1, int64(len(e.key))+e.value.size())
 	}
 	if e.expires != old.ExpiresMS {
-		m.unscheduled(old.ExpiresMS, m.key)
+		if !planted(bugOldExpiryStays) {
+			m.unscheduled(old.ExpiresMS, m.key)
+		}
 		m.scheduled(e.expires, m.key)
 	}
 	if e.value.Ref != old.Value.Ref {
@@ -99,6 +101,9 @@ func (m *Machine) applyPut(revision uint64, e *putEffect) {
 func (m *Machine) applyRemove(revision uint64, k kind, e *removeEffect) {
 	m.key = appendDataKey(m.key[:0], e.namespace, e.key)
 	old, existed := m.removeEntry(e.namespace, len(e.key), m.key)
+	if planted(bugExpiredValueHeld) && k == kindExpire && old.Value.Ref.Object.Epoch != 0 {
+		m.hold(&old.Value.Ref, m.key)
+	}
 	m.removedAt = revision
 	if !existed {
 		return

@@ -68,6 +68,9 @@ const (
 func checkSeed(seed uint64, commands int) (err error) {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	cfg := Config{TickBudget: 1 + rng.IntN(4), DropBudget: 1 + rng.IntN(20), HistoryChanges: 50 + rng.Int64N(2000), HistoryBytes: 1 << 30}
+	if seed%4 == 0 {
+		cfg.chunkChanges = 1 + rng.Int64N(20)
+	}
 	if seed%3 == 0 {
 		cfg.HistoryBytes = 4096 + rng.Int64N(64<<10)
 	}
@@ -113,7 +116,13 @@ func (k *checker) record() error {
 	}
 	var answers []answer
 	var replies []host.Gated[*Command]
-	for range 1 + k.rng.IntN(12) {
+	for i := range 1 + k.rng.IntN(12) {
+		if i > 0 && k.rng.IntN(6) == 0 { // time goes on while a record gathers
+			k.clock += k.rng.Int64N(50)
+			if err := k.tick(); err != nil {
+				return err
+			}
+		}
 		c := k.command()
 		need, err := k.step(c)
 		if err != nil {

@@ -19,6 +19,8 @@ type Config struct {
 	TickBudget int
 	// DropBudget is the most items that one OpDropNamespace removes; default 1,000.
 	DropBudget int
+
+	chunkChanges int64 // most changes of a history chunk; tests have small ones
 }
 
 // EnsureDefaults fills in what is zero.
@@ -34,6 +36,9 @@ func (c *Config) EnsureDefaults() {
 	}
 	if c.DropBudget == 0 {
 		c.DropBudget = 1000
+	}
+	if c.chunkChanges == 0 {
+		c.chunkChanges = maxChunkChanges
 	}
 }
 

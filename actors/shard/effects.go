@@ -333,6 +333,9 @@ func (m *Machine) apply(revision uint64, k kind, payload []byte) error {
 	case kindPut:
 		var e putEffect
 		if good = e.decode(payload); good {
+			if planted(bugReplayClock) {
+				e.updated = m.now
+			}
 			m.applyPut(revision, &e)
 		}
 	case kindDelete, kindExpire:

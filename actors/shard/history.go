@@ -54,7 +54,7 @@ func (h *chunk) reset() { *h = chunk{packed: h.packed[:0]} }
 // record adds an event to the history. A chunk that is full ends at a revision's end, so that a revision is never cut.
 func (m *Machine) record(e *Event) {
 	h := &m.pending
-	if (len(h.packed) >= maxChunkBytes || h.changes >= maxChunkChanges) && e.Revision != h.last {
+	if (len(h.packed) >= maxChunkBytes || h.changes >= m.cfg.chunkChanges) && e.Revision != h.last {
 		m.flushChunk()
 	}
 	flags := byte(e.Kind)
@@ -134,7 +134,9 @@ func (m *Machine) sealHistory() {
 			changes := int64(r.uvarint())
 			m.meta.historyBytes -= chunkCost(len(item), changes)
 			m.meta.historyChanges -= changes
-			m.meta.compacted = binary.BigEndian.Uint64(key[1:])
+			if !planted(bugHistoryHole) {
+				m.meta.compacted = binary.BigEndian.Uint64(key[1:])
+			}
 			m.key = append(m.key[:0], key...)
 			found = true
 			break

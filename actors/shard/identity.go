@@ -149,6 +149,9 @@ func (m *Machine) answered(c *Command, slot uint16) bool {
 	m.idKey = appendIdentityKey(m.idKey[:0], slot, &c.ID)
 	if item, ok := m.tree.Get(m.idKey); ok {
 		if revision, ok := c.recall(item); ok {
+			if planted(bugDuplicateNotGated) {
+				revision = 0
+			}
 			m.reply(c, revision)
 		} else {
 			m.fail(c, invalid("identity", "the identity was used for another operation"), 0)
@@ -177,7 +180,9 @@ func (m *Machine) remember(revision uint64, slot uint16, id *Identity) {
 	m.aside = append(m.aside[:0], m.payload...)
 	e := rememberEffect{slot: slot, id: *id, outcome: m.aside}
 	m.payload = e.append(m.payload[:0])
-	m.log(revision, kindRemember, m.payload)
+	if !planted(bugOutcomeNotLogged) {
+		m.log(revision, kindRemember, m.payload)
+	}
 	m.keep(e.outcome)
 }
 
@@ -215,6 +220,9 @@ func (m *Machine) sweep(limit int, timeMS int64) {
 	d := &m.meta
 	if limit == 0 || d.identities == 0 || d.sweepFromMS >= timeMS {
 		return
+	}
+	if planted(bugSweepEarly) {
+		timeMS += 60_000
 	}
 	from := d.cursor
 	if len(from) == 0 {

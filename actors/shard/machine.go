@@ -53,6 +53,7 @@ const unknownExpiry = -1
 func New(cfg Config) *Machine {
 	m := &Machine{cfg: cfg}
 	m.cfg.EnsureDefaults()
+	m.counters = make(map[NamespaceID]*counters)
 	m.Restore(new(btree.Tree))
 	return m
 }
@@ -132,6 +133,9 @@ func (m *Machine) Tree() *btree.Tree { return m.tree }
 func (m *Machine) Restore(t *btree.Tree) {
 	m.tree = t
 	m.meta.load(t)
+	if planted(bugRevisionReused) && m.meta.revision > 0 {
+		m.meta.revision--
+	}
 	m.now = max(m.now, m.meta.timeMS)
 	m.body = nil
 	m.jump, m.ticked = 0, false
@@ -139,8 +143,10 @@ func (m *Machine) Restore(t *btree.Tree) {
 	m.nextExpiry = unknownExpiry
 	m.remembered, m.sweepAsked, m.sweepAt = 0, 0, 0
 	m.pending.reset()
-	m.counters = make(map[NamespaceID]*counters)
-	m.sealing = nil
+	if !planted(bugCountersSurvive) {
+		m.counters = make(map[NamespaceID]*counters)
+		m.sealing = nil
+	}
 	for i := range m.replies {
 		m.replies[i].Dep = 0
 		m.replies[i].Command.Result = Result{Err: &kverr.Error{Kind: kverr.Unavailable, Op: "commit", Message: "not applied: its record could not be written"}}

@@ -16,6 +16,9 @@ func (m *Machine) current(ns NamespaceID, key []byte) (e Entry, exists bool, dep
 	m.key = appendDataKey(m.key[:0], ns, key)
 	item, ok := m.tree.Get(m.key)
 	if !ok || !e.decode(item) {
+		if planted(bugAbsenceNotGated) {
+			return Entry{}, false, 0
+		}
 		return Entry{}, false, m.removedAt
 	}
 	if e.ExpiresMS != 0 && e.ExpiresMS <= m.now {
@@ -143,6 +146,10 @@ func (m *Machine) stepDelete(c *Command) {
 		m.failWrite(c, d.Slot, kind, old.Version, dep)
 		return
 	}
+	if planted(bugBudgetStopsDeletes) && m.full() {
+		m.fail(c, m.exhausted(), 0)
+		return
+	}
 	if !exists && (!c.ID.given() || m.overfull()) {
 		if c.ID.given() {
 			m.fail(c, m.exhausted(), 0)
@@ -177,7 +184,7 @@ func (m *Machine) emitRemove(revision uint64, k kind, ns NamespaceID, key []byte
 
 // failWrite answers a failed precondition; with an identity it is remembered, and then leaves once that is durable.
 func (m *Machine) failWrite(c *Command, slot uint16, kind kverr.Kind, version, dep uint64) {
-	if c.ID.given() {
+	if c.ID.given() && !planted(bugFailureForgotten) {
 		if m.overfull() {
 			m.fail(c, m.exhausted(), 0)
 			return
@@ -212,6 +219,9 @@ func (m *Machine) stepTxn(c *Command) {
 	}
 	found, dep, changes := m.checkTxn(c)
 	if len(c.Result.Failures) > 0 {
+		if planted(bugFirstFailureOnly) {
+			c.Result.Failures = c.Result.Failures[:1]
+		}
 		if c.ID.given() {
 			if m.overfull() {
 				m.fail(c, m.exhausted(), 0)
@@ -275,6 +285,9 @@ func (m *Machine) checkTxn(c *Command) (found []txnKey, dep uint64, changes bool
 		dep = max(dep, d)
 		found[i] = txnKey{e, exists}
 		changes = changes || exists || t.Ops[i].Put != nil
+		if planted(bugTxnChecksAsItGoes) && i > 0 {
+			exists = exists || t.Ops[i-1].Put != nil
+		}
 		if cond.check(&e, exists) != 0 {
 			c.Result.Failures = append(c.Result.Failures, TxnFailure{Condition: -1, Op: i, Version: e.Version})
 		}

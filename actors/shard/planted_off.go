@@ -1,0 +1,5 @@
+//go:build !plantedbugs
+
+package shard
+
+func planted(bug) bool { return false }
