@@ -62,7 +62,7 @@ func (r *promptRig) commit() {
 	if err := r.replica.Replay(ready.Body, ready.TimeMS); err != nil {
 		r.t.Fatalf("seed %d: replay: %v", r.seed, err)
 	}
-	if diff := sameTree(r.durable, r.replica.Tree()); diff != "" {
+	if diff := treeDiff(r.durable, r.replica.Tree()); diff != "" {
 		r.t.Fatalf("seed %d: a replay of the same bodies holds another tree: %s", r.seed, diff)
 	}
 }
@@ -79,7 +79,7 @@ func (r *promptRig) takeOver() {
 	r.m.Tick(r.now)
 }
 
-func sameTree(a, b *btree.Tree) string {
+func treeDiff(a, b *btree.Tree) string {
 	for c := range a.Diff(b) {
 		return fmt.Sprintf("key %x: %x, deleted %v", c.Key, c.Value, c.Deleted)
 	}
@@ -424,7 +424,7 @@ type told struct {
 
 func (m promptModel) clone() promptModel { return promptModel{maps.Clone(m.blocks)} }
 
-func modelKey(scope int, id string) string { return fmt.Sprint(scope, "/", id) }
+func promptKeyOf(scope int, id string) string { return fmt.Sprint(scope, "/", id) }
 
 // TestPromptModel holds the machine against a plain model under random commands, roll-backs and changes of owner. What is
 // evicted is the machine's choice, but never what is leased (as far as a user was told), pinned, or named by the command.
@@ -456,7 +456,7 @@ func runPromptModel(t *testing.T, seed uint64, steps int) {
 			id, _ := testScope(s)
 			blocks, _, _ := NewView(r.m.Tree()).Blocks(1, id, nil, 10_000)
 			for _, b := range blocks {
-				got[modelKey(s, string(b.ID))] = true
+				got[promptKeyOf(s, string(b.ID))] = true
 			}
 		}
 		return got
@@ -493,7 +493,7 @@ func runPromptModel(t *testing.T, seed uint64, steps int) {
 			now := scan()
 			own := map[string]bool{}
 			for i, p := range puts {
-				key := modelKey(scope, string(p.Block.ID))
+				key := promptKeyOf(scope, string(p.Block.ID))
 				o := c.Result.Blocks[i]
 				_, was := model.blocks[key]
 				if !own[key] && o.Present != was {
@@ -542,7 +542,7 @@ func runPromptModel(t *testing.T, seed uint64, steps int) {
 			c := r.step(lookup(scope, lease[0], ms, ids...))
 			var keys []string
 			for i, id := range ids {
-				key := modelKey(scope, id)
+				key := promptKeyOf(scope, id)
 				b, was := model.blocks[key]
 				if o := c.Result.Blocks[i]; o.Present != was || was && (o.Size != b.size || o.PinnedUntilMS > r.now != (b.pinned > r.now)) {
 					fail("lookup of %q: %+v, the model says %v %+v", key, o, was, b)
@@ -570,7 +570,7 @@ func runPromptModel(t *testing.T, seed uint64, steps int) {
 			}
 			r.step(c)
 			for i, id := range ids {
-				key := modelKey(scope, id)
+				key := promptKeyOf(scope, id)
 				b, was := model.blocks[key]
 				if c.Result.Blocks[i].Present != was {
 					fail("pin of %q: %+v, the model says %v", key, c.Result.Blocks[i], was)
@@ -586,7 +586,7 @@ func runPromptModel(t *testing.T, seed uint64, steps int) {
 		case op < 14:
 			c := r.step(onBlocks(OpDeleteBlocks, scope, ids...))
 			for i, id := range ids {
-				key := modelKey(scope, id)
+				key := promptKeyOf(scope, id)
 				_, was := model.blocks[key]
 				o := c.Result.Blocks[i]
 				if o.Present != was || leasedKey(key) && was && !o.Leased {

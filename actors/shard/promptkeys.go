@@ -41,8 +41,8 @@ func appendBlockKey(b []byte, ns NamespaceID, scope *ScopeID, k *BlockKey) []byt
 		id = id[i+1:]
 	}
 	b = append(append(b, id...), 0, 0)
-	b = binary.BigEndian.AppendUint32(b, k.Rank)
-	return binary.BigEndian.AppendUint32(b, k.Group)
+	r, g := k.Rank, k.Group
+	return append(b, byte(r>>24), byte(r>>16), byte(r>>8), byte(r), byte(g>>24), byte(g>>16), byte(g>>8), byte(g))
 }
 
 // splitBlockKey takes a typed key of a block apart. The id is a view unless it has a zero byte.
