@@ -17,6 +17,7 @@ type requestKind uint8
 const (
 	reqAppend   requestKind = iota
 	reqFence                // the next record is the first one of epoch
+	reqTrim                 // forget records below seq
 	reqRemove               // forget the shard
 	reqCopy                 // write a record again, into the newest segment
 	reqSnapshot             // write the position of every shard
@@ -252,6 +253,8 @@ func (c *committer) add(r *request, low bool) (fits bool, err error) {
 		return true, nil
 	case reqFence:
 		return c.addFence(r)
+	case reqTrim:
+		return c.addTrim(r)
 	default:
 		return c.addAppend(r, low)
 	}
@@ -265,6 +268,9 @@ func (c *committer) addAppend(r *request, low bool) (fits bool, err error) {
 	}
 	s := c.e.shards[r.shard]
 	if s == nil {
+		if err := driver.CheckShard(r.shard); err != nil {
+			return true, err
+		}
 		return true, fmt.Errorf("appending to %s, which was never fenced: %w", r.shard, driver.ErrFenced)
 	}
 	p := c.position(s)
@@ -275,8 +281,8 @@ func (c *committer) addAppend(r *request, low bool) (fits bool, err error) {
 		return true, fmt.Errorf("appending record %d to %s, it is at %d: %w", r.seq, r.shard, p.last, driver.ErrFenced)
 	case s.doubt != nil:
 		return true, fmt.Errorf("%w: %w", driver.ErrRefused, s.doubt)
-	case int64(len(r.data)) > c.e.cfg.SegmentBytes/2:
-		return true, fmt.Errorf("%w: a record of %d bytes, at most %d", driver.ErrRefused, len(r.data), c.e.cfg.SegmentBytes/2)
+	case len(r.data) > maxRecord:
+		return true, fmt.Errorf("%w: a record of %d bytes, at most %d", driver.ErrRefused, len(r.data), maxRecord)
 	case low:
 		return true, fmt.Errorf("appending to %s, free space is below the reserve: %w", r.shard, driver.ErrNoSpace)
 	}
@@ -314,10 +320,12 @@ func (c *committer) addFence(r *request) (fits bool, err error) {
 	}
 	if r.data == nil || r.seq != p.last+1 {
 		r.seq = p.last + 1
-		r.data = r.record(r.seq, p.lastEpoch)
+		if r.data = r.record(r.seq, p.lastEpoch); r.data == nil {
+			return true, fmt.Errorf("fencing %s at %d: withdrawn: %w", r.shard, r.seq, driver.ErrRefused)
+		}
 	}
-	if int64(len(r.data)) > c.e.cfg.SegmentBytes/2 {
-		return true, fmt.Errorf("%w: a fence record of %d bytes, at most %d", driver.ErrRefused, len(r.data), c.e.cfg.SegmentBytes/2)
+	if len(r.data) > maxRecord {
+		return true, fmt.Errorf("%w: a fence record of %d bytes, at most %d", driver.ErrRefused, len(r.data), maxRecord)
 	}
 	if !c.room(frameSize(kindFence, len(r.shard), len(r.data)), false) {
 		return false, nil
@@ -325,6 +333,21 @@ func (c *committer) addFence(r *request) (fits bool, err error) {
 	c.put(kindFence, s, r.epoch.Counter, r.seq, &r.epoch.Writer, r.data)
 	*p = position{last: r.seq, lastEpoch: r.epoch.Counter, fence: r.epoch, fenceSeq: r.seq}
 	*r.fenced = r.seq
+	return true, nil
+}
+
+func (c *committer) addTrim(r *request) (fits bool, err error) {
+	if c.removing() {
+		return false, nil
+	}
+	s := c.e.shards[r.shard]
+	if s == nil || c.position(s).fence != r.epoch {
+		return true, fmt.Errorf("trimming %s in epoch %d: %w", r.shard, r.epoch.Counter, driver.ErrFenced)
+	}
+	if !c.room(frameSize(kindTrim, len(r.shard), 0), true) {
+		return false, nil
+	}
+	c.put(kindTrim, s, 0, r.seq, nil, nil)
 	return true, nil
 }
 
@@ -387,22 +410,7 @@ func (c *committer) flush() error {
 	if len(c.places) == 0 && c.snap == 0 {
 		return nil
 	}
-	for len(c.buf[c.bodyOff:])%batchAlign != 0 {
-		c.buf = append(c.buf, 0)
-	}
-	body := c.buf[c.bodyOff:]
-	if len(body) > math.MaxUint32 {
-		return fmt.Errorf("%w: batch of %d bytes", driver.ErrRefused, len(body))
-	}
-	h := batchHeader{number: c.number, length: uint32(len(body)), chain: c.chain, crc: crc32.Update(c.salt, castagnoli, body)}
-	start := c.bodyOff - batchHeaderSize
-	batch := c.buf[start:]
-	copy(batch, batchMagic[:]) // the first piece is not zero
-	h.zeros = zeroPieces(batch, c.off+start)
-	h.encode(batch, c.salt)
-	if c.off == 0 {
-		c.seg.header.encode(c.buf)
-	}
+	crc := c.seal()
 	_, err := c.seg.file.WriteAt(c.buf, int64(c.off))
 	if err == nil {
 		err = c.seg.file.Datasync()
@@ -418,14 +426,33 @@ func (c *committer) flush() error {
 	}
 	c.failed = nil
 	c.off += len(c.buf)
-	c.number, c.chain = h.number+1, h.crc
+	c.number, c.chain = c.number+1, crc
 	c.publish()
 	return nil
+}
+
+// seal fills in the headers of the batch at hand and returns its checksum.
+func (c *committer) seal() (crc uint32) {
+	for len(c.buf[c.bodyOff:])%batchAlign != 0 {
+		c.buf = append(c.buf, 0)
+	}
+	body := c.buf[c.bodyOff:]
+	h := batchHeader{number: c.number, length: uint32(len(body)), chain: c.chain, crc: crc32.Update(c.salt, castagnoli, body)}
+	start := c.bodyOff - batchHeaderSize
+	batch := c.buf[start:]
+	copy(batch, batchMagic[:]) // the first piece is not zero
+	h.zeros = zeroPieces(batch, c.off+start)
+	h.encode(batch, c.salt)
+	if c.off == 0 {
+		c.seg.header.encode(c.buf)
+	}
+	return h.crc
 }
 
 // publish makes the durable batch visible.
 func (c *committer) publish() {
 	e := c.e
+	trimmed := false
 	e.mu.Lock()
 	c.seg.used = int64(c.off)
 	for i := range c.places {
@@ -439,6 +466,9 @@ func (c *committer) publish() {
 			if s.kept <= p.seq {
 				e.place(s, p.seq, c.seg, p.off)
 			}
+		case kindTrim:
+			e.trim(s, p.seq)
+			trimmed = true
 		case kindRemove:
 			s.index.dropBelow(math.MaxUint64, e.dropLive)
 			delete(e.shards, s.name)
@@ -448,7 +478,7 @@ func (c *committer) publish() {
 		e.deadBelow = c.snap
 	}
 	e.mu.Unlock()
-	if c.snap > 0 {
+	if trimmed || c.snap > 0 {
 		e.cleaner.poke()
 	}
 }

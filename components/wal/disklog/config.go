@@ -16,6 +16,7 @@ const (
 	defaultReserve   = 256 << 20
 	defaultHandles   = 256
 	maxBatch         = 4 << 20   // what one write gathers, unless one record alone is bigger
+	maxRecord        = 64 << 20  // segments are made longer for records that do not fit
 	copyChunk        = 256 << 10 // what is copied out of an old segment at a time
 	minLogSegments   = 4         // fewer are never copied out
 	objectBuffer     = 256 << 10
@@ -27,7 +28,8 @@ const (
 
 // Config tunes an engine. The zero value is ready.
 type Config struct {
-	// SegmentBytes is the length of a log segment, 16 KiB to 1 GiB. Default 64 MiB. A record is at most half of it.
+	// SegmentBytes is the length of a log segment, 16 KiB to 1 GiB. Default 64 MiB. One that begins with a
+	// record too long for it is made longer.
 	SegmentBytes int64
 	// Reserve is the free space in bytes at which appends and value objects are refused with ErrNoSpace; a quarter of it is
 	// kept from checkpoints too. Default: the greater of 256 MiB and 1 % of the file system. Negative: none.

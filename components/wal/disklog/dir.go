@@ -156,13 +156,3 @@ func writeFile(fsys vfs.FS, temporary, name string, b []byte) error {
 	}
 	return fsys.SyncDir(filepath.Dir(name))
 }
-
-// dirOfShard returns the name of a shard's folder. A shard may be called "..".
-func dirOfShard(shard string) string {
-	if shard[0] == '.' {
-		return "_" + shard
-	}
-	return shard
-}
-
-func shardOfDir(dir string) string { return strings.TrimPrefix(dir, "_") }

@@ -157,16 +157,22 @@ func (e *Engine) Space() (free, reserve int64) {
 	return free, reserve
 }
 
-// Append implements driver.Engine. done is called from the goroutine that writes the log: it may call Append, Trim and
-// Space, and must not wait for Fence, RemoveShard or Close.
+// Append implements driver.Engine. done is called from the goroutine that writes the log: it may call Append and
+// Space, and must not wait for a call that waits for the log: Fence, Trim, RemoveShard, Close.
 func (e *Engine) Append(shard string, epoch driver.Epoch, f driver.Frame, done func(error)) {
 	e.committer.submit(request{kind: reqAppend, shard: shard, epoch: epoch, frameEpoch: f.Epoch, seq: f.Seq, data: f.Data, done: done})
 }
 
 // Fence implements driver.Engine. After a context's end the fence may still be placed.
 func (e *Engine) Fence(ctx context.Context, shard string, epoch driver.Epoch, record func(seq, previousEpoch uint64) []byte) (uint64, error) {
-	if err := checkShard(shard); err != nil {
+	if err := driver.CheckShard(shard); err != nil {
 		return 0, err
+	}
+	life := e.manifests.life(shard) // or RemoveShard could come between
+	life.RLock()
+	defer life.RUnlock()
+	if err := e.manifests.exists(shard); err != nil {
+		return 0, fmt.Errorf("fencing %s: %w", shard, err)
 	}
 	r := request{kind: reqFence, shard: shard, epoch: epoch, record: record, fenced: new(uint64)}
 	if err := e.wait(ctx, r); err != nil {
@@ -175,31 +181,19 @@ func (e *Engine) Fence(ctx context.Context, shard string, epoch driver.Epoch, re
 	return *r.fenced, nil
 }
 
-// Trim implements driver.Engine. It is forgotten by a crash until the next segment begins.
-func (e *Engine) Trim(_ context.Context, shard string, epoch driver.Epoch, below uint64) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.isClosed() {
-		return driver.ErrClosed
-	}
-	s := e.shards[shard]
-	if s == nil || s.pos.fence != epoch {
-		return fmt.Errorf("trimming %s: %w", shard, driver.ErrFenced)
-	}
-	if below = min(below, s.pos.last); below <= s.kept {
-		return nil
-	}
-	s.kept = below
-	s.index.dropBelow(below, e.dropLive)
-	e.cleaner.poke()
-	return nil
+// Trim implements driver.Engine. It is durable when it returns, and may use the reserve.
+func (e *Engine) Trim(ctx context.Context, shard string, epoch driver.Epoch, below uint64) error {
+	return e.wait(ctx, request{kind: reqTrim, shard: shard, epoch: epoch, seq: below})
 }
 
 // RemoveShard implements driver.Engine.
 func (e *Engine) RemoveShard(ctx context.Context, shard string) error {
-	if err := checkShard(shard); err != nil {
+	if err := driver.CheckShard(shard); err != nil {
 		return err
 	}
+	life := e.manifests.life(shard)
+	life.Lock()
+	defer life.Unlock()
 	// The manifest first: without it nobody opens the shard. Then the log, then the rest, which nobody can name any more.
 	if err := e.manifests.remove(shard); err != nil {
 		return fmt.Errorf("removing %s: %w", shard, err)
@@ -257,34 +251,4 @@ func (e *Engine) closeFiles() {
 
 func (e *Engine) path(elems ...string) string {
 	return filepath.Join(append([]string{e.dir}, elems...)...)
-}
-
-// checkShard refuses what is not a shard's name.
-func checkShard(name string) error {
-	if len(name) < 1 || len(name) > 64 {
-		return fmt.Errorf("%w: a shard name has 1 to 64 bytes, not %d", driver.ErrRefused, len(name))
-	}
-	for i := range len(name) {
-		if c := name[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' && c != '.' {
-			return fmt.Errorf("%w: shard name %q: only a-z, 0-9, '-' and '.' are allowed", driver.ErrRefused, name)
-		}
-	}
-	return nil
-}
-
-// checkObject refuses what is not an object's name.
-func checkObject(name string) error {
-	if len(name) < 1 || len(name) > 128 {
-		return fmt.Errorf("%w: an object name has 1 to 128 bytes, not %d", driver.ErrRefused, len(name))
-	}
-	for i := range len(name) {
-		c := name[i]
-		if c == '/' && i > 0 && i < len(name)-1 && name[i-1] != '/' {
-			continue
-		}
-		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' {
-			return fmt.Errorf("%w: object name %q: only a-z, 0-9, '-' and '/' between elements are allowed", driver.ErrRefused, name)
-		}
-	}
-	return nil
 }

@@ -34,6 +34,7 @@ const (
 	kindCopy     frameKind = 3 // a record again, carried out of an old segment
 	kindSnapshot frameKind = 4 // the position of every shard
 	kindRemove   frameKind = 5 // a shard is gone, with all its records so far
+	kindTrim     frameKind = 6 // a shard's records below seq are forgotten
 )
 
 // frame is one decoded frame. Name and data alias the buffer that they were decoded from.

@@ -33,7 +33,8 @@ type manifests struct {
 
 // manifestState serializes what happens to one manifest.
 type manifestState struct {
-	mu sync.Mutex
+	life sync.RWMutex // held by RemoveShard, shared by Fence
+	mu   sync.Mutex   // guards the file and settled
 	// settled: what can be read is durable. Not so at first, because the process before may have been killed between a
 	// rename and the sync of the folder, and not after an error.
 	settled bool
@@ -55,13 +56,24 @@ func (m *manifests) state(shard string) *manifestState {
 	return s
 }
 
+func (m *manifests) life(shard string) *sync.RWMutex { return &m.state(shard).life }
+
+// exists returns driver.ErrNotExist when a shard has no manifest.
+func (m *manifests) exists(shard string) error {
+	_, _, err := m.e.fs.Stat(m.path(shard))
+	if errors.Is(err, fs.ErrNotExist) {
+		return driver.ErrNotExist
+	}
+	return err
+}
+
 func (m *manifests) path(shard string) string {
-	return m.e.path(shardsDir, dirOfShard(shard), manifestName)
+	return m.e.path(shardsDir, shard, manifestName)
 }
 
 // Manifest implements driver.Engine.
 func (e *Engine) Manifest(_ context.Context, shard string) ([]byte, driver.Tag, error) {
-	if err := checkShard(shard); err != nil {
+	if err := driver.CheckShard(shard); err != nil {
 		return nil, "", err
 	}
 	if e.isClosed() {
@@ -110,7 +122,7 @@ func (m *manifests) checksum(shard string, b []byte) uint32 {
 
 // SwapManifest implements driver.Engine. It may use the reserve: manifests are small, and checkpoints need them.
 func (e *Engine) SwapManifest(_ context.Context, shard string, old driver.Tag, data []byte) (driver.Tag, error) {
-	if err := checkShard(shard); err != nil {
+	if err := driver.CheckShard(shard); err != nil {
 		return "", err
 	}
 	if len(data) > maxManifestBytes {

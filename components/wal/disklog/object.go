@@ -44,7 +44,7 @@ func (o *objects) close() {
 }
 
 func (o *objects) path(shard, name string) string {
-	return o.e.path(shardsDir, dirOfShard(shard), filepath.FromSlash(name)+objectSuffix)
+	return o.e.path(shardsDir, shard, filepath.FromSlash(name)+objectSuffix)
 }
 
 // temporary returns a new name for a file that is being written.
@@ -55,7 +55,7 @@ func (o *objects) temporary() string {
 // PutObject implements driver.Engine. Value objects are refused when free space is below the reserve. Checkpoints, whose
 // names begin with "c/", may use three quarters of it, because only a checkpoint lets the log be trimmed.
 func (e *Engine) PutObject(ctx context.Context, shard, name string, size int64, r io.Reader) error {
-	if err := errors.Join(checkShard(shard), checkObject(name)); err != nil {
+	if err := errors.Join(driver.CheckShard(shard), driver.CheckObject(name)); err != nil {
 		return err
 	}
 	if e.isClosed() {
@@ -68,6 +68,10 @@ func (e *Engine) PutObject(ctx context.Context, shard, name string, size int64, 
 }
 
 func (o *objects) put(ctx context.Context, shard, name string, size int64, r io.Reader) (err error) {
+	final := o.path(shard, name)
+	if _, _, err := o.e.fs.Stat(final); err == nil {
+		return fmt.Errorf("%w: it exists", driver.ErrRefused)
+	}
 	share := 1.0
 	if strings.HasPrefix(name, "c/") {
 		share = checkpointShare
@@ -117,7 +121,6 @@ func (o *objects) put(ctx context.Context, shard, name string, size int64, r io.
 	if err := errors.Join(f.Datasync(), f.Close()); err != nil {
 		return err
 	}
-	final := o.path(shard, name)
 	folder := filepath.Dir(final)
 	if err := o.folders.make(folder); err != nil {
 		return err
@@ -137,7 +140,7 @@ func ignoreNotExist(err error) error {
 
 // GetObject implements driver.Engine.
 func (e *Engine) GetObject(_ context.Context, shard, name string, off int64, p []byte) error {
-	if err := errors.Join(checkShard(shard), checkObject(name)); err != nil {
+	if err := errors.Join(driver.CheckShard(shard), driver.CheckObject(name)); err != nil {
 		return err
 	}
 	if e.isClosed() {
@@ -164,7 +167,7 @@ func (e *Engine) GetObject(_ context.Context, shard, name string, off int64, p [
 
 // DeleteObject implements driver.Engine. A crash soon after may bring the object back.
 func (e *Engine) DeleteObject(_ context.Context, shard, name string) error {
-	if err := errors.Join(checkShard(shard), checkObject(name)); err != nil {
+	if err := errors.Join(driver.CheckShard(shard), driver.CheckObject(name)); err != nil {
 		return err
 	}
 	if e.isClosed() {
@@ -180,10 +183,10 @@ func (e *Engine) DeleteObject(_ context.Context, shard, name string) error {
 
 // ListObjects implements driver.Engine.
 func (e *Engine) ListObjects(ctx context.Context, shard, prefix string, fn func(name string, size int64) error) error {
-	if err := checkShard(shard); err != nil {
+	if err := driver.CheckShard(shard); err != nil {
 		return err
 	}
-	return e.objects.list(ctx, e.path(shardsDir, dirOfShard(shard)), "", prefix, fn)
+	return e.objects.list(ctx, e.path(shardsDir, shard), "", prefix, fn)
 }
 
 func (o *objects) list(ctx context.Context, dir, before, prefix string, fn func(name string, size int64) error) error {
@@ -227,7 +230,7 @@ func (o *objects) list(ctx context.Context, dir, before, prefix string, fn func(
 
 // removeShard removes a shard's folder with all in it.
 func (o *objects) removeShard(shard string) error {
-	dir := o.e.path(shardsDir, dirOfShard(shard))
+	dir := o.e.path(shardsDir, shard)
 	o.open.forgetBelow(dir)
 	o.folders.forgetBelow(dir)
 	if err := o.removeAll(dir); err != nil {

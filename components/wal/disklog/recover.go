@@ -287,6 +287,10 @@ func (r *recovery) frame(f frame, off int) {
 		if s := e.shards[string(f.shard)]; s != nil {
 			r.drop(s)
 		}
+	case kindTrim:
+		if s := e.shards[string(f.shard)]; s != nil {
+			e.trim(s, f.seq)
+		}
 	case kindSnapshot:
 		entries, err := decodeEntries(f.data)
 		if err != nil {
@@ -334,10 +338,7 @@ func (r *recovery) snapshot(entries []entry) {
 		}
 		listed[s] = true
 		s.pos = n.pos
-		if n.kept > s.kept {
-			s.kept = n.kept
-			s.index.dropBelow(s.kept, e.dropLive)
-		}
+		e.trim(s, n.kept)
 		s.doubt = nil
 		if n.doubted {
 			s.doubt = fmt.Errorf("%w: records behind %d of %s may have been lost before", driver.ErrCorrupt, n.pos.last, n.shard)
@@ -368,8 +369,8 @@ func (r *recovery) doubtUnknown() error {
 		return err
 	}
 	for _, n := range names {
-		if shard := shardOfDir(n.Name); r.e.shards[shard] == nil {
-			r.e.shards[shard] = &shardLog{name: shard, kept: 1, doubt: r.doubt, hurt: r.doubt}
+		if r.e.shards[n.Name] == nil {
+			r.e.shards[n.Name] = &shardLog{name: n.Name, kept: 1, doubt: r.doubt, hurt: r.doubt}
 		}
 	}
 	return nil

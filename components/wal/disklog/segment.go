@@ -74,6 +74,14 @@ func (e *Engine) place(s *shardLog, seq uint64, seg *segment, off uint32) {
 	seg.live++
 }
 
+// trim forgets the records of s below a seq, but never the last. The caller holds mu.
+func (e *Engine) trim(s *shardLog, below uint64) {
+	if below = min(below, s.pos.last); below > s.kept {
+		s.kept = below
+		s.index.dropBelow(below, e.dropLive)
+	}
+}
+
 // dropLive says that n records of a segment are not needed any more. The caller holds mu.
 func (e *Engine) dropLive(number uint64, n int) {
 	if seg := e.segment(number); seg != nil {

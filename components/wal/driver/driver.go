@@ -106,7 +106,8 @@ type Engine interface {
 	// GetObject fills p from offset off of an object; ErrNotExist, or ErrCorrupt when the object is too short.
 	GetObject(ctx context.Context, shard, name string, off int64, p []byte) error
 
-	// DeleteObject removes an object. An absent one is a success.
+	// DeleteObject removes an object. An absent one is a success. A crash soon after may bring the object back: a sweep of
+	// older epochs' names finds it then.
 	DeleteObject(ctx context.Context, shard, name string) error
 
 	// ListObjects calls fn for every object whose name begins with prefix, in any order, with its length. fn may call the
