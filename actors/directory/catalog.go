@@ -1,0 +1,124 @@
+package directory
+
+import (
+	"fmt"
+
+	"kvstore/actors/shard"
+	"kvstore/components/btree"
+	"kvstore/components/key"
+	"kvstore/components/ring"
+	dataplanev1 "kvstore/proto/gen/kvstore/dataplane/v1"
+	kvv1 "kvstore/proto/gen/kvstore/v1"
+)
+
+// Catalog is the directory as of one revision: what frontends route by. It is immutable and safe for any number of goroutines.
+type Catalog struct {
+	Revision  uint64
+	Keyspaces []*Keyspace // by name
+	Chores    int         // that are not done
+
+	byName map[string]*Keyspace
+}
+
+// Keyspace is a keyspace of a catalog.
+type Keyspace struct {
+	Name       string
+	UID        string
+	Map        *ring.Map // its slots
+	ShardIDs   []string  // by number
+	CreatedMS  int64
+	Version    uint64
+	Ready      bool         // its shards exist; until then it cannot be used
+	Namespaces []*Namespace // by name
+
+	byName map[string]*Namespace
+}
+
+// Namespace is a namespace of a catalog.
+type Namespace struct {
+	Keyspace       *Keyspace
+	Name           string
+	UID            shard.NamespaceID
+	Kind           kvv1.NamespaceKind
+	Rule           key.Rule
+	CapacityBlocks int64 // 0 = no limit
+	CapacityBytes  int64 // 0 = no limit
+	DefaultTTLMS   int64 // 0 = for ever
+	CreatedMS      int64
+	Version        uint64
+}
+
+// NewCatalog reads a durable state of the directory. Its cost is the number of namespaces.
+func NewCatalog(t *btree.Tree) (*Catalog, error) {
+	c := &Catalog{byName: make(map[string]*Keyspace)}
+	c.Revision, _ = metaOf(t)
+	for _, item := range t.Ascend([]byte{prefixKeyspace}, []byte{prefixKeyspace + 1}) {
+		var p dataplanev1.DirectoryKeyspace
+		if err := p.UnmarshalVT(item); err != nil {
+			return nil, fmt.Errorf("directory: a keyspace: %w", err)
+		}
+		slots, err := ring.Decode(p.Map)
+		if err != nil {
+			return nil, fmt.Errorf("directory: keyspace %s: %w", p.Name, err)
+		}
+		ks := &Keyspace{
+			Name: p.Name, UID: p.Uid, Map: slots, CreatedMS: p.CreatedMs, Version: p.Version, Ready: p.Ready,
+			byName: make(map[string]*Namespace),
+		}
+		for n := range slots.Shards() {
+			ks.ShardIDs = append(ks.ShardIDs, slots.ShardID(n))
+		}
+		c.Keyspaces = append(c.Keyspaces, ks)
+		c.byName[ks.Name] = ks
+	}
+	for _, item := range t.Ascend([]byte{prefixNamespace}, []byte{prefixNamespace + 1}) {
+		var p dataplanev1.DirectoryNamespace
+		if err := p.UnmarshalVT(item); err != nil {
+			return nil, fmt.Errorf("directory: a namespace: %w", err)
+		}
+		rule, err := ruleOf(p.Partition)
+		if err != nil {
+			return nil, fmt.Errorf("directory: namespace %s/%s: %w", p.Keyspace, p.Name, err)
+		}
+		ks := c.byName[p.Keyspace]
+		if ks == nil {
+			return nil, fmt.Errorf("directory: namespace %s/%s has no keyspace", p.Keyspace, p.Name)
+		}
+		ns := &Namespace{
+			Keyspace: ks, Name: p.Name, UID: shard.NamespaceID(p.Uid), Kind: kvv1.NamespaceKind(p.Kind), Rule: rule,
+			CapacityBlocks: p.CapacityBlocks, CapacityBytes: p.CapacityBytes, DefaultTTLMS: p.DefaultTtlMs,
+			CreatedMS: p.CreatedMs, Version: p.Version,
+		}
+		ks.Namespaces = append(ks.Namespaces, ns)
+		ks.byName[ns.Name] = ns
+	}
+	for range t.Ascend([]byte{prefixChore}, []byte{prefixChore + 1}) {
+		c.Chores++
+	}
+	return c, nil
+}
+
+// Keyspace finds a keyspace by name.
+func (c *Catalog) Keyspace(name string) (*Keyspace, bool) {
+	ks, ok := c.byName[name]
+	return ks, ok
+}
+
+// Namespace finds a namespace by name.
+func (c *Catalog) Namespace(keyspace, name string) (*Namespace, bool) {
+	ks, ok := c.byName[keyspace]
+	if !ok {
+		return nil, false
+	}
+	ns, ok := ks.byName[name]
+	return ns, ok
+}
+
+// Namespace finds a namespace of the keyspace by name.
+func (k *Keyspace) Namespace(name string) (*Namespace, bool) {
+	ns, ok := k.byName[name]
+	return ns, ok
+}
+
+// Chores returns what a durable state leaves to do on shards, oldest first.
+func Chores(t *btree.Tree) []*dataplanev1.DirectoryChore { return choresOf(t) }

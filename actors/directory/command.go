@@ -1,0 +1,88 @@
+package directory
+
+import (
+	"kvstore/components/kverr"
+	kvv1 "kvstore/proto/gen/kvstore/v1"
+)
+
+// Limits of the directory. A command that would exceed one is refused with kverr.Exhausted, naming it.
+const (
+	MaxKeyspaces  = 1_000  // keyspaces
+	MaxNamespaces = 1_000  // namespaces of one keyspace
+	MaxTotal      = 20_000 // namespaces of all keyspaces
+	MaxShards     = 65_536 // shards of all keyspaces
+	MaxChores     = 10_000 // chores that are not done
+)
+
+// DefaultName is the keyspace, and in it the namespace, that exists unasked.
+const DefaultName = "default"
+
+// Op is what a command asks for. Reads are no commands: see Catalog.
+type Op uint8
+
+// Operations.
+const (
+	OpNone            Op = iota
+	OpBootstrap          // make default/default, unless the directory was ever used: Keyspace.UID and Shards
+	OpCreateKeyspace     // Keyspace: Name, UID, Shards
+	OpDeleteKeyspace     // Keyspace: Name
+	OpCreateNamespace    // Namespace: all but what is output only
+	OpUpdateNamespace    // Namespace and Fields
+	OpDeleteNamespace    // Namespace: Keyspace, Name
+	OpFinishChore        // Chore: its id
+)
+
+// Fields says which fields of a namespace to change.
+type Fields uint8
+
+// Fields that can be changed.
+const (
+	FieldCapacityBlocks Fields = 1 << iota
+	FieldCapacityBytes
+	FieldDefaultTTL
+)
+
+// KeyspaceSpec says what keyspace to make or find.
+type KeyspaceSpec struct {
+	Name   string
+	UID    string // 16 hexadecimal digits, drawn at random by whoever sends the command; a machine draws nothing
+	Shards int    // 1 to ring.MaxShards
+}
+
+// NamespaceSpec says what namespace to make, change or find. Names are checked by the sender (key.CheckName) and by the machine.
+type NamespaceSpec struct {
+	Keyspace       string
+	Name           string
+	Kind           kvv1.NamespaceKind // UNSPECIFIED means KV
+	PathElements   int                // partition rule: so many path elements; 0 = see Whole
+	Whole          bool               // partition rule: the whole namespace; false and no PathElements = hash tag
+	CapacityBlocks int64
+	CapacityBytes  int64
+	DefaultTTLMS   int64
+}
+
+// Command is one request to the directory. It belongs to the machine until Release.
+type Command struct {
+	Op        Op
+	Keyspace  KeyspaceSpec
+	Namespace NamespaceSpec
+	Fields    Fields
+	Version   uint64 // update and delete: the version that the resource must have; 0 = any
+	Chore     uint64
+
+	// Err is why nothing was done; nil otherwise. Valid once Done is called with a nil error, as is Revision.
+	Err *kverr.Error
+	// Revision at which the command took effect; the catalog of that revision shows it. 0 when it changed nothing.
+	Revision uint64
+	// Done is called exactly once, by Release; it must not block.
+	Done func(c *Command, err error)
+}
+
+// Release calls Done.
+func (c *Command) Release(err error) { c.Done(c, err) }
+
+// Size is an estimate of the bytes that the command holds.
+func (c *Command) Size() int { return 512 }
+
+// Grows tells whether the command may make the state larger.
+func (c *Command) Grows() bool { return c.Op == OpCreateKeyspace || c.Op == OpCreateNamespace }

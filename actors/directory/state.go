@@ -1,0 +1,222 @@
+package directory
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"kvstore/components/btree"
+	"kvstore/components/key"
+	"kvstore/components/ring"
+	dataplanev1 "kvstore/proto/gen/kvstore/dataplane/v1"
+)
+
+// State layout: one tree, as of a shard. Values are the messages of directory.proto.
+//
+//	01                          revision, time (uvarints)
+//	02 keyspace                 DirectoryKeyspace
+//	03 keyspace 00 namespace    DirectoryNamespace
+//	04 id:8                     DirectoryChore
+const (
+	prefixMeta      = 0x01
+	prefixKeyspace  = 0x02
+	prefixNamespace = 0x03
+	prefixChore     = 0x04
+)
+
+// wholePartition is DirectoryNamespace.partition of the rule that takes the whole namespace.
+const wholePartition = -1
+
+func keyspaceKey(name string) []byte { return append([]byte{prefixKeyspace}, name...) }
+
+func namespaceKey(keyspace, name string) []byte {
+	return append(append(append([]byte{prefixNamespace}, keyspace...), 0), name...)
+}
+
+func choreKey(id uint64) []byte { return binary.BigEndian.AppendUint64([]byte{prefixChore}, id) }
+
+// message is what the generated types have in common.
+type message interface {
+	MarshalVT() ([]byte, error)
+	UnmarshalVT([]byte) error
+}
+
+// get reads one message into into; false when it is not there.
+func get(t *btree.Tree, k []byte, into message) bool {
+	item, ok := t.Get(k)
+	return ok && into.UnmarshalVT(item) == nil
+}
+
+func (m *Machine) set(k []byte, v message) error {
+	item, err := v.MarshalVT()
+	if err != nil {
+		return fmt.Errorf("directory: %w", err)
+	}
+	m.tree.Set(k, item)
+	return nil
+}
+
+// keyspace returns a keyspace, nil when there is none.
+func (m *Machine) keyspace(name string) *dataplanev1.DirectoryKeyspace {
+	ks := new(dataplanev1.DirectoryKeyspace)
+	if !get(m.tree, keyspaceKey(name), ks) {
+		return nil
+	}
+	return ks
+}
+
+func (m *Machine) namespace(keyspace, name string) *dataplanev1.DirectoryNamespace {
+	ns := new(dataplanev1.DirectoryNamespace)
+	if !get(m.tree, namespaceKey(keyspace, name), ns) {
+		return nil
+	}
+	return ns
+}
+
+func (m *Machine) chore(id uint64) *dataplanev1.DirectoryChore {
+	c := new(dataplanev1.DirectoryChore)
+	if !get(m.tree, choreKey(id), c) {
+		return nil
+	}
+	return c
+}
+
+func (m *Machine) allChores() []*dataplanev1.DirectoryChore { return choresOf(m.tree) }
+
+// choresOf lists the chores of a state in order.
+func choresOf(t *btree.Tree) []*dataplanev1.DirectoryChore {
+	var all []*dataplanev1.DirectoryChore
+	for _, item := range t.Ascend([]byte{prefixChore}, []byte{prefixChore + 1}) {
+		c := new(dataplanev1.DirectoryChore)
+		if c.UnmarshalVT(item) == nil {
+			all = append(all, c)
+		}
+	}
+	return all
+}
+
+func shardsOf(ks *dataplanev1.DirectoryKeyspace) int {
+	slots, err := ring.Decode(ks.GetMap())
+	if err != nil {
+		return 0
+	}
+	return slots.Shards()
+}
+
+// apply makes one change, in the same way when it is decided and when it is replayed.
+func (m *Machine) apply(e *dataplanev1.DirectoryEffect) error {
+	switch k := e.Kind.(type) {
+	case *dataplanev1.DirectoryEffect_PutKeyspace:
+		if old := m.keyspace(k.PutKeyspace.Name); old == nil {
+			m.keyspaces++
+			m.shards += shardsOf(k.PutKeyspace)
+		}
+		return m.set(keyspaceKey(k.PutKeyspace.Name), k.PutKeyspace)
+	case *dataplanev1.DirectoryEffect_DeleteKeyspace:
+		m.applyDeleteKeyspace(k.DeleteKeyspace)
+		return nil
+	case *dataplanev1.DirectoryEffect_PutNamespace:
+		if old := m.namespace(k.PutNamespace.Keyspace, k.PutNamespace.Name); old == nil {
+			m.namespaces++
+			m.perKeyspace[k.PutNamespace.Keyspace]++
+		}
+		return m.set(namespaceKey(k.PutNamespace.Keyspace, k.PutNamespace.Name), k.PutNamespace)
+	case *dataplanev1.DirectoryEffect_DeleteNamespace:
+		if _, was := m.tree.Delete(namespaceKey(k.DeleteNamespace.Keyspace, k.DeleteNamespace.Name)); was {
+			m.namespaces--
+			m.perKeyspace[k.DeleteNamespace.Keyspace]--
+		}
+		return nil
+	case *dataplanev1.DirectoryEffect_PutChore:
+		if _, was := m.tree.Get(choreKey(k.PutChore.Id)); !was {
+			m.chores++
+		}
+		return m.set(choreKey(k.PutChore.Id), k.PutChore)
+	case *dataplanev1.DirectoryEffect_DeleteChore:
+		if _, was := m.tree.Delete(choreKey(k.DeleteChore)); was {
+			m.chores--
+		}
+		return nil
+	}
+	return fmt.Errorf("directory: an effect at revision %d that this release does not know", e.Revision)
+}
+
+func (m *Machine) applyDeleteKeyspace(name string) {
+	ks := m.keyspace(name)
+	if ks == nil {
+		return
+	}
+	m.keyspaces--
+	m.shards -= shardsOf(ks)
+	m.namespaces -= m.perKeyspace[name]
+	delete(m.perKeyspace, name)
+	m.tree.Delete(keyspaceKey(name))
+	from := namespaceKey(name, "")
+	to := append(from[:len(from)-1:len(from)-1], 1)
+	var gone [][]byte
+	for k := range m.tree.Ascend(from, to) {
+		gone = append(gone, k)
+	}
+	for _, k := range gone {
+		m.tree.Delete(k)
+	}
+}
+
+// seal writes what is kept once per body.
+func (m *Machine) seal(timeMS int64) {
+	m.tree.Set([]byte{prefixMeta}, binary.AppendUvarint(binary.AppendUvarint(nil, m.revision), uint64(max(timeMS, timeOf(m.tree)))))
+}
+
+func timeOf(t *btree.Tree) int64 {
+	_, ms := metaOf(t)
+	return ms
+}
+
+// metaOf reads a state's revision and time.
+func metaOf(t *btree.Tree) (revision uint64, timeMS int64) {
+	item, ok := t.Get([]byte{prefixMeta})
+	if !ok {
+		return 0, 0
+	}
+	revision, n := binary.Uvarint(item)
+	if n <= 0 {
+		return 0, 0
+	}
+	ms, _ := binary.Uvarint(item[n:])
+	return revision, int64(ms)
+}
+
+// Restore replaces all state by a tree. Effects that no Ready took are dropped.
+func (m *Machine) Restore(t *btree.Tree) {
+	m.tree = t
+	m.revision, m.now = 0, 0
+	revision, timeMS := metaOf(t)
+	m.revision, m.now = revision, max(m.now, timeMS)
+	m.body, m.size = dataplanev1.DirectoryBody{}, 0
+	m.keyspaces, m.namespaces, m.shards, m.chores = 0, 0, 0, len(choresOf(t))
+	m.perKeyspace = make(map[string]int)
+	for _, item := range t.Ascend([]byte{prefixKeyspace}, []byte{prefixKeyspace + 1}) {
+		var ks dataplanev1.DirectoryKeyspace
+		if ks.UnmarshalVT(item) == nil {
+			m.keyspaces++
+			m.shards += shardsOf(&ks)
+		}
+	}
+	for _, item := range t.Ascend([]byte{prefixNamespace}, []byte{prefixNamespace + 1}) {
+		var ns dataplanev1.DirectoryNamespace
+		if ns.UnmarshalVT(item) == nil {
+			m.namespaces++
+			m.perKeyspace[ns.Keyspace]++
+		}
+	}
+}
+
+// ruleOf makes the partition rule that a namespace was given.
+func ruleOf(partition int32) (key.Rule, error) {
+	switch partition {
+	case 0:
+		return key.HashTag(), nil
+	case wholePartition:
+		return key.WholeNamespace(), nil
+	}
+	return key.PathElements(int(partition))
+}
