@@ -41,6 +41,8 @@ type Actor[C Command] struct {
 	bytes    atomic.Int64                // of the tree of durable, by its own count
 
 	background sync.WaitGroup // confirmations
+	leaving    atomic.Int32   // lists of outcomes that are being released; raised with mu held
+	flushing   atomic.Bool    // idle is set; changed with mu held
 
 	mu         sync.Mutex
 	machine    Machine[C]    // guarded by mu, as is all below
@@ -287,8 +289,8 @@ func (a *Actor[C]) land(seq uint64, err error) {
 		over, out = a.end(what, f.state.Revision, err, out)
 	}
 	a.mu.Unlock()
-	a.leave(begun, out)
 	a.tellOver(over)
+	a.leave(begun, out)
 }
 
 // publish makes a durable state the one that reads are served from.
@@ -325,6 +327,11 @@ func (a *Actor[C]) leave(begun *flight, out *outcomes[C]) {
 	clear(out.list)
 	out.list = out.list[:0]
 	a.pool.Put(out)
+	if a.leaving.Add(-1) == 0 && a.flushing.Load() {
+		a.mu.Lock()
+		a.settle()
+		a.mu.Unlock()
+	}
 }
 
 // release adds a command to what leaves once the mutex is free.
@@ -333,6 +340,7 @@ func (a *Actor[C]) release(out *outcomes[C], c C, err error) *outcomes[C] {
 		if out, _ = a.pool.Get().(*outcomes[C]); out == nil {
 			out = new(outcomes[C])
 		}
+		a.leaving.Add(1)
 	}
 	out.list = append(out.list, outcome[C]{c, err})
 	return out
@@ -351,8 +359,14 @@ func (a *Actor[C]) rearm() {
 
 // settle wakes whoever waits for the actor to be idle.
 func (a *Actor[C]) settle() {
-	if a.idle != nil && a.flight == nil && len(a.waiting) == 0 && len(a.queue) == 0 {
+	if a.idle != nil && a.isIdle() {
 		close(a.idle)
 		a.idle = nil
+		a.flushing.Store(false)
 	}
+}
+
+// isIdle tells whether nothing is in flight, waits or is being released. Mutex held.
+func (a *Actor[C]) isIdle() bool {
+	return a.flight == nil && len(a.waiting) == 0 && len(a.queue) == 0 && a.leaving.Load() == 0
 }

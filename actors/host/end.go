@@ -122,16 +122,25 @@ func notWritten(cause error) *kverr.Error {
 }
 
 // Drain takes no more commands and waits until every one that was taken is released. When ctx ends first the actor is not over:
-// End ends it.
+// End ends it, Resume lets it go on.
 func (a *Actor[C]) Drain(ctx context.Context) error {
 	a.mu.Lock()
 	a.closing = true
-	if a.ended() || a.flight == nil && len(a.waiting) == 0 && len(a.queue) == 0 {
-		a.mu.Unlock()
-		return nil
-	}
+	a.mu.Unlock()
+	return a.Flush(ctx)
+}
+
+// Flush waits until the actor has nothing in flight and nobody waits for an outcome, or is over.
+func (a *Actor[C]) Flush(ctx context.Context) error {
+	a.mu.Lock()
 	if a.idle == nil {
 		a.idle = make(chan struct{})
+		a.flushing.Store(true)
+	}
+	a.settle()
+	if a.idle == nil {
+		a.mu.Unlock()
+		return nil
 	}
 	idle := a.idle
 	a.mu.Unlock()

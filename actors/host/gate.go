@@ -112,8 +112,8 @@ func (a *Actor[C]) runConfirm(c *confirmation) {
 	}
 	close(c.done)
 	a.mu.Unlock()
-	a.leave(nil, out)
 	a.tellOver(over)
+	a.leave(nil, out)
 }
 
 // open tells whether outcomes that depend on durable state alone may leave at now: nobody else can have acknowledged anything
