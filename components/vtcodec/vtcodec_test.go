@@ -11,7 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"kvstore/components/vtcodec"
-	kvv1 "kvstore/proto/gen/kvstore/v1"
+	kvstorev1 "kvstore/proto/gen/kvstore/v1"
 )
 
 var _ encoding.CodecV2 = vtcodec.Codec{}
@@ -23,14 +23,14 @@ func TestAgreesWithGRPCCodec(t *testing.T) {
 	if plain.Name() != (vtcodec.Codec{}).Name() {
 		t.Fatalf("name %q, want %q", vtcodec.Codec{}.Name(), plain.Name())
 	}
-	put := func(n int) *kvv1.PutRequest {
-		return &kvv1.PutRequest{Keyspace: "k", Put: &kvv1.PutOp{
+	put := func(n int) *kvstorev1.PutRequest {
+		return &kvstorev1.PutRequest{Keyspace: "k", Put: &kvstorev1.PutOp{
 			Key: []byte("a"), Value: bytes.Repeat([]byte{7}, n), TtlMs: 5, Tags: map[string]string{"x": "y"},
-			Precondition: &kvv1.Precondition{Check: &kvv1.Precondition_IfVersion{IfVersion: 9}},
+			Precondition: &kvstorev1.Precondition{Check: &kvstorev1.Precondition_IfVersion{IfVersion: 9}},
 		}}
 	}
 	for _, msg := range []proto.Message{
-		&kvv1.PutRequest{}, put(0), put(100), put(5000), put(300_000),
+		&kvstorev1.PutRequest{}, put(0), put(100), put(5000), put(300_000),
 		&healthpb.HealthCheckRequest{Service: "kvstore.v1.KVService"},
 	} {
 		for _, way := range []struct {
@@ -54,7 +54,7 @@ func TestAgreesWithGRPCCodec(t *testing.T) {
 }
 
 func TestUnmarshalOverSeveralBuffersKeepsNothing(t *testing.T) {
-	want := &kvv1.GetRequest{Keyspace: "tenant", Get: &kvv1.GetOp{Key: []byte("some key")}}
+	want := &kvstorev1.GetRequest{Keyspace: "tenant", Get: &kvstorev1.GetOp{Key: []byte("some key")}}
 	raw, err := want.MarshalVT()
 	if err != nil {
 		t.Fatal(err)
@@ -63,7 +63,7 @@ func TestUnmarshalOverSeveralBuffersKeepsNothing(t *testing.T) {
 	for i := range raw {
 		parts = append(parts, mem.SliceBuffer(raw[i:i+1]))
 	}
-	var got kvv1.GetRequest
+	var got kvstorev1.GetRequest
 	if err := (vtcodec.Codec{}).Unmarshal(parts, &got); err != nil {
 		t.Fatal(err)
 	}
@@ -81,13 +81,13 @@ func TestRefusesWhatIsNoMessage(t *testing.T) {
 	if err := (vtcodec.Codec{}).Unmarshal(mem.BufferSlice{mem.SliceBuffer{1}}, &n); err == nil {
 		t.Error("Unmarshal into *int succeeded")
 	}
-	if err := (vtcodec.Codec{}).Unmarshal(mem.BufferSlice{mem.SliceBuffer{0xff}}, &kvv1.GetRequest{}); err == nil {
+	if err := (vtcodec.Codec{}).Unmarshal(mem.BufferSlice{mem.SliceBuffer{0xff}}, &kvstorev1.GetRequest{}); err == nil {
 		t.Error("Unmarshal of a torn message succeeded")
 	}
 }
 
 func BenchmarkPutRequest(b *testing.B) {
-	msg := &kvv1.PutRequest{Put: &kvv1.PutOp{Key: []byte("key:0000000001"), Value: make([]byte, 256)}}
+	msg := &kvstorev1.PutRequest{Put: &kvstorev1.PutOp{Key: []byte("key:0000000001"), Value: make([]byte, 256)}}
 	for name, codec := range map[string]encoding.CodecV2{"vt": vtcodec.Codec{}, "reflect": encoding.GetCodecV2("proto")} {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
@@ -96,7 +96,7 @@ func BenchmarkPutRequest(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				var got kvv1.PutRequest
+				var got kvstorev1.PutRequest
 				if err := codec.Unmarshal(data, &got); err != nil {
 					b.Fatal(err)
 				}

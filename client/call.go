@@ -1,0 +1,173 @@
+package client
+
+import (
+	"sync"
+
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"kvstore/components/kverr"
+	kvstorev1 "kvstore/proto/gen/kvstore/v1"
+)
+
+// call is one operation on its way through a pipe. Its caller owns it; from the moment it is enqueued until done is
+// signalled or pipe.abandon has succeeded, the pipe may write its outcome.
+type call struct {
+	keyspace  string
+	namespace string
+	write     bool
+	notAfter  int64  // server milliseconds, once its first frame has fixed it
+	slot      uint64 // id of the operation under way
+
+	op  kvstorev1.PipelineRequest_Op // points at one of the following
+	put struct {
+		kvstorev1.PipelineRequest_Op_Put
+		op kvstorev1.PutOp
+	}
+	get struct {
+		kvstorev1.PipelineRequest_Op_Get
+		op kvstorev1.GetOp
+	}
+	del struct {
+		kvstorev1.PipelineRequest_Op_Delete
+		op kvstorev1.DeleteOp
+	}
+	key []byte // the operation's key, kept for its capacity
+
+	done    chan struct{} // capacity 1: the outcome is in
+	putOut  PutResult
+	getOut  Entry
+	delOut  DeleteResult
+	failure error
+}
+
+var calls = sync.Pool{New: func() any {
+	c := &call{done: make(chan struct{}, 1)}
+	c.put.Put, c.get.Get, c.del.Delete = &c.put.op, &c.get.op, &c.del.op
+	return c
+}}
+
+// newCall takes a call from the pool. Give it back with free.
+func (c *Client) newCall(key string) *call {
+	cl := calls.Get().(*call)
+	cl.keyspace, cl.namespace = c.keyspace, c.namespace
+	cl.key = append(cl.key[:0], key...)
+	return cl
+}
+
+// free gives the call back; nobody may use it any more.
+func (c *call) free() {
+	c.put.op.Value, c.put.op.Metadata, c.put.op.Tags, c.put.op.Precondition = nil, nil, nil, nil
+	c.put.op.ContentType, c.put.op.Encoding, c.put.op.TtlMs, c.put.op.KeepTtl = "", "", 0, false
+	c.get.op.MetadataOnly = false
+	c.del.op.Precondition = nil
+	c.write, c.notAfter, c.slot, c.op.Op, c.op.IdentityOp = false, 0, 0, nil, 0
+	c.putOut, c.getOut, c.delOut, c.failure = PutResult{}, Entry{}, DeleteResult{}, nil
+	calls.Put(c)
+}
+
+// finish decodes the outcome and signals the caller.
+func (c *call) finish(r rawResult) {
+	c.failure = c.decode(r)
+	c.done <- struct{}{}
+}
+
+// fail signals the caller that there is no outcome.
+func (c *call) fail(err error) {
+	c.failure = err
+	c.done <- struct{}{}
+}
+
+func (c *call) decode(r rawResult) error {
+	want := protowire.Number(resultError)
+	switch c.op.Op.(type) {
+	case *kvstorev1.PipelineRequest_Op_Put:
+		want = resultPut
+	case *kvstorev1.PipelineRequest_Op_Get:
+		want = resultGet
+	case *kvstorev1.PipelineRequest_Op_Delete:
+		want = resultDelete
+	}
+	var err error
+	switch {
+	case r.field == resultError:
+		var item kvstorev1.Error
+		if err = item.UnmarshalVT(r.body); err == nil {
+			return fromItem(&item)
+		}
+	case r.field != want:
+		err = errFrame
+	case r.field == resultPut:
+		c.putOut, err = decodePut(r.body)
+	case r.field == resultDelete:
+		c.delOut, err = decodeDelete(r.body)
+	case r.field == resultGet:
+		c.getOut, err = decodeEntry(r.body)
+	}
+	if err != nil {
+		return &kverr.Error{Kind: kverr.Unknown, Message: "the server's reply makes no sense", Err: err}
+	}
+	return nil
+}
+
+func decodePut(b []byte) (out PutResult, err error) {
+	err = eachField(b, func(num protowire.Number, v uint64, _ []byte) {
+		switch num {
+		case 1:
+			out.Version = v
+		case 2:
+			out.Created = v != 0
+		}
+	})
+	return out, err
+}
+
+func decodeDelete(b []byte) (out DeleteResult, err error) {
+	err = eachField(b, func(num protowire.Number, v uint64, _ []byte) {
+		switch num {
+		case 1:
+			out.Deleted = v != 0
+		case 2:
+			out.Revision = v
+		}
+	})
+	return out, err
+}
+
+// decodeEntry decodes an Entry; one with metadata or tags goes through the generated code. The value is a copy.
+func decodeEntry(b []byte) (out Entry, err error) {
+	maps := false
+	err = eachField(b, func(num protowire.Number, v uint64, body []byte) {
+		switch num {
+		case 1:
+			out.Key = string(body)
+		case 2:
+			out.Value = append([]byte{}, body...)
+		case 3:
+			out.Version = v
+		case 4:
+			out.Created = fromMS(int64(v))
+		case 5:
+			out.Updated = fromMS(int64(v))
+		case 6:
+			out.Expires = fromMS(int64(v))
+		case 7:
+			out.ContentType = string(body)
+		case 8:
+			out.Encoding = string(body)
+		case 9, 10:
+			maps = true
+		case 11:
+			out.Size = int64(v)
+		case 12:
+			out.Checksum = v
+		}
+	})
+	if err != nil || !maps {
+		return out, err
+	}
+	var e kvstorev1.Entry
+	if err := e.UnmarshalVT(b); err != nil {
+		return Entry{}, err
+	}
+	return fromEntry(&e), nil
+}

@@ -1,0 +1,183 @@
+package client
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/resolver/manual"
+
+	"kvstore/components/vtcodec"
+	kvstorev1 "kvstore/proto/gen/kvstore/v1"
+)
+
+// Client talks to one KVStore in one keyspace and namespace. It is safe for concurrent use. Close it when done.
+type Client struct {
+	*core
+	keyspace  string
+	namespace string
+}
+
+// core is what all views of one Client share.
+type core struct {
+	cfg    Config
+	id     []byte        // WriteIdentity.client: 16 random bytes
+	lastOp atomic.Uint64 // WriteIdentity.op counter; the first is 1
+	clock  serverClock
+	turn   atomic.Uint32 // chooses connections round robin
+	conns  []*conn
+}
+
+// conn is one TCP connection with its stubs and its Pipeline stream.
+type conn struct {
+	cc     *grpc.ClientConn
+	kv     kvstorev1.KVServiceClient
+	prompt kvstorev1.PromptCacheServiceClient
+	admin  kvstorev1.AdminServiceClient
+	pipe   *pipe // nil with Config.Unary
+}
+
+// Dial connects and learns the server's time. It fails when no endpoint answers before ctx ends; a ctx without a
+// deadline gives it Config.RetryFor.
+func Dial(ctx context.Context, cfg Config) (*Client, error) {
+	cfg.EnsureDefaults()
+	if err := cfg.Validate(); err != nil {
+		return nil, invalid("connect", "%v", err)
+	}
+	co := &core{cfg: cfg, id: make([]byte, 16)}
+	_, _ = rand.Read(co.id) // never fails (crypto/rand)
+	c := &Client{core: co, keyspace: cfg.Keyspace, namespace: cfg.Namespace}
+	for i := range cfg.Connections {
+		cn, err := co.open(i)
+		if err != nil {
+			_ = c.Close()
+			return nil, invalid("connect", "endpoint %q: %v", cfg.Endpoints[0], err)
+		}
+		co.conns = append(co.conns, cn)
+	}
+	if _, err := c.Status(ctx); err != nil {
+		_ = c.Close()
+		return nil, withOp(err, fmt.Sprintf("connect to %v", cfg.Endpoints))
+	}
+	return c, nil
+}
+
+// open makes connection number i; it connects when first used.
+func (co *core) open(i int) (*conn, error) {
+	creds := insecure.NewCredentials()
+	if co.cfg.TLS != nil {
+		creds = credentials.NewTLS(co.cfg.TLS)
+	}
+	opts := []grpc.DialOption{
+		grpc.WithTransportCredentials(creds),
+		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(vtcodec.Codec{})),
+		grpc.WithDisableRetry(), // ours know identities
+		grpc.WithDisableServiceConfig(),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		grpc.WithInitialWindowSize(windowBytes),
+		grpc.WithInitialConnWindowSize(windowBytes),
+		grpc.WithWriteBufferSize(bufferBytes),
+		grpc.WithReadBufferSize(bufferBytes),
+	}
+	target := co.cfg.Endpoints[0]
+	if n := len(co.cfg.Endpoints); n > 1 {
+		// pick_first takes them in this order, beginning with another one for each connection.
+		r := manual.NewBuilderWithScheme("kvstore")
+		var state resolver.State
+		for k := range n {
+			state.Addresses = append(state.Addresses, resolver.Address{Addr: co.cfg.Endpoints[(i+k)%n]})
+		}
+		r.InitialState(state)
+		opts = append(opts, grpc.WithResolvers(r))
+		target = "kvstore:///"
+	}
+	cc, err := grpc.NewClient(target, append(opts, co.cfg.DialOptions...)...)
+	if err != nil {
+		return nil, err
+	}
+	cn := &conn{
+		cc:     cc,
+		kv:     kvstorev1.NewKVServiceClient(cc),
+		prompt: kvstorev1.NewPromptCacheServiceClient(cc),
+		admin:  kvstorev1.NewAdminServiceClient(cc),
+	}
+	if !co.cfg.Unary {
+		cn.pipe = newPipe(co, cn.kv)
+	}
+	return cn, nil
+}
+
+const (
+	windowBytes = 4 << 20 // HTTP/2 flow control; fixed, which also spares the pings that measure a better one
+	bufferBytes = 64 << 10
+)
+
+// Close ends all connections, of every view of this Client. Calls under way fail; it waits for the client's own
+// goroutines.
+func (c *Client) Close() error {
+	for _, cn := range c.conns {
+		if cn.pipe != nil {
+			cn.pipe.close()
+		}
+		_ = cn.cc.Close()
+	}
+	return nil
+}
+
+// In returns a view of the same Client in another keyspace and namespace; empty means "default". It shares the
+// connections.
+func (c *Client) In(keyspace, namespace string) *Client {
+	return &Client{core: c.core, keyspace: keyspace, namespace: namespace}
+}
+
+// pick chooses the connection of the next call.
+func (co *core) pick() *conn {
+	if len(co.conns) == 1 {
+		return co.conns[0]
+	}
+	return co.conns[int(co.turn.Add(1))%len(co.conns)]
+}
+
+// identity makes the identity of a new write.
+func (co *core) identity() *kvstorev1.WriteIdentity {
+	return &kvstorev1.WriteIdentity{Client: co.id, Op: co.lastOp.Add(1), NotAfterMs: co.notAfter()}
+}
+
+// notAfter is the server time up to which a write made now may be executed.
+func (co *core) notAfter() int64 { return co.clock.now().Add(co.cfg.RetryFor).UnixMilli() }
+
+// serverClock follows the server's clock from the replies. Its estimate is never ahead of it by more than the reply's
+// travelling time counted as zero: it is behind by that time.
+type serverClock struct {
+	offset atomic.Int64 // nanoseconds to add to the local monotonic time since base
+}
+
+// base anchors local readings, so that a step of the local wall clock changes nothing.
+var base = time.Now()
+
+// learn takes the header of a reply that has just come.
+func (s *serverClock) learn(h *kvstorev1.ResponseHeader) {
+	if ms := h.GetServerTimeMs(); ms > 0 {
+		s.learnMS(ms)
+	}
+}
+
+func (s *serverClock) learnMS(ms int64) {
+	s.offset.Store(ms*int64(time.Millisecond) - int64(time.Since(base)))
+}
+
+// now is the server's time as far as known; before the first reply it is the local time.
+func (s *serverClock) now() time.Time {
+	off := s.offset.Load()
+	if off == 0 {
+		return time.Now()
+	}
+	return time.Unix(0, off+int64(time.Since(base)))
+}

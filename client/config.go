@@ -1,0 +1,91 @@
+package client
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/grpc"
+)
+
+// Config says how to reach a server. Endpoints are required; the rest has defaults.
+type Config struct {
+	// Endpoints are addresses of one server or of equal frontends: host:port, or any gRPC target when there is one
+	// alone. Connections are spread over them and move on when one is down.
+	Endpoints []string
+
+	// Keyspace and Namespace are where operations go; empty means "default" on the server. Client.In changes them.
+	Keyspace  string
+	Namespace string
+
+	// Connections is how many TCP connections, each with one Pipeline stream, operations are spread over: 1 to 64,
+	// default 1. One carries more than a small machine can; more help when the server has many cores.
+	Connections int
+
+	// Unary sends Put, Get and Delete as RPCs of their own instead of over the Pipeline stream: slower, but it passes
+	// proxies that do not carry streams.
+	Unary bool
+
+	// MaxOutstanding bounds the operations under way on one connection: 1 to 65,536, default 4,096. Callers beyond it
+	// wait.
+	MaxOutstanding int
+
+	// RetryFor is how long a call is repeated when its context has no deadline, and how long after its first try the
+	// server may still execute a write: 1 s to 10 min, default 1 min.
+	RetryFor time.Duration
+
+	// BackoffMin and BackoffMax bound the pause between two tries; it doubles and is jittered downwards by up to half.
+	// Defaults 10 ms and 2 s.
+	BackoffMin time.Duration
+	BackoffMax time.Duration
+
+	// TLS, when set, encrypts and authenticates; nil is plain text, for loopback.
+	TLS *tls.Config
+
+	// DialOptions are added to those of every connection, after the client's own.
+	DialOptions []grpc.DialOption
+}
+
+// EnsureDefaults fills what is zero.
+func (c *Config) EnsureDefaults() {
+	setDefault(&c.Connections, 1)
+	setDefault(&c.MaxOutstanding, 4096)
+	setDefault(&c.RetryFor, time.Minute)
+	setDefault(&c.BackoffMin, 10*time.Millisecond)
+	setDefault(&c.BackoffMax, 2*time.Second)
+}
+
+func setDefault[T comparable](p *T, v T) {
+	var zero T
+	if *p == zero {
+		*p = v
+	}
+}
+
+// Validate lists every fault of a Config that has its defaults.
+func (c *Config) Validate() error {
+	var faults []error
+	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
+	if len(c.Endpoints) == 0 {
+		fault("Endpoints: none given, want at least one host:port")
+	}
+	for i, e := range c.Endpoints {
+		if e == "" {
+			fault("Endpoints[%d]: empty", i)
+		}
+	}
+	if c.Connections < 1 || c.Connections > 64 {
+		fault("Connections: %d, want 1 to 64", c.Connections)
+	}
+	if c.MaxOutstanding < 1 || c.MaxOutstanding > 1<<16 {
+		fault("MaxOutstanding: %d, want 1 to 65536", c.MaxOutstanding)
+	}
+	if c.RetryFor < time.Second || c.RetryFor > 10*time.Minute {
+		fault("RetryFor: %v, want 1s to 10m", c.RetryFor)
+	}
+	if c.BackoffMin <= 0 || c.BackoffMax < c.BackoffMin {
+		fault("BackoffMin, BackoffMax: %v, %v, want 0 < BackoffMin <= BackoffMax", c.BackoffMin, c.BackoffMax)
+	}
+	return errors.Join(faults...)
+}

@@ -1,0 +1,149 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"kvstore/components/kverr"
+	kvstorev1 "kvstore/proto/gen/kvstore/v1"
+)
+
+// effect says what trying a call twice can do.
+type effect uint8
+
+const (
+	reads     effect = iota // nothing
+	writes                  // nothing, thanks to its identity or its nature; but without an answer its outcome is unknown
+	writeOnce               // it has no identity: it is repeated only when it was certainly not applied
+)
+
+// attempts decides whether one call is tried again, and when. The zero value with effect set is ready.
+type attempts struct {
+	effect   effect
+	tries    int
+	deadline time.Time // of repetition; set at the first failure
+	maybe    bool      // a try of a write may have been applied
+}
+
+// again judges the error of a try. It returns how long to wait before the next, or the error to give to the caller.
+func (a *attempts) again(ctx context.Context, co *core, err error) (time.Duration, error) {
+	var e *kverr.Error
+	if !errors.As(err, &e) {
+		return 0, err
+	}
+	var wait time.Duration
+	switch e.Kind {
+	case kverr.OutcomeUnknown:
+		a.maybe = a.effect != reads
+		if a.effect == writeOnce {
+			return 0, err
+		}
+	case kverr.Unavailable:
+		wait = time.Duration(e.RetryAfterMS) * time.Millisecond
+	case kverr.Exhausted:
+		wait = time.Duration(e.RetryAfterMS) * time.Millisecond
+		if wait == 0 {
+			return 0, a.final(err)
+		}
+	default:
+		return 0, a.final(err)
+	}
+	if errors.Is(err, ErrClosed) {
+		return 0, a.final(err)
+	}
+	now := time.Now()
+	if a.deadline.IsZero() {
+		a.deadline = now.Add(co.cfg.RetryFor)
+		if d, ok := ctx.Deadline(); ok && (a.effect == reads || d.Before(a.deadline)) {
+			a.deadline = d // a read is repeated for as long as its caller wants
+		}
+	}
+	wait = max(wait, co.backoff(a.tries))
+	a.tries++
+	if now.Add(wait).After(a.deadline) {
+		return 0, a.final(err)
+	}
+	return wait, nil
+}
+
+// final is what the caller gets to see: a write of which an earlier try may have been applied must not look refused.
+func (a *attempts) final(err error) error {
+	var e *kverr.Error
+	if !a.maybe || !errors.As(err, &e) {
+		return err
+	}
+	switch e.Kind {
+	case kverr.Unavailable, kverr.Exhausted:
+		return &kverr.Error{Kind: kverr.OutcomeUnknown, Op: e.Op,
+			Message: "an earlier try may have been applied; the last said: " + e.Message, Err: err}
+	}
+	return err
+}
+
+// backoff is the pause after so many failed tries: doubling, bounded, jittered downwards by up to half.
+func (co *core) backoff(tries int) time.Duration {
+	d := co.cfg.BackoffMax
+	if tries < 20 {
+		d = min(d, co.cfg.BackoffMin<<tries)
+	}
+	return d/2 + rand.N(d/2+1)
+}
+
+// retry runs try until it succeeds or its error is final. try returns errors as fromRPC makes them.
+func (co *core) retry(ctx context.Context, eff effect, op string, try func() error) error {
+	a := attempts{effect: eff}
+	for {
+		err := try()
+		if err == nil {
+			return nil
+		}
+		wait, err := a.again(ctx, co, err)
+		if err != nil {
+			return withOp(err, op)
+		}
+		if pause(ctx, wait) != nil {
+			return withOp(fromContext(ctx, a.maybe), op)
+		}
+	}
+}
+
+// unary calls one RPC as retry does, and learns the server's time from its header.
+func unary[S, Req, Resp any](
+	ctx context.Context, co *core, eff effect, op string,
+	stub func(*conn) S, rpc func(S, context.Context, Req, ...grpc.CallOption) (Resp, error), req Req,
+) (resp Resp, err error) {
+	err = co.retry(ctx, eff, op, func() (err error) {
+		resp, err = rpc(stub(co.pick()), ctx, req)
+		return fromRPC(err, eff)
+	})
+	if err != nil {
+		var none Resp
+		return none, err
+	}
+	if h, ok := any(resp).(interface {
+		GetHeader() *kvstorev1.ResponseHeader
+	}); ok {
+		co.clock.learn(h.GetHeader())
+	}
+	return resp, nil
+}
+
+func kvStub(cn *conn) kvstorev1.KVServiceClient              { return cn.kv }
+func promptStub(cn *conn) kvstorev1.PromptCacheServiceClient { return cn.prompt }
+func adminStub(cn *conn) kvstorev1.AdminServiceClient        { return cn.admin }
+
+// pause waits for d or the end of ctx.
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
