@@ -110,11 +110,11 @@ func (c *call) decode(r rawResult) error {
 }
 
 func decodePut(b []byte) (out PutResult, err error) {
-	err = eachField(b, func(num protowire.Number, v uint64, _ []byte) {
-		switch num {
-		case 1:
+	err = eachField(b, func(tag uint64, v uint64, _ []byte) {
+		switch tag {
+		case 1<<3 | varint:
 			out.Version = v
-		case 2:
+		case 2<<3 | varint:
 			out.Created = v != 0
 		}
 	})
@@ -122,11 +122,11 @@ func decodePut(b []byte) (out PutResult, err error) {
 }
 
 func decodeDelete(b []byte) (out DeleteResult, err error) {
-	err = eachField(b, func(num protowire.Number, v uint64, _ []byte) {
-		switch num {
-		case 1:
+	err = eachField(b, func(tag uint64, v uint64, _ []byte) {
+		switch tag {
+		case 1<<3 | varint:
 			out.Deleted = v != 0
-		case 2:
+		case 2<<3 | varint:
 			out.Revision = v
 		}
 	})
@@ -136,29 +136,29 @@ func decodeDelete(b []byte) (out DeleteResult, err error) {
 // decodeEntry decodes an Entry; one with metadata or tags goes through the generated code. The value is a copy.
 func decodeEntry(b []byte) (out Entry, err error) {
 	maps := false
-	err = eachField(b, func(num protowire.Number, v uint64, body []byte) {
-		switch num {
-		case 1:
+	err = eachField(b, func(tag uint64, v uint64, body []byte) {
+		switch tag {
+		case 1<<3 | lenType:
 			out.Key = string(body)
-		case 2:
+		case 2<<3 | lenType:
 			out.Value = append([]byte{}, body...)
-		case 3:
+		case 3<<3 | varint:
 			out.Version = v
-		case 4:
+		case 4<<3 | varint:
 			out.Created = fromMS(int64(v))
-		case 5:
+		case 5<<3 | varint:
 			out.Updated = fromMS(int64(v))
-		case 6:
+		case 6<<3 | varint:
 			out.Expires = fromMS(int64(v))
-		case 7:
+		case 7<<3 | lenType:
 			out.ContentType = string(body)
-		case 8:
+		case 8<<3 | lenType:
 			out.Encoding = string(body)
-		case 9, 10:
+		case 9<<3 | lenType, 10<<3 | lenType:
 			maps = true
-		case 11:
+		case 11<<3 | varint:
 			out.Size = int64(v)
-		case 12:
+		case 12<<3 | fixed64:
 			out.Checksum = v
 		}
 	})

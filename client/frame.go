@@ -158,8 +158,8 @@ func (f *replyFrame) UnmarshalVT(b []byte) error {
 }
 
 func headerTime(b []byte) (ms int64, err error) {
-	err = eachField(b, func(num protowire.Number, v uint64, _ []byte) {
-		if num == 1 {
+	err = eachField(b, func(tag uint64, v uint64, _ []byte) {
+		if tag == 1<<3|varint {
 			ms = int64(v)
 		}
 	})
@@ -167,19 +167,27 @@ func headerTime(b []byte) (ms int64, err error) {
 }
 
 func parseResult(b []byte) (r rawResult, err error) {
-	err = eachField(b, func(num protowire.Number, v uint64, body []byte) {
-		switch num {
-		case resultID:
+	err = eachField(b, func(tag uint64, v uint64, body []byte) {
+		switch tag {
+		case resultID<<3 | varint:
 			r.id = v
-		case resultPut, resultGet, resultDelete, resultError:
-			r.field, r.body = num, body
+		case resultPut<<3 | lenType, resultGet<<3 | lenType, resultDelete<<3 | lenType, resultError<<3 | lenType:
+			r.field, r.body = protowire.Number(tag>>3), body
 		}
 	})
 	return r, err
 }
 
-// eachField calls fn for the fields of a message: v for numbers, body for the rest.
-func eachField(b []byte, fn func(num protowire.Number, v uint64, body []byte)) error {
+// Wire types, as a tag's lowest three bits have them.
+const (
+	varint  = uint64(protowire.VarintType)
+	fixed64 = uint64(protowire.Fixed64Type)
+	lenType = uint64(protowire.BytesType)
+)
+
+// eachField calls fn for the fields of a message; tag is number<<3 | wire type, v the value of varint and fixed64, body
+// that of bytes, never nil for them.
+func eachField(b []byte, fn func(tag uint64, v uint64, body []byte)) error {
 	for len(b) > 0 {
 		num, typ, n := protowire.ConsumeTag(b)
 		if n < 0 {
@@ -194,8 +202,7 @@ func eachField(b []byte, fn func(num protowire.Number, v uint64, body []byte)) e
 		case protowire.Fixed64Type:
 			v, n = protowire.ConsumeFixed64(b)
 		case protowire.BytesType:
-			body, n = protowire.ConsumeBytes(b)
-			if body == nil {
+			if body, n = protowire.ConsumeBytes(b); body == nil {
 				body = []byte{}
 			}
 		default:
@@ -204,7 +211,7 @@ func eachField(b []byte, fn func(num protowire.Number, v uint64, body []byte)) e
 		if n < 0 {
 			return errFrame
 		}
-		fn(num, v, body)
+		fn(protowire.EncodeTag(num, typ), v, body)
 		b = b[n:]
 	}
 	return nil

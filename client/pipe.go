@@ -89,24 +89,21 @@ func (p *pipe) do(ctx context.Context, c *call) error {
 	if c.write {
 		c.op.IdentityOp = p.co.lastOp.Add(1)
 	}
-	err := p.once(ctx, c)
-	if err == nil {
-		return nil
-	}
 	a := attempts{effect: reads}
 	if c.write {
 		a.effect = writes
 	}
 	for {
+		err := p.once(ctx, c)
+		if err == nil {
+			return nil
+		}
 		wait, err := a.again(ctx, p.co, err)
 		if err != nil {
 			return err
 		}
 		if pause(ctx, wait) != nil {
 			return fromContext(ctx, a.maybe)
-		}
-		if err = p.once(ctx, c); err == nil {
-			return nil
 		}
 	}
 }

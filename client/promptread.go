@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	"github.com/zeebo/xxh3"
-	"google.golang.org/protobuf/encoding/protowire"
 
 	"kvstore/components/kverr"
 	kvstorev1 "kvstore/proto/gen/kvstore/v1"
@@ -147,15 +146,15 @@ func (r *blockReader) begin(index, wire int) {
 func (r *blockReader) UnmarshalVT(b []byte) error {
 	var index, status uint64
 	var header, chunk []byte
-	err := eachField(b, func(num protowire.Number, v uint64, body []byte) {
-		switch num {
-		case 1:
+	err := eachField(b, func(tag uint64, v uint64, body []byte) {
+		switch tag {
+		case 1<<3 | varint:
 			index = v
-		case 2:
+		case 2<<3 | lenType:
 			header = body
-		case 3:
+		case 3<<3 | lenType:
 			chunk = body
-		case 4:
+		case 4<<3 | varint:
 			status = v
 		}
 	})
@@ -202,11 +201,11 @@ func (r *blockReader) take(index uint32, header, chunk []byte, status kvstorev1.
 // start takes the header of the block.
 func (r *blockReader) start(b []byte) error {
 	var size int64
-	err := eachField(b, func(num protowire.Number, v uint64, _ []byte) {
-		switch num {
-		case 1:
+	err := eachField(b, func(tag uint64, v uint64, _ []byte) {
+		switch tag {
+		case 1<<3 | varint:
 			size = int64(v)
-		case 2:
+		case 2<<3 | fixed64:
 			r.sum = v
 		}
 	})

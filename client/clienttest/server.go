@@ -41,6 +41,7 @@ type Server struct {
 	keyspaces  map[string]*kvstorev1.Keyspace
 	namespaces map[string]*kvstorev1.Namespace
 	answered   map[identity]any // the first answer to each write that had an identity
+	forget     bool
 	applied    int64
 	now        func() time.Time
 }
@@ -179,6 +180,13 @@ func (s *Server) Applied() int64 {
 	return s.applied
 }
 
+// Forget makes the server keep no identities any more: for benchmarks, whose writes would fill the memory.
+func (s *Server) Forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.forget = true
+}
+
 // SetClock makes the server's clock tell another time.
 func (s *Server) SetClock(now func() time.Time) {
 	s.mu.Lock()
@@ -194,7 +202,7 @@ func (s *Server) header() *kvstorev1.ResponseHeader {
 
 // once runs apply for a write with an identity, or returns the first answer to it. mu is held.
 func (s *Server) once(id *kvstorev1.WriteIdentity, index int, apply func() any) any {
-	if id == nil {
+	if id == nil || s.forget {
 		return apply()
 	}
 	k := identity{string(id.Client), id.Op, index}

@@ -80,7 +80,7 @@ func layer(rel string) (int, bool) {
 }
 
 // clientMay is what the client may import of the product: generated code and pure packages.
-var clientMay = []string{"proto/gen/", "components/kverr", "components/key", "components/ring", "components/promptcache", "components/codec"}
+var clientMay = []string{"proto/gen/", "components/kverr", "components/key", "components/ring", "components/promptcache", "components/vtcodec"}
 
 // cmdClientMay: kvctl is a client; it starts no server part.
 func TestImportDirection(t *testing.T) {

@@ -1,0 +1,363 @@
+package client_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"kvstore/client"
+	"kvstore/client/clienttest"
+	"kvstore/components/kverr"
+	kvstorev1 "kvstore/proto/gen/kvstore/v1"
+)
+
+var errBroken = status.Error(codes.Unavailable, "transport is closing") // as gRPC tells of a lost connection: no ErrorInfo
+
+// firstN returns a fault that strikes the first n calls.
+func firstN(n int64, err error) func(string) error {
+	var calls atomic.Int64
+	return func(string) error {
+		if calls.Add(1) <= n {
+			return err
+		}
+		return nil
+	}
+}
+
+func TestLostRepliesApplyOnce(t *testing.T) {
+	bothWays(t, func(t *testing.T, srv *clienttest.Server, c *client.Client) {
+		srv.Faults.After(firstN(3, errBroken))
+		put := must[client.PutResult](t)(c.Put(t.Context(), "k", []byte("v"), &client.PutOptions{If: client.IfAbsent()}))
+		if !put.Created || srv.Applied() != 1 {
+			t.Errorf("put = %+v, applied %d times", put, srv.Applied())
+		}
+		srv.Faults.After(firstN(1, errBroken))
+		del := must[client.DeleteResult](t)(c.Delete(t.Context(), "k", nil))
+		if !del.Deleted || srv.Applied() != 2 {
+			t.Errorf("delete = %+v, applied %d changes", del, srv.Applied())
+		}
+		// A failed condition is remembered too: its repetition must not be judged anew.
+		srv.Faults.After(firstN(1, errBroken))
+		_, err := c.Put(t.Context(), "k", nil, &client.PutOptions{If: client.IfVersion(77)})
+		wantKind(t, err, kverr.VersionMismatch)
+	})
+}
+
+func TestLostRepliesOfOtherCalls(t *testing.T) {
+	srv := clienttest.Start(t)
+	c := srv.Dial(t, client.Config{BackoffMin: time.Millisecond})
+	ctx := t.Context()
+	srv.Faults.After(firstN(1, errBroken))
+	if res := must[client.TxnResult](t)(c.Txn().Put("t", nil, &client.PutOptions{If: client.IfAbsent()}).Commit(ctx)); !res.Committed {
+		t.Errorf("txn = %+v", res)
+	}
+	srv.Faults.After(firstN(1, errBroken))
+	outs := must[[]client.PutOutcome](t)(c.BatchPut(ctx, []client.PutItem{
+		{Key: "b1", Options: &client.PutOptions{If: client.IfAbsent()}}, {Key: "b2", Options: &client.PutOptions{If: client.IfAbsent()}},
+	}))
+	if outs[0].Err != nil || outs[1].Err != nil {
+		t.Errorf("batch = %+v", outs)
+	}
+	srv.Faults.After(firstN(1, errBroken))
+	if put := must[client.PutResult](t)(c.PutStream(ctx, "s", strings.NewReader("abc"), 3, nil)); !put.Created {
+		t.Errorf("stream = %+v", put)
+	}
+	if n := srv.Applied(); n != 4 {
+		t.Errorf("%d changes applied, want 4", n)
+	}
+	// What cannot be rewound is not repeated, and says that nobody knows.
+	srv.Faults.After(firstN(1, errBroken))
+	_, err := c.PutStream(ctx, "s2", io.MultiReader(strings.NewReader("abc")), 3, nil)
+	wantKind(t, err, kverr.OutcomeUnknown)
+}
+
+func TestRefusalsAreRepeatedByKind(t *testing.T) {
+	for _, tc := range []struct {
+		err    *kverr.Error
+		repeat bool
+	}{
+		{&kverr.Error{Kind: kverr.Unavailable, Message: "shard moves"}, true},
+		{kverr.Busy(kverr.Unavailable, 2*time.Millisecond, "shard moves"), true},
+		{kverr.Busy(kverr.Exhausted, 2*time.Millisecond, "too fast"), true},
+		{kverr.New(kverr.NoSpace, "", "full"), false},
+		{kverr.New(kverr.DataLoss, "", "damaged"), false},
+		{kverr.New(kverr.InvalidArgument, "", "bad"), false},
+		{kverr.New(kverr.PermissionDenied, "", "no"), false},
+		{kverr.New(kverr.Unknown, "", "bug"), false},
+	} {
+		t.Run(tc.err.Kind.String(), func(t *testing.T) {
+			srv := clienttest.Start(t)
+			c := srv.Dial(t, client.Config{Unary: true, BackoffMin: time.Millisecond})
+			srv.Faults.Before(firstN(2, tc.err))
+			_, err := c.Put(t.Context(), "k", nil, nil)
+			if tc.repeat {
+				if err != nil || srv.Applied() != 1 {
+					t.Errorf("error %v, applied %d", err, srv.Applied())
+				}
+				return
+			}
+			wantKind(t, err, tc.err.Kind)
+			if srv.Applied() != 0 {
+				t.Error("applied")
+			}
+		})
+	}
+}
+
+// TestItemRefusalsAreRepeated is the same inside a pipeline: one operation's refusal holds up no other.
+func TestItemRefusalsAreRepeated(t *testing.T) {
+	srv := clienttest.Start(t)
+	c := srv.Dial(t, client.Config{BackoffMin: time.Millisecond})
+	var refused atomic.Int64
+	srv.Faults.Replies(func(r *kvstorev1.PipelineResponse) []*kvstorev1.PipelineResponse {
+		for _, res := range r.Results {
+			if refused.Add(1) <= 5 {
+				res.Outcome = &kvstorev1.PipelineResponse_Result_Error{
+					Error: kverr.Item(kverr.Busy(kverr.Unavailable, time.Millisecond, "not yet")),
+				}
+			}
+		}
+		return []*kvstorev1.PipelineResponse{r}
+	})
+	var wg sync.WaitGroup
+	for i := range 20 {
+		wg.Go(func() {
+			if _, err := c.Put(t.Context(), fmt.Sprint(i), nil, nil); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if srv.Applied() != 20 {
+		t.Errorf("applied %d, want 20", srv.Applied())
+	}
+}
+
+func TestGivesUp(t *testing.T) {
+	bothWays(t, func(t *testing.T, srv *clienttest.Server, c *client.Client) {
+		must[client.PutResult](t)(c.Put(t.Context(), "k", nil, nil))
+		srv.Faults.After(firstN(1<<40, errBroken))
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		_, err := c.Put(ctx, "k", nil, nil)
+		if k := kverr.KindOf(err); k != kverr.OutcomeUnknown && k != kverr.DeadlineExceeded {
+			t.Errorf("a write whose replies are lost: %v", err)
+		}
+		if n := srv.Applied(); n != 2 {
+			t.Errorf("applied %d changes, want 2", n)
+		}
+		srv.Stop()
+		ctx, cancel = context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		_, err = c.Get(ctx, "k", nil)
+		if k := kverr.KindOf(err); k != kverr.Unavailable && k != kverr.DeadlineExceeded {
+			t.Errorf("a read of a server that is gone: %v", err)
+		}
+	})
+}
+
+// TestServerRestartsUnderLoad: nothing fails, nothing is applied twice, everything acknowledged is there.
+func TestServerRestartsUnderLoad(t *testing.T) {
+	srv := clienttest.StartTCP(t)
+	c := srv.Dial(t, client.Config{Connections: 2, BackoffMin: time.Millisecond, BackoffMax: 20 * time.Millisecond})
+	const callers, each = 50, 40
+	var done atomic.Int64
+	var wg sync.WaitGroup
+	for w := range callers {
+		wg.Go(func() {
+			for i := range each {
+				k := fmt.Sprintf("%d/%d", w, i)
+				put, err := c.Put(t.Context(), k, []byte(k), &client.PutOptions{If: client.IfAbsent()})
+				if err != nil || !put.Created {
+					t.Errorf("put %s: %+v, %v", k, put, err)
+					return
+				}
+				if e, err := c.Get(t.Context(), k, nil); err != nil || e.Version != put.Version {
+					t.Errorf("get %s: version %d, want %d, %v", k, e.Version, put.Version, err)
+				}
+				done.Add(1)
+			}
+		})
+	}
+	for restart := range int64(4) {
+		for done.Load() < (restart+1)*callers*each/6 && !t.Failed() {
+			runtime.Gosched()
+		}
+		srv.Stop()
+		srv.Restart(t)
+	}
+	wg.Wait()
+	if n := srv.Applied(); n != callers*each {
+		t.Errorf("%d changes applied, want %d", n, callers*each)
+	}
+}
+
+func TestRepliesOutOfOrderRepeatedAndUnknown(t *testing.T) {
+	srv := clienttest.Start(t)
+	c := srv.Dial(t, client.Config{})
+	var old []*kvstorev1.PipelineResponse_Result
+	srv.Faults.Replies(func(r *kvstorev1.PipelineResponse) []*kvstorev1.PipelineResponse {
+		res := r.Results
+		for i, j := 0, len(res)-1; i < j; i, j = i+1, j-1 {
+			res[i], res[j] = res[j], res[i]
+		}
+		wrong := &kvstorev1.PipelineResponse_Result{Id: 1 << 60, Outcome: res[0].Outcome}
+		out := []*kvstorev1.PipelineResponse{
+			{Header: r.Header, Results: append([]*kvstorev1.PipelineResponse_Result{wrong}, old...)}, // of operations answered before
+			{Header: r.Header, Results: res[len(res)/2:]},
+			{}, // nothing
+			{Results: append(res[:len(res)/2:len(res)/2], res...)}, // each in here was answered already, or is twice
+		}
+		old = res
+		return out
+	})
+	var wg sync.WaitGroup
+	for w := range 30 {
+		wg.Go(func() {
+			for i := range 30 {
+				k := fmt.Sprintf("%d/%d", w, i)
+				if _, err := c.Put(t.Context(), k, []byte(k), nil); err != nil {
+					t.Error(err)
+				}
+				if e, err := c.Get(t.Context(), k, nil); err != nil || string(e.Value) != k {
+					t.Errorf("%s holds %q, %v", k, e.Value, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestReplyOfTheWrongKindIsAnError(t *testing.T) {
+	srv := clienttest.Start(t)
+	c := srv.Dial(t, client.Config{})
+	must[client.PutResult](t)(c.Put(t.Context(), "k", nil, nil))
+	srv.Faults.Replies(func(r *kvstorev1.PipelineResponse) []*kvstorev1.PipelineResponse {
+		for _, res := range r.Results {
+			res.Outcome = &kvstorev1.PipelineResponse_Result_Delete{Delete: &kvstorev1.DeleteResult{Deleted: true}}
+		}
+		return []*kvstorev1.PipelineResponse{r}
+	})
+	_, err := c.Get(t.Context(), "k", nil)
+	wantKind(t, err, kverr.Unknown)
+}
+
+// TestCancelledCallsReturnAtOnceAndLeakNothing: the slots of cancelled calls come back with their replies.
+func TestCancelledCallsReturnAtOnceAndLeakNothing(t *testing.T) {
+	srv := clienttest.Start(t)
+	const bound = 8
+	c := srv.Dial(t, client.Config{MaxOutstanding: bound})
+	must[client.PutResult](t)(c.Put(t.Context(), "k", nil, nil))
+	hold := make(chan struct{})
+	srv.Faults.Before(func(string) error { <-hold; return nil })
+	before := runtime.NumGoroutine()
+	var wg sync.WaitGroup
+	for range 3 * bound { // more than may be outstanding: the rest are cancelled while they wait for a slot
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+			defer cancel()
+			value := []byte("mine")
+			_, err := c.Put(ctx, "k", value, nil)
+			clear(value) // ours again
+			if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, kverr.DeadlineExceeded) {
+				t.Errorf("error %v", err)
+			}
+		})
+	}
+	wg.Wait()
+	close(hold)
+	for range 10 * bound {
+		must[client.PutResult](t)(c.Put(t.Context(), "k", []byte("later"), nil))
+	}
+	if e := must[client.Entry](t)(c.Get(t.Context(), "k", nil)); string(e.Value) != "later" {
+		t.Errorf("value %q", e.Value)
+	}
+	waitFor(t, "goroutines to end", func() bool { return runtime.NumGoroutine() <= before })
+}
+
+func TestMaxOutstandingBoundsWhatIsSent(t *testing.T) {
+	srv := clienttest.Start(t)
+	const bound = 4
+	c := srv.Dial(t, client.Config{MaxOutstanding: bound})
+	must[client.PutResult](t)(c.Put(t.Context(), "k", nil, nil))
+	hold := make(chan struct{})
+	srv.Faults.Replies(func(r *kvstorev1.PipelineResponse) []*kvstorev1.PipelineResponse {
+		<-hold
+		return []*kvstorev1.PipelineResponse{r}
+	})
+	var wg sync.WaitGroup
+	for i := range 10 * bound {
+		wg.Go(func() {
+			if _, err := c.Put(t.Context(), fmt.Sprint(i), nil, nil); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	waitFor(t, "the first put", func() bool { return srv.Applied() > 1 })
+	if n := srv.Applied(); n > 1+bound {
+		t.Errorf("%d operations sent while none was answered, bound %d", n-1, bound)
+	}
+	close(hold)
+	wg.Wait()
+	if n := srv.Applied(); n != 1+10*bound {
+		t.Errorf("applied %d", n)
+	}
+}
+
+func TestCloseFailsWhatIsUnderWay(t *testing.T) {
+	bothWays(t, func(t *testing.T, srv *clienttest.Server, c *client.Client) {
+		must[client.PutResult](t)(c.Put(t.Context(), "k", nil, nil))
+		entered := make(chan struct{}, 1)
+		hold := make(chan struct{})
+		defer close(hold)
+		srv.Faults.Before(func(string) error { entered <- struct{}{}; <-hold; return nil })
+		failed := make(chan error)
+		go func() {
+			_, err := c.Put(context.Background(), "k", nil, nil)
+			failed <- err
+		}()
+		<-entered
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := <-failed; err == nil || errors.Is(err, kverr.Unavailable) {
+			t.Errorf("a write under way at Close: %v", err)
+		}
+		if _, err := c.Put(context.Background(), "k", nil, nil); err == nil {
+			t.Error("a put after Close succeeded")
+		}
+	})
+}
+
+// TestServerTime: the local clock does not matter; writes carry the server's.
+func TestServerTime(t *testing.T) {
+	bothWays(t, func(t *testing.T, srv *clienttest.Server, _ *client.Client) {
+		srv.SetClock(func() time.Time { return time.Now().Add(48 * time.Hour) })
+		c := srv.Dial(t, client.Config{})
+		must[client.PutResult](t)(c.Put(t.Context(), "k", nil, nil))
+		srv.SetClock(func() time.Time { return time.Now().Add(72 * time.Hour) })
+		_, err := c.Put(t.Context(), "k", nil, nil) // nobody has told the client of the jump
+		wantKind(t, err, kverr.Expired)
+	})
+}
+
+func waitFor(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for !cond() {
+		if time.Now().After(deadline) {
+			t.Fatalf("waiting for %s: not within 10 s", what)
+		}
+		runtime.Gosched()
+	}
+}
