@@ -1,7 +1,6 @@
 package wal
 
 import (
-	"errors"
 	"fmt"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -55,10 +54,7 @@ func recordPrefix(shard string, e driver.Epoch, previousEpoch uint64) []byte {
 
 // encodeRecord returns a record, in one allocation.
 func encodeRecord(prefix []byte, seq uint64, timeMS int64, body []byte) []byte {
-	header := len(prefix) + 1 + protowire.SizeVarint(seq)
-	if timeMS != 0 {
-		header += 1 + protowire.SizeVarint(uint64(timeMS))
-	}
+	header := len(prefix) + sizeUint(seq) + sizeUint(uint64(timeMS))
 	size := 1 + protowire.SizeBytes(header)
 	if len(body) > 0 {
 		size += 1 + protowire.SizeBytes(len(body))
@@ -92,33 +88,52 @@ func appendUint(b []byte, field protowire.Number, v uint64) []byte {
 	return protowire.AppendVarint(protowire.AppendTag(b, field, protowire.VarintType), v)
 }
 
+// sizeUint is how many bytes appendUint appends for a field number below 16.
+func sizeUint(v uint64) int {
+	if v == 0 {
+		return 0
+	}
+	return 1 + protowire.SizeVarint(v)
+}
+
 // decodeRecord decodes a record of the shard. Its errors are ErrUnsupported, with the name of what is not known, or damage.
 func decodeRecord(shard string, data []byte) (record, error) {
 	var r record
 	var header []byte
-	err := walkFields(data, func(field protowire.Number, _ uint64, value []byte) {
-		switch field {
-		case fieldHeader:
+	headers := 0
+	err := walkFields(data, func(field protowire.Number, kind protowire.Type, _ uint64, value []byte) {
+		switch {
+		case kind != protowire.BytesType:
+		case field == fieldHeader:
 			header = value
-		case fieldBody:
+			headers++
+		case field == fieldBody:
 			r.body = value
 		}
 	})
+	if err == nil && headers != 1 {
+		err = fmt.Errorf("%d headers", headers)
+	}
 	if err != nil {
 		return record{}, damaged("decode a record", "it is not a record: %v", err)
 	}
 	var format, codec, keyID uint64
 	var writer, name []byte
-	err = walkFields(header, func(field protowire.Number, v uint64, value []byte) {
+	err = walkFields(header, func(field protowire.Number, kind protowire.Type, v uint64, value []byte) {
+		if kind == protowire.BytesType {
+			switch field {
+			case fieldShard:
+				name = value
+			case fieldWriter:
+				writer = value
+			}
+			return
+		}
 		switch field {
 		case fieldFormat:
-			format = v
-		case fieldShard:
-			name = value
+			format = uint64(uint32(v))
 		case fieldEpoch:
 			r.epoch.Counter = v
-		case fieldWriter:
-			writer = value
 		case fieldPreviousEpoch:
 			r.previousEpoch = v
 		case fieldSeq:
@@ -126,9 +141,9 @@ func decodeRecord(shard string, data []byte) (record, error) {
 		case fieldShardTime:
 			r.timeMS = int64(v)
 		case fieldCodec:
-			codec = v
+			codec = uint64(uint32(v))
 		case fieldKeyID:
-			keyID = v
+			keyID = uint64(uint32(v))
 		case fieldFence:
 			r.fence = v != 0
 		}
@@ -151,9 +166,8 @@ func decodeRecord(shard string, data []byte) (record, error) {
 	return r, nil
 }
 
-// walkFields calls fn for each field of a message: v for varints, value for bytes; other types and unknown fields are
-// skipped.
-func walkFields(b []byte, fn func(field protowire.Number, v uint64, value []byte)) error {
+// walkFields calls fn for each varint (v) and each bytes field (value) of a message.
+func walkFields(b []byte, fn func(field protowire.Number, kind protowire.Type, v uint64, value []byte)) error {
 	for len(b) > 0 {
 		field, kind, n := protowire.ConsumeTag(b)
 		if n < 0 {
@@ -164,12 +178,12 @@ func walkFields(b []byte, fn func(field protowire.Number, v uint64, value []byte
 		case protowire.VarintType:
 			var v uint64
 			if v, n = protowire.ConsumeVarint(b); n >= 0 {
-				fn(field, v, nil)
+				fn(field, kind, v, nil)
 			}
 		case protowire.BytesType:
 			var value []byte
 			if value, n = protowire.ConsumeBytes(b); n >= 0 {
-				fn(field, 0, value)
+				fn(field, kind, 0, value)
 			}
 		default:
 			n = protowire.ConsumeFieldValue(field, kind, b)
@@ -189,6 +203,5 @@ func damaged(op, format string, args ...any) error {
 
 // isDamage tells whether err says already that data is lost.
 func isDamage(err error) bool {
-	var e *kverr.Error
-	return errors.As(err, &e) && e.Kind == kverr.DataLoss
+	return kverr.KindOf(err) == kverr.DataLoss
 }
