@@ -36,3 +36,5 @@ func newHarness(t testing.TB) *waltest.Harness {
 }
 
 func TestConformance(t *testing.T) { waltest.Run(t, newHarness) }
+
+func TestLog(t *testing.T) { waltest.RunLog(t, newHarness) }

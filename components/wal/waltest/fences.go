@@ -231,6 +231,9 @@ func everyErrorAtEveryStep(r *run) {
 	for name, verb := range verbs {
 		for _, failure := range failures {
 			for _, after := range []bool{false, true} {
+				if after && failure != io.ErrUnexpectedEOF {
+					continue // the others promise that nothing was written
+				}
 				for nth := 1; nth <= 2; nth++ {
 					n++
 					r.Run("", func(t *testing.T) {
@@ -298,9 +301,7 @@ func oneLife(r *run, shard string) {
 				break // the epoch ends; the next fence shows whether it landed
 			}
 			if err != nil {
-				if landed, _ := r.read(shard, next); len(landed) == 0 {
-					continue // known not to be written: the same seq is free
-				}
+				continue // known not to be written: the same seq is free
 			}
 			want = append(want, recordData(next, e))
 			next++
