@@ -78,8 +78,7 @@ func (t *Tree) Set(key, value []byte) (old []byte, existed bool) {
 	k := it.key()
 	t.own()
 	if t.root == nil {
-		t.root = &node{owner: t.owner, n: 1}
-		t.root.items[0] = it
+		t.root = newLeaf(t.owner, it)
 		t.count(1, it.size())
 		return nil, false
 	}
@@ -126,8 +125,8 @@ func (t *Tree) insertChild(p *path, sep item, right *node) {
 		}
 		sep, right = parent.splitInner(i, sep, right)
 	}
-	root := &node{owner: t.owner, n: 1, kids: new(kids)}
-	root.items[0] = sep
+	root := newLeaf(t.owner, sep)
+	root.kids = new(kids)
 	root.kids[0], root.kids[1] = t.root, right
 	t.root = root
 	t.height++

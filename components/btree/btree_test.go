@@ -183,3 +183,95 @@ func TestBuilder(t *testing.T) {
 		}
 	}
 }
+
+func TestBuilderRefusesDisorder(t *testing.T) {
+	for _, second := range []string{"b", "a", ""} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("key %q was taken after %q", second, "b")
+				}
+			}()
+			var b Builder
+			b.Add([]byte("b"), nil)
+			b.Add([]byte(second), nil)
+		}()
+	}
+}
+
+// TestDiffOfEmpty: a nil and an empty old tree are the same, and a caller may stop at any change.
+func TestDiffOfEmpty(t *testing.T) {
+	var tr, empty Tree
+	want := model{}
+	for i := range 500 {
+		tr.Set(fmt.Append(nil, i), []byte("v"))
+		want[fmt.Sprint(i)] = "v"
+	}
+	verifyDiff(t, &tr, nil, want, nil)
+	verifyDiff(t, &tr, &empty, want, nil)
+	verifyDiff(t, &empty, &tr, nil, want)
+	verifyDiff(t, &empty, nil, nil, nil)
+	other := tr.Clone()
+	for i := range 300 { // removed, changed and added keys beside each other
+		k := fmt.Append(nil, i)
+		switch i % 3 {
+		case 0:
+			other.Delete(k)
+		case 1:
+			other.Set(k, []byte("w"))
+		case 2:
+			other.Set(append(k, 'x'), nil)
+		}
+	}
+	for _, pair := range [][2]*Tree{{&tr, &empty}, {&empty, &tr}, {&tr, other}, {other, &tr}} {
+		n := 0
+		for range pair[0].Diff(pair[1]) {
+			n++
+		}
+		for stop := range n {
+			seen := 0
+			for range pair[0].Diff(pair[1]) {
+				if seen++; seen > stop {
+					break
+				}
+			}
+			if seen != stop+1 {
+				t.Fatalf("stopped at %d of %d", seen, n)
+			}
+		}
+	}
+}
+
+// TestKeyShapes: nodes whose keys tie in their heads, are prefixes of each other, or share nothing.
+func TestKeyShapes(t *testing.T) {
+	shapes := map[string]func(i int) []byte{
+		"runs of zeros":      func(i int) []byte { return make([]byte, i%300) },
+		"runs of 255":        func(i int) []byte { return bytes.Repeat([]byte{255}, i%300) },
+		"tails tie":          func(i int) []byte { return fmt.Appendf(nil, "%dsame-middle-part%d", i%3, i*7919%1000) },
+		"zeros behind":       func(i int) []byte { return append([]byte("k"), make([]byte, i%9)...) },
+		"one byte":           func(i int) []byte { return []byte{byte(i * 37)} },
+		"long alike":         func(i int) []byte { return append(bytes.Repeat([]byte{'x'}, 900), byte(i>>8), byte(i*37)) },
+		"number, then bytes": func(i int) []byte { return append(number(i*7919%100), byte(i), 0) },
+	}
+	for name, shape := range shapes {
+		t.Run(name, func(t *testing.T) {
+			tr, m := new(Tree), model{}
+			for i := range 3000 {
+				k := shape(i)
+				if i%5 == 4 {
+					k = shape(i / 2)
+					tr.Delete(k)
+					delete(m, string(k))
+				} else {
+					tr.Set(k, k)
+					m[string(k)] = string(k)
+				}
+				probe := append(shape(i/3), byte(i))
+				if v, ok := tr.Get(probe); ok != (m[string(probe)] != "") || string(v) != m[string(probe)] {
+					t.Fatalf("Get %x: %x %v", probe, v, ok)
+				}
+			}
+			verify(t, tr, m)
+		})
+	}
+}

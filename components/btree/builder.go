@@ -9,7 +9,7 @@ type Builder struct {
 // building is the last node of a level, still being filled.
 type building struct {
 	node *node
-	low  item // the separator before node; empty for the first of its level
+	low  item // the separator before node; none for the first of its level
 }
 
 // Add appends an item; its key must be greater than the one before: Add panics otherwise, for the tree would lose keys.
@@ -18,9 +18,7 @@ func (b *Builder) Add(key, value []byte) {
 	b.tree.own()
 	b.tree.count(1, it.size())
 	if len(b.levels) == 0 {
-		leaf := &node{owner: b.tree.owner, n: 1}
-		leaf.items[0] = it
-		b.levels = append(b.levels, building{node: leaf})
+		b.levels = append(b.levels, building{node: newLeaf(b.tree.owner, it)})
 		return
 	}
 	leaf := b.levels[0].node
@@ -29,14 +27,11 @@ func (b *Builder) Add(key, value []byte) {
 		panic("btree: Builder.Add: keys are not in ascending order")
 	}
 	if leaf.n < maxItems {
-		leaf.items[leaf.n] = it
-		leaf.n++
+		leaf.insertItem(leaf.n, it)
 		return
 	}
 	b.close(0)
-	leaf = &node{owner: b.tree.owner, n: 1}
-	leaf.items[0] = it
-	b.levels[0] = building{leaf, separator(before, it.key())}
+	b.levels[0] = building{newLeaf(b.tree.owner, it), separator(before, it.key())}
 }
 
 // close hands the node of a level to its parent.
@@ -50,8 +45,7 @@ func (b *Builder) close(level int) {
 	}
 	parent := b.levels[level+1].node
 	if parent.n < maxItems {
-		parent.items[parent.n] = done.low
-		parent.n++
+		parent.insertItem(parent.n, done.low)
 		parent.kids[parent.n] = done.node
 		return
 	}
@@ -70,8 +64,7 @@ func (b *Builder) Tree() *Tree {
 			left := parent.kids[parent.n]
 			l.node.kids[1] = l.node.kids[0]
 			l.node.kids[0] = left.kids[left.n]
-			l.node.items[0] = l.low
-			l.node.n = 1
+			l.node.insertItem(0, l.low)
 			l.low = left.items[left.n-1]
 			left.kids[left.n] = nil
 			left.removeItem(left.n - 1)

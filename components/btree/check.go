@@ -77,11 +77,13 @@ func (n *node) check(height int, root bool, lo, hi bound) error {
 	for i, it := range n.items {
 		switch {
 		case i >= n.n:
-			if it != "" {
+			if it != (item{}) {
 				return fmt.Errorf("unused slot %d of %d holds an item", i, n.n)
 			}
 		case i > 0 && n.items[i-1].key() >= it.key():
 			return fmt.Errorf("keys %q and %q are out of order", n.items[i-1].key(), it.key())
+		case common(it.key(), n.items[0].key(), n.prefix) != n.prefix, headOf(it.key(), n.prefix) != n.heads[i]:
+			return fmt.Errorf("key %q has head %08x behind a prefix of %d", it.key(), n.heads[i], n.prefix)
 		case !lo.open && it.key() < lo.key, !hi.open && it.key() >= hi.key:
 			return fmt.Errorf("key %q is outside of %q..%q (open: %v, %v)", it.key(), lo.key, hi.key, lo.open, hi.open)
 		}

@@ -1,6 +1,7 @@
 package btree
 
 import (
+	"bytes"
 	"iter"
 	"strings"
 )
@@ -63,7 +64,7 @@ func diff(was, is *cursor, yield func(Change) bool) {
 			was.open()
 			is.open()
 		default:
-			if a.first != b.first && !yield(written(b.first)) {
+			if !bytes.Equal(a.first.valueBytes(), b.first.valueBytes()) && !yield(written(b.first)) {
 				return
 			}
 			was.skip()
@@ -97,12 +98,12 @@ func (e *entry) same(other *entry) bool {
 	if e.node != nil || other.node != nil {
 		return e.node == other.node
 	}
-	return e.first.same(other.first)
+	return e.first == other.first
 }
 
 // key is the item's key or the first one in the node. It is looked up late: for a shared node never.
 func (e *entry) key() string {
-	if e.first == "" {
+	if e.first == (item{}) {
 		e.first = e.node.first()
 	}
 	return e.first.key()

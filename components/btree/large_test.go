@@ -15,7 +15,7 @@ func number(i int) []byte { return binary.BigEndian.AppendUint64(nil, uint64(i))
 
 // TestLarge grows a tree of several inner levels in different orders and takes it down again in different orders.
 func TestLarge(t *testing.T) {
-	const n = 200_000
+	const n = 60_000
 	r := rand.New(rand.NewPCG(1, 2))
 	ascending := make([]int, n)
 	for i := range ascending {
@@ -43,7 +43,7 @@ func TestLarge(t *testing.T) {
 					if old, ok := tr.Delete(number(i)); !ok || !bytes.Equal(old, number(i)) {
 						t.Fatalf("Delete of %d returned %x %v", i, old, ok)
 					}
-					if j%20_000 == 0 || j > n-5 {
+					if j%6_000 == 0 || j > n-5 {
 						if err := tr.check(); err != nil {
 							t.Fatal(err)
 						}
@@ -223,7 +223,7 @@ func TestReaders(t *testing.T) {
 
 // TestDiffCost holds Diff to its promise: what it opens grows with the changes and not with the tree.
 func TestDiffCost(t *testing.T) {
-	const n = 200_000
+	const n = 60_000
 	var b Builder
 	for i := range n {
 		b.Add(number(i*2), nil)

@@ -3,8 +3,8 @@ package btree
 import "strings"
 
 const (
-	// maxItems makes a leaf fill an allocation of 1,024 bytes, the allocator's own 8 included.
-	maxItems = 62
+	// maxItems makes a node fill an allocation of 416 bytes. DESIGN.md has what other sizes cost.
+	maxItems = 32
 	// minItems is where a node is merged with a neighbour or takes from it. It is well under half of maxItems, and a merge
 	// leaves room, so that writes at a boundary do not split and merge in turns.
 	minItems = maxItems / 4
@@ -20,11 +20,22 @@ type kids [maxItems + 1]*node
 //
 // A node may be changed only by the tree whose owner token it bears; all others share it unchanged. Slots past the last are
 // zero, so that nothing dropped is kept in memory.
+//
+// All keys of a node begin with the same prefix bytes (or more), and heads holds the 4 bytes behind them: a search compares heads, which
+// are here, and follows a pointer to an item, which is likely a cache miss, only for those that tie.
 type node struct {
-	owner *owner
-	n     int // items
-	kids  *kids
-	items [maxItems]item
+	owner  *owner
+	kids   *kids
+	n      int // items
+	prefix int
+	heads  [maxItems]uint32
+	items  [maxItems]item
+}
+
+func newLeaf(o *owner, it item) *node {
+	n := &node{owner: o}
+	n.insertItem(0, it)
+	return n
 }
 
 // mutable returns n, or a copy that o owns.
@@ -32,7 +43,8 @@ func (n *node) mutable(o *owner) *node {
 	if n.owner == o {
 		return n
 	}
-	c := &node{owner: o, n: n.n}
+	c := &node{owner: o, n: n.n, prefix: n.prefix}
+	copy(c.heads[:n.n], n.heads[:n.n])
 	copy(c.items[:n.n], n.items[:n.n])
 	if n.kids != nil {
 		c.kids = new(kids)
@@ -41,9 +53,28 @@ func (n *node) mutable(o *owner) *node {
 	return c
 }
 
-// search returns the position of the first item >= k, and whether it is equal.
+// search returns the position of the first item >= k, and whether it is equal. n has at least one item.
 func (n *node) search(k string) (i int, found bool) {
+	head := headOf(k, n.prefix)
 	lo, hi := 0, n.n
+	for lo < hi {
+		mid := int(uint(lo+hi) >> 1)
+		if n.heads[mid] < head {
+			lo = mid + 1
+		} else {
+			hi = mid
+		}
+	}
+	// That is right if k begins as the items do. Any item tells; the one at lo will be needed.
+	some := n.items[min(lo, n.n-1)].key()
+	if p := n.prefix; len(k) < p || k[:p] != some[:p] {
+		if k < some {
+			return 0, false
+		}
+		return n.n, false
+	}
+	for hi = lo; hi < n.n && n.heads[hi] == head; hi++ {
+	}
 	for lo < hi {
 		mid := int(uint(lo+hi) >> 1)
 		c := strings.Compare(n.items[mid].key(), k)
@@ -76,16 +107,50 @@ func (n *node) first() item {
 	return n.items[0]
 }
 
+// insertItem puts it at i of a node that is not full.
 func (n *node) insertItem(i int, it item) {
+	k := it.key()
+	prefix := len(k)
+	if n.n > 0 {
+		prefix = common(k, n.items[min(i, n.n-1)].key(), n.prefix)
+	}
+	copy(n.heads[i+1:n.n+1], n.heads[i:n.n])
 	copy(n.items[i+1:n.n+1], n.items[i:n.n])
 	n.items[i] = it
 	n.n++
+	if prefix == n.prefix {
+		n.heads[i] = headOf(k, prefix)
+	} else {
+		n.setPrefix(prefix)
+	}
 }
 
 func (n *node) removeItem(i int) {
+	copy(n.heads[i:n.n-1], n.heads[i+1:n.n])
 	copy(n.items[i:n.n-1], n.items[i+1:n.n])
 	n.n--
-	n.items[n.n] = ""
+	n.items[n.n] = item{}
+}
+
+// setPrefix makes heads those behind the given prefix, which all keys have.
+func (n *node) setPrefix(prefix int) {
+	n.prefix = prefix
+	for i, it := range n.items[:n.n] {
+		n.heads[i] = headOf(it.key(), prefix)
+	}
+}
+
+// findPrefix takes the longest prefix that all keys have; heads were those behind prefix was, -1 when they are not set.
+func (n *node) findPrefix(was int) {
+	if n.n == 0 {
+		n.prefix = 0
+		return
+	}
+	first := n.items[0].key()
+	n.prefix = common(first, n.items[n.n-1].key(), len(first))
+	if n.prefix != was {
+		n.setPrefix(n.prefix)
+	}
 }
 
 // insertChild puts sep at i and right behind it.
@@ -98,12 +163,10 @@ func (n *node) insertChild(i int, sep item, right *node) {
 // splitLeaf inserts it at i of a full leaf, and returns the new right neighbour and the separator before it. An item behind
 // the last one starts the new leaf alone, so that keys written in order leave full leaves behind.
 func (n *node) splitLeaf(i int, it item) (sep item, right *node) {
-	right = &node{owner: n.owner}
 	if i == n.n {
-		right.n = 1
-		right.items[0] = it
-		return separator(n.items[n.n-1].key(), it.key()), right
+		return separator(n.items[n.n-1].key(), it.key()), newLeaf(n.owner, it)
 	}
+	right = &node{owner: n.owner}
 	n.moveTail(right, maxItems/2)
 	if i <= n.n {
 		n.insertItem(i, it)
@@ -116,8 +179,11 @@ func (n *node) splitLeaf(i int, it item) (sep item, right *node) {
 // moveTail moves the items from position at on to the empty node right.
 func (n *node) moveTail(right *node, at int) {
 	right.n = copy(right.items[:], n.items[at:n.n])
+	copy(right.heads[:], n.heads[at:n.n])
+	right.findPrefix(n.prefix)
 	clear(n.items[at:n.n])
 	n.n = at
+	n.findPrefix(n.prefix)
 }
 
 // splitInner inserts sep at i and child behind it into a full inner node, and returns the new right neighbour and the
@@ -133,8 +199,7 @@ func (n *node) splitInner(i int, sep item, child *node) (up item, right *node) {
 	copy(right.kids[:], n.kids[at+1:n.n+1])
 	clear(n.kids[at+1 : n.n+1])
 	n.moveTail(right, at+1)
-	n.n--
-	n.items[n.n] = ""
+	n.removeItem(at)
 	if i <= at {
 		n.insertChild(i, sep, child)
 	} else {
@@ -164,6 +229,7 @@ func (n *node) rebalance(i int, o *owner) {
 		}
 		copy(left.items[left.n:], right.items[:right.n])
 		left.n += right.n
+		left.findPrefix(-1)
 		copy(n.kids[l+1:], n.kids[l+2:n.n+1])
 		n.kids[n.n] = nil
 		n.removeItem(l)
@@ -184,20 +250,27 @@ func (n *node) rebalance(i int, o *owner) {
 		var all [2*maxItems + 2]*node
 		at := copy(all[:], left.kids[:left.n+1])
 		copy(all[at:], right.kids[:right.n+1])
-		n.items[l] = items[half]
+		n.replaceItem(l, items[half])
 		left.fill(items[:half], all[:half+1])
 		right.fill(items[half+1:total], all[half+1:total+1])
 		return
 	}
 	left.fill(items[:half], nil)
 	right.fill(items[half:total], nil)
-	n.items[l] = separator(left.items[half-1].key(), right.items[0].key())
+	n.replaceItem(l, separator(left.items[half-1].key(), right.items[0].key()))
+}
+
+// replaceItem puts another separator at i.
+func (n *node) replaceItem(i int, it item) {
+	n.removeItem(i)
+	n.insertItem(i, it)
 }
 
 // fill replaces the content of n.
 func (n *node) fill(items []item, children []*node) {
 	n.n = copy(n.items[:], items)
 	clear(n.items[n.n:])
+	n.findPrefix(-1)
 	if n.kids != nil {
 		clear(n.kids[copy(n.kids[:], children):])
 	}
