@@ -169,8 +169,9 @@ type PromptArgs struct {
 	LeaseMS     int64
 	UntilMS     int64
 	Capacity    Capacity
-	AllScopes   bool  // OpClear: the whole namespace
-	Damaged     []Ref // OpUnindex: Damaged[i] belongs to Blocks[i]
+	AllScopes   bool   // OpClear: the whole namespace
+	Damaged     []Ref  // OpUnindex: Damaged[i] belongs to Blocks[i]
+	After       []byte // OpClear: Result.Next of the step before
 }
 
 // BlockOutcome is what a prompt operation found or did for one block.
@@ -178,7 +179,7 @@ type BlockOutcome struct {
 	Present       bool // it was there (before a delete; already before an index)
 	Stored        bool // OpIndex: stored by this command
 	Leased        bool // OpDeleteBlocks: stays because of a lease
-	Refused       bool // OpIndex: no room that is neither leased nor pinned
+	Refused       bool // OpIndex: no room that is neither leased nor pinned, or the memory budget is used up
 	Value         Value
 	Size          int64
 	Checksum      uint64
@@ -204,6 +205,10 @@ type Result struct {
 	// Deleted and Leased count for OpClear; More asks to repeat OpClear or OpDropNamespace.
 	Deleted, Leased int64
 	More            bool
+	// Next is PromptArgs.After of the next step, when OpClear asks for More.
+	Next []byte
+	// Evicted and Damaged count blocks of the namespace since the shard was loaded; set by OpTouch, also without blocks.
+	Evicted, Damaged int64
 	// Duplicate: the outcome is the remembered one of an earlier try; a value written for this try is an orphan.
 	Duplicate bool
 }

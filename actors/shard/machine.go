@@ -104,6 +104,7 @@ func (m *Machine) Ready() host.Ready[*Command] {
 	m.replies = nil
 	m.jump = 0
 	if len(m.body) > 0 {
+		m.ridePrompt()
 		m.seal(m.now)
 		r.Body = m.body
 		m.lastBody = max(len(m.body), m.lastBody/2)

@@ -20,8 +20,13 @@ type Item struct {
 	Depth uint32
 	Bytes int64
 	Use   Use
-	// Changed is for the caller: the use is not stored yet.
-	Changed bool
+
+	// What follows is the caller's: Order neither reads nor writes it.
+
+	AtMS     int64 // time of the last use
+	PinnedMS int64 // pinned until then; 0 = not pinned
+	Leases   int32 // leases that hold it
+	Changed  bool  // Use and AtMS are not stored yet
 
 	rank  int64
 	holds int32
@@ -81,6 +86,16 @@ func (o *Order) add(key []byte, depth uint32, bytes int64) *Item {
 func (o *Order) Touch(it *Item) {
 	it.Use = o.policy.Touched(it.Use)
 	it.rank = o.policy.Rank(it.Use, it.Depth)
+	if it.pos >= 0 {
+		heap.Fix(&o.line, int(it.pos))
+	}
+}
+
+// SetUse gives a block the use that it is known to have had.
+func (o *Order) SetUse(it *Item, u Use) {
+	it.Use = u
+	o.policy.Restored(u)
+	it.rank = o.policy.Rank(u, it.Depth)
 	if it.pos >= 0 {
 		heap.Fix(&o.line, int(it.pos))
 	}

@@ -86,6 +86,11 @@ type Effect struct {
 	//	*Effect_Forget_
 	//	*Effect_Drop_
 	//	*Effect_Sweep_
+	//	*Effect_BlockStored_
+	//	*Effect_BlockRemoved_
+	//	*Effect_BlockTouched_
+	//	*Effect_BlockPinned_
+	//	*Effect_LeaseHorizon_
 	Kind          isEffect_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -207,6 +212,51 @@ func (x *Effect) GetSweep() *Effect_Sweep {
 	return nil
 }
 
+func (x *Effect) GetBlockStored() *Effect_BlockStored {
+	if x != nil {
+		if x, ok := x.Kind.(*Effect_BlockStored_); ok {
+			return x.BlockStored
+		}
+	}
+	return nil
+}
+
+func (x *Effect) GetBlockRemoved() *Effect_BlockRemoved {
+	if x != nil {
+		if x, ok := x.Kind.(*Effect_BlockRemoved_); ok {
+			return x.BlockRemoved
+		}
+	}
+	return nil
+}
+
+func (x *Effect) GetBlockTouched() *Effect_BlockTouched {
+	if x != nil {
+		if x, ok := x.Kind.(*Effect_BlockTouched_); ok {
+			return x.BlockTouched
+		}
+	}
+	return nil
+}
+
+func (x *Effect) GetBlockPinned() *Effect_BlockPinned {
+	if x != nil {
+		if x, ok := x.Kind.(*Effect_BlockPinned_); ok {
+			return x.BlockPinned
+		}
+	}
+	return nil
+}
+
+func (x *Effect) GetLeaseHorizon() *Effect_LeaseHorizon {
+	if x != nil {
+		if x, ok := x.Kind.(*Effect_LeaseHorizon_); ok {
+			return x.LeaseHorizon
+		}
+	}
+	return nil
+}
+
 type isEffect_Kind interface {
 	isEffect_Kind()
 }
@@ -251,6 +301,31 @@ type Effect_Sweep_ struct {
 	Sweep *Effect_Sweep `protobuf:"bytes,9,opt,name=sweep,proto3,oneof"`
 }
 
+type Effect_BlockStored_ struct {
+	// A block was stored.
+	BlockStored *Effect_BlockStored `protobuf:"bytes,32,opt,name=block_stored,json=blockStored,proto3,oneof"`
+}
+
+type Effect_BlockRemoved_ struct {
+	// A block is gone.
+	BlockRemoved *Effect_BlockRemoved `protobuf:"bytes,33,opt,name=block_removed,json=blockRemoved,proto3,oneof"`
+}
+
+type Effect_BlockTouched_ struct {
+	// A block was used.
+	BlockTouched *Effect_BlockTouched `protobuf:"bytes,34,opt,name=block_touched,json=blockTouched,proto3,oneof"`
+}
+
+type Effect_BlockPinned_ struct {
+	// A block was pinned.
+	BlockPinned *Effect_BlockPinned `protobuf:"bytes,35,opt,name=block_pinned,json=blockPinned,proto3,oneof"`
+}
+
+type Effect_LeaseHorizon_ struct {
+	// Leases were announced.
+	LeaseHorizon *Effect_LeaseHorizon `protobuf:"bytes,36,opt,name=lease_horizon,json=leaseHorizon,proto3,oneof"`
+}
+
 func (*Effect_Put_) isEffect_Kind() {}
 
 func (*Effect_Delete_) isEffect_Kind() {}
@@ -266,6 +341,16 @@ func (*Effect_Forget_) isEffect_Kind() {}
 func (*Effect_Drop_) isEffect_Kind() {}
 
 func (*Effect_Sweep_) isEffect_Kind() {}
+
+func (*Effect_BlockStored_) isEffect_Kind() {}
+
+func (*Effect_BlockRemoved_) isEffect_Kind() {}
+
+func (*Effect_BlockTouched_) isEffect_Kind() {}
+
+func (*Effect_BlockPinned_) isEffect_Kind() {}
+
+func (*Effect_LeaseHorizon_) isEffect_Kind() {}
 
 // A value stored apart from its key, in a packed object of the shard.
 type Effect_Ref struct {
@@ -952,6 +1037,390 @@ func (x *Effect_Sweep) GetLimit() uint32 {
 	return 0
 }
 
+// A block of the prompt cache was stored. Keys are typed: they begin with the prefix of the item in the tree
+// (actors/shard/promptkeys.go).
+type Effect_BlockStored struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Typed key of the block.
+	Key []byte `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// Canonical form of its scope, with the scope's first block.
+	ScopeFields []byte `protobuf:"bytes,2,opt,name=scope_fields,json=scopeFields,proto3" json:"scope_fields,omitempty"`
+	// How many blocks come before it in its chain.
+	Depth uint32 `protobuf:"varint,3,opt,name=depth,proto3" json:"depth,omitempty"`
+	// Id of the block before it.
+	Parent []byte `protobuf:"bytes,4,opt,name=parent,proto3" json:"parent,omitempty"`
+	// The bytes, unless ref is set.
+	Value []byte `protobuf:"bytes,5,opt,name=value,proto3" json:"value,omitempty"`
+	// Where the bytes are.
+	Ref *Effect_Ref `protobuf:"bytes,6,opt,name=ref,proto3" json:"ref,omitempty"`
+	// Length of the block; the value may be longer.
+	Size int64 `protobuf:"varint,7,opt,name=size,proto3" json:"size,omitempty"`
+	// xxh3-64 of the block.
+	Checksum uint64 `protobuf:"fixed64,8,opt,name=checksum,proto3" json:"checksum,omitempty"`
+	// When it was stored, in milliseconds of shard time.
+	CreatedMs int64 `protobuf:"varint,9,opt,name=created_ms,json=createdMs,proto3" json:"created_ms,omitempty"`
+	// When it expires; 0 = never.
+	ExpiresMs int64 `protobuf:"varint,10,opt,name=expires_ms,json=expiresMs,proto3" json:"expires_ms,omitempty"`
+	// Clock of the eviction policy at its first use.
+	UseClock uint64 `protobuf:"varint,11,opt,name=use_clock,json=useClock,proto3" json:"use_clock,omitempty"`
+	// How often the policy counts it as used.
+	UseCount      uint32 `protobuf:"varint,12,opt,name=use_count,json=useCount,proto3" json:"use_count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Effect_BlockStored) Reset() {
+	*x = Effect_BlockStored{}
+	mi := &file_kvstore_dataplane_v1_effects_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Effect_BlockStored) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Effect_BlockStored) ProtoMessage() {}
+
+func (x *Effect_BlockStored) ProtoReflect() protoreflect.Message {
+	mi := &file_kvstore_dataplane_v1_effects_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Effect_BlockStored.ProtoReflect.Descriptor instead.
+func (*Effect_BlockStored) Descriptor() ([]byte, []int) {
+	return file_kvstore_dataplane_v1_effects_proto_rawDescGZIP(), []int{1, 10}
+}
+
+func (x *Effect_BlockStored) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *Effect_BlockStored) GetScopeFields() []byte {
+	if x != nil {
+		return x.ScopeFields
+	}
+	return nil
+}
+
+func (x *Effect_BlockStored) GetDepth() uint32 {
+	if x != nil {
+		return x.Depth
+	}
+	return 0
+}
+
+func (x *Effect_BlockStored) GetParent() []byte {
+	if x != nil {
+		return x.Parent
+	}
+	return nil
+}
+
+func (x *Effect_BlockStored) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
+func (x *Effect_BlockStored) GetRef() *Effect_Ref {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+func (x *Effect_BlockStored) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *Effect_BlockStored) GetChecksum() uint64 {
+	if x != nil {
+		return x.Checksum
+	}
+	return 0
+}
+
+func (x *Effect_BlockStored) GetCreatedMs() int64 {
+	if x != nil {
+		return x.CreatedMs
+	}
+	return 0
+}
+
+func (x *Effect_BlockStored) GetExpiresMs() int64 {
+	if x != nil {
+		return x.ExpiresMs
+	}
+	return 0
+}
+
+func (x *Effect_BlockStored) GetUseClock() uint64 {
+	if x != nil {
+		return x.UseClock
+	}
+	return 0
+}
+
+func (x *Effect_BlockStored) GetUseCount() uint32 {
+	if x != nil {
+		return x.UseCount
+	}
+	return 0
+}
+
+// A block is gone.
+type Effect_BlockRemoved struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Typed key of the block.
+	Key []byte `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// 1 = deleted, 2 = evicted, 3 = expired, 4 = found damaged.
+	Reason        uint32 `protobuf:"varint,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Effect_BlockRemoved) Reset() {
+	*x = Effect_BlockRemoved{}
+	mi := &file_kvstore_dataplane_v1_effects_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Effect_BlockRemoved) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Effect_BlockRemoved) ProtoMessage() {}
+
+func (x *Effect_BlockRemoved) ProtoReflect() protoreflect.Message {
+	mi := &file_kvstore_dataplane_v1_effects_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Effect_BlockRemoved.ProtoReflect.Descriptor instead.
+func (*Effect_BlockRemoved) Descriptor() ([]byte, []int) {
+	return file_kvstore_dataplane_v1_effects_proto_rawDescGZIP(), []int{1, 11}
+}
+
+func (x *Effect_BlockRemoved) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *Effect_BlockRemoved) GetReason() uint32 {
+	if x != nil {
+		return x.Reason
+	}
+	return 0
+}
+
+// Uses of a block; it rides along with other effects, at the revision before them or theirs.
+type Effect_BlockTouched struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Typed key of the block.
+	Key []byte `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// Last use in milliseconds of shard time.
+	TouchedMs int64 `protobuf:"varint,2,opt,name=touched_ms,json=touchedMs,proto3" json:"touched_ms,omitempty"`
+	// Clock of the eviction policy at that use.
+	UseClock uint64 `protobuf:"varint,3,opt,name=use_clock,json=useClock,proto3" json:"use_clock,omitempty"`
+	// How often the policy counts it as used.
+	UseCount      uint32 `protobuf:"varint,4,opt,name=use_count,json=useCount,proto3" json:"use_count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Effect_BlockTouched) Reset() {
+	*x = Effect_BlockTouched{}
+	mi := &file_kvstore_dataplane_v1_effects_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Effect_BlockTouched) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Effect_BlockTouched) ProtoMessage() {}
+
+func (x *Effect_BlockTouched) ProtoReflect() protoreflect.Message {
+	mi := &file_kvstore_dataplane_v1_effects_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Effect_BlockTouched.ProtoReflect.Descriptor instead.
+func (*Effect_BlockTouched) Descriptor() ([]byte, []int) {
+	return file_kvstore_dataplane_v1_effects_proto_rawDescGZIP(), []int{1, 12}
+}
+
+func (x *Effect_BlockTouched) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *Effect_BlockTouched) GetTouchedMs() int64 {
+	if x != nil {
+		return x.TouchedMs
+	}
+	return 0
+}
+
+func (x *Effect_BlockTouched) GetUseClock() uint64 {
+	if x != nil {
+		return x.UseClock
+	}
+	return 0
+}
+
+func (x *Effect_BlockTouched) GetUseCount() uint32 {
+	if x != nil {
+		return x.UseCount
+	}
+	return 0
+}
+
+// A block was pinned, or its pin taken away.
+type Effect_BlockPinned struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Typed key of the block.
+	Key []byte `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// Until when; 0 = not pinned.
+	UntilMs int64 `protobuf:"varint,2,opt,name=until_ms,json=untilMs,proto3" json:"until_ms,omitempty"`
+	// When it expires, which a pin may have put off; 0 = never.
+	ExpiresMs     int64 `protobuf:"varint,3,opt,name=expires_ms,json=expiresMs,proto3" json:"expires_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Effect_BlockPinned) Reset() {
+	*x = Effect_BlockPinned{}
+	mi := &file_kvstore_dataplane_v1_effects_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Effect_BlockPinned) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Effect_BlockPinned) ProtoMessage() {}
+
+func (x *Effect_BlockPinned) ProtoReflect() protoreflect.Message {
+	mi := &file_kvstore_dataplane_v1_effects_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Effect_BlockPinned.ProtoReflect.Descriptor instead.
+func (*Effect_BlockPinned) Descriptor() ([]byte, []int) {
+	return file_kvstore_dataplane_v1_effects_proto_rawDescGZIP(), []int{1, 13}
+}
+
+func (x *Effect_BlockPinned) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *Effect_BlockPinned) GetUntilMs() int64 {
+	if x != nil {
+		return x.UntilMs
+	}
+	return 0
+}
+
+func (x *Effect_BlockPinned) GetExpiresMs() int64 {
+	if x != nil {
+		return x.ExpiresMs
+	}
+	return 0
+}
+
+// No lease that was granted so far ends after this.
+type Effect_LeaseHorizon struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Shard time.
+	UntilMs       int64 `protobuf:"varint,1,opt,name=until_ms,json=untilMs,proto3" json:"until_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Effect_LeaseHorizon) Reset() {
+	*x = Effect_LeaseHorizon{}
+	mi := &file_kvstore_dataplane_v1_effects_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Effect_LeaseHorizon) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Effect_LeaseHorizon) ProtoMessage() {}
+
+func (x *Effect_LeaseHorizon) ProtoReflect() protoreflect.Message {
+	mi := &file_kvstore_dataplane_v1_effects_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Effect_LeaseHorizon.ProtoReflect.Descriptor instead.
+func (*Effect_LeaseHorizon) Descriptor() ([]byte, []int) {
+	return file_kvstore_dataplane_v1_effects_proto_rawDescGZIP(), []int{1, 14}
+}
+
+func (x *Effect_LeaseHorizon) GetUntilMs() int64 {
+	if x != nil {
+		return x.UntilMs
+	}
+	return 0
+}
+
 // An object.
 type Effect_Forget_Object struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -965,7 +1434,7 @@ type Effect_Forget_Object struct {
 
 func (x *Effect_Forget_Object) Reset() {
 	*x = Effect_Forget_Object{}
-	mi := &file_kvstore_dataplane_v1_effects_proto_msgTypes[12]
+	mi := &file_kvstore_dataplane_v1_effects_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -977,7 +1446,7 @@ func (x *Effect_Forget_Object) String() string {
 func (*Effect_Forget_Object) ProtoMessage() {}
 
 func (x *Effect_Forget_Object) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_effects_proto_msgTypes[12]
+	mi := &file_kvstore_dataplane_v1_effects_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1014,7 +1483,7 @@ const file_kvstore_dataplane_v1_effects_proto_rawDesc = "" +
 	"\"kvstore/dataplane/v1/effects.proto\x12\x14kvstore.dataplane.v1\"D\n" +
 	"\n" +
 	"EffectBody\x126\n" +
-	"\aeffects\x18\x01 \x03(\v2\x1c.kvstore.dataplane.v1.EffectR\aeffects\"\x97\x0e\n" +
+	"\aeffects\x18\x01 \x03(\v2\x1c.kvstore.dataplane.v1.EffectR\aeffects\"\xcb\x16\n" +
 	"\x06Effect\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x124\n" +
 	"\x03put\x18\x02 \x01(\v2 .kvstore.dataplane.v1.Effect.PutH\x00R\x03put\x12=\n" +
@@ -1024,7 +1493,12 @@ const file_kvstore_dataplane_v1_effects_proto_rawDesc = "" +
 	"\brelocate\x18\x06 \x01(\v2%.kvstore.dataplane.v1.Effect.RelocateH\x00R\brelocate\x12=\n" +
 	"\x06forget\x18\a \x01(\v2#.kvstore.dataplane.v1.Effect.ForgetH\x00R\x06forget\x127\n" +
 	"\x04drop\x18\b \x01(\v2!.kvstore.dataplane.v1.Effect.DropH\x00R\x04drop\x12:\n" +
-	"\x05sweep\x18\t \x01(\v2\".kvstore.dataplane.v1.Effect.SweepH\x00R\x05sweep\x1a\xa4\x01\n" +
+	"\x05sweep\x18\t \x01(\v2\".kvstore.dataplane.v1.Effect.SweepH\x00R\x05sweep\x12M\n" +
+	"\fblock_stored\x18  \x01(\v2(.kvstore.dataplane.v1.Effect.BlockStoredH\x00R\vblockStored\x12P\n" +
+	"\rblock_removed\x18! \x01(\v2).kvstore.dataplane.v1.Effect.BlockRemovedH\x00R\fblockRemoved\x12P\n" +
+	"\rblock_touched\x18\" \x01(\v2).kvstore.dataplane.v1.Effect.BlockTouchedH\x00R\fblockTouched\x12M\n" +
+	"\fblock_pinned\x18# \x01(\v2(.kvstore.dataplane.v1.Effect.BlockPinnedH\x00R\vblockPinned\x12P\n" +
+	"\rlease_horizon\x18$ \x01(\v2).kvstore.dataplane.v1.Effect.LeaseHorizonH\x00R\fleaseHorizon\x1a\xa4\x01\n" +
 	"\x03Ref\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x18\n" +
 	"\acounter\x18\x02 \x01(\x04R\acounter\x12!\n" +
@@ -1076,7 +1550,39 @@ const file_kvstore_dataplane_v1_effects_proto_rawDesc = "" +
 	"\tnamespace\x18\x01 \x01(\rR\tnamespace\x12\x18\n" +
 	"\athrough\x18\x02 \x01(\fR\athrough\x1a\x1d\n" +
 	"\x05Sweep\x12\x14\n" +
-	"\x05limit\x18\x01 \x01(\rR\x05limitB\x06\n" +
+	"\x05limit\x18\x01 \x01(\rR\x05limit\x1a\xe2\x02\n" +
+	"\vBlockStored\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x12!\n" +
+	"\fscope_fields\x18\x02 \x01(\fR\vscopeFields\x12\x14\n" +
+	"\x05depth\x18\x03 \x01(\rR\x05depth\x12\x16\n" +
+	"\x06parent\x18\x04 \x01(\fR\x06parent\x12\x14\n" +
+	"\x05value\x18\x05 \x01(\fR\x05value\x122\n" +
+	"\x03ref\x18\x06 \x01(\v2 .kvstore.dataplane.v1.Effect.RefR\x03ref\x12\x12\n" +
+	"\x04size\x18\a \x01(\x03R\x04size\x12\x1a\n" +
+	"\bchecksum\x18\b \x01(\x06R\bchecksum\x12\x1d\n" +
+	"\n" +
+	"created_ms\x18\t \x01(\x03R\tcreatedMs\x12\x1d\n" +
+	"\n" +
+	"expires_ms\x18\n" +
+	" \x01(\x03R\texpiresMs\x12\x1b\n" +
+	"\tuse_clock\x18\v \x01(\x04R\buseClock\x12\x1b\n" +
+	"\tuse_count\x18\f \x01(\rR\buseCount\x1a8\n" +
+	"\fBlockRemoved\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\rR\x06reason\x1ay\n" +
+	"\fBlockTouched\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x12\x1d\n" +
+	"\n" +
+	"touched_ms\x18\x02 \x01(\x03R\ttouchedMs\x12\x1b\n" +
+	"\tuse_clock\x18\x03 \x01(\x04R\buseClock\x12\x1b\n" +
+	"\tuse_count\x18\x04 \x01(\rR\buseCount\x1aY\n" +
+	"\vBlockPinned\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x12\x19\n" +
+	"\buntil_ms\x18\x02 \x01(\x03R\auntilMs\x12\x1d\n" +
+	"\n" +
+	"expires_ms\x18\x03 \x01(\x03R\texpiresMs\x1a)\n" +
+	"\fLeaseHorizon\x12\x19\n" +
+	"\buntil_ms\x18\x01 \x01(\x03R\auntilMsB\x06\n" +
 	"\x04kindJ\x04\b\x10\x10\x15R\aprepareR\x06decideR\x05splitR\asessionR\x06configB\xce\x01\n" +
 	"\x18com.kvstore.dataplane.v1B\fEffectsProtoP\x01Z2kvstore/proto/gen/kvstore/dataplane/v1;dataplanev1\xa2\x02\x03KDX\xaa\x02\x14Kvstore.Dataplane.V1\xca\x02\x14Kvstore\\Dataplane\\V1\xe2\x02 Kvstore\\Dataplane\\V1\\GPBMetadata\xea\x02\x16Kvstore::Dataplane::V1b\x06proto3"
 
@@ -1092,7 +1598,7 @@ func file_kvstore_dataplane_v1_effects_proto_rawDescGZIP() []byte {
 	return file_kvstore_dataplane_v1_effects_proto_rawDescData
 }
 
-var file_kvstore_dataplane_v1_effects_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_kvstore_dataplane_v1_effects_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_kvstore_dataplane_v1_effects_proto_goTypes = []any{
 	(*EffectBody)(nil),           // 0: kvstore.dataplane.v1.EffectBody
 	(*Effect)(nil),               // 1: kvstore.dataplane.v1.Effect
@@ -1106,7 +1612,12 @@ var file_kvstore_dataplane_v1_effects_proto_goTypes = []any{
 	(*Effect_Forget)(nil),        // 9: kvstore.dataplane.v1.Effect.Forget
 	(*Effect_Drop)(nil),          // 10: kvstore.dataplane.v1.Effect.Drop
 	(*Effect_Sweep)(nil),         // 11: kvstore.dataplane.v1.Effect.Sweep
-	(*Effect_Forget_Object)(nil), // 12: kvstore.dataplane.v1.Effect.Forget.Object
+	(*Effect_BlockStored)(nil),   // 12: kvstore.dataplane.v1.Effect.BlockStored
+	(*Effect_BlockRemoved)(nil),  // 13: kvstore.dataplane.v1.Effect.BlockRemoved
+	(*Effect_BlockTouched)(nil),  // 14: kvstore.dataplane.v1.Effect.BlockTouched
+	(*Effect_BlockPinned)(nil),   // 15: kvstore.dataplane.v1.Effect.BlockPinned
+	(*Effect_LeaseHorizon)(nil),  // 16: kvstore.dataplane.v1.Effect.LeaseHorizon
+	(*Effect_Forget_Object)(nil), // 17: kvstore.dataplane.v1.Effect.Forget.Object
 }
 var file_kvstore_dataplane_v1_effects_proto_depIdxs = []int32{
 	1,  // 0: kvstore.dataplane.v1.EffectBody.effects:type_name -> kvstore.dataplane.v1.Effect
@@ -1118,17 +1629,23 @@ var file_kvstore_dataplane_v1_effects_proto_depIdxs = []int32{
 	9,  // 6: kvstore.dataplane.v1.Effect.forget:type_name -> kvstore.dataplane.v1.Effect.Forget
 	10, // 7: kvstore.dataplane.v1.Effect.drop:type_name -> kvstore.dataplane.v1.Effect.Drop
 	11, // 8: kvstore.dataplane.v1.Effect.sweep:type_name -> kvstore.dataplane.v1.Effect.Sweep
-	2,  // 9: kvstore.dataplane.v1.Effect.Put.ref:type_name -> kvstore.dataplane.v1.Effect.Ref
-	3,  // 10: kvstore.dataplane.v1.Effect.Put.metadata:type_name -> kvstore.dataplane.v1.Effect.Pair
-	3,  // 11: kvstore.dataplane.v1.Effect.Put.tags:type_name -> kvstore.dataplane.v1.Effect.Pair
-	2,  // 12: kvstore.dataplane.v1.Effect.Relocate.from:type_name -> kvstore.dataplane.v1.Effect.Ref
-	2,  // 13: kvstore.dataplane.v1.Effect.Relocate.to:type_name -> kvstore.dataplane.v1.Effect.Ref
-	12, // 14: kvstore.dataplane.v1.Effect.Forget.objects:type_name -> kvstore.dataplane.v1.Effect.Forget.Object
-	15, // [15:15] is the sub-list for method output_type
-	15, // [15:15] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	12, // 9: kvstore.dataplane.v1.Effect.block_stored:type_name -> kvstore.dataplane.v1.Effect.BlockStored
+	13, // 10: kvstore.dataplane.v1.Effect.block_removed:type_name -> kvstore.dataplane.v1.Effect.BlockRemoved
+	14, // 11: kvstore.dataplane.v1.Effect.block_touched:type_name -> kvstore.dataplane.v1.Effect.BlockTouched
+	15, // 12: kvstore.dataplane.v1.Effect.block_pinned:type_name -> kvstore.dataplane.v1.Effect.BlockPinned
+	16, // 13: kvstore.dataplane.v1.Effect.lease_horizon:type_name -> kvstore.dataplane.v1.Effect.LeaseHorizon
+	2,  // 14: kvstore.dataplane.v1.Effect.Put.ref:type_name -> kvstore.dataplane.v1.Effect.Ref
+	3,  // 15: kvstore.dataplane.v1.Effect.Put.metadata:type_name -> kvstore.dataplane.v1.Effect.Pair
+	3,  // 16: kvstore.dataplane.v1.Effect.Put.tags:type_name -> kvstore.dataplane.v1.Effect.Pair
+	2,  // 17: kvstore.dataplane.v1.Effect.Relocate.from:type_name -> kvstore.dataplane.v1.Effect.Ref
+	2,  // 18: kvstore.dataplane.v1.Effect.Relocate.to:type_name -> kvstore.dataplane.v1.Effect.Ref
+	17, // 19: kvstore.dataplane.v1.Effect.Forget.objects:type_name -> kvstore.dataplane.v1.Effect.Forget.Object
+	2,  // 20: kvstore.dataplane.v1.Effect.BlockStored.ref:type_name -> kvstore.dataplane.v1.Effect.Ref
+	21, // [21:21] is the sub-list for method output_type
+	21, // [21:21] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_kvstore_dataplane_v1_effects_proto_init() }
@@ -1145,6 +1662,11 @@ func file_kvstore_dataplane_v1_effects_proto_init() {
 		(*Effect_Forget_)(nil),
 		(*Effect_Drop_)(nil),
 		(*Effect_Sweep_)(nil),
+		(*Effect_BlockStored_)(nil),
+		(*Effect_BlockRemoved_)(nil),
+		(*Effect_BlockTouched_)(nil),
+		(*Effect_BlockPinned_)(nil),
+		(*Effect_LeaseHorizon_)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1152,7 +1674,7 @@ func file_kvstore_dataplane_v1_effects_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kvstore_dataplane_v1_effects_proto_rawDesc), len(file_kvstore_dataplane_v1_effects_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
