@@ -122,3 +122,26 @@ func (k *Keyspace) Namespace(name string) (*Namespace, bool) {
 
 // Chores returns what a durable state leaves to do on shards, oldest first.
 func Chores(t *btree.Tree) []*dataplanev1.DirectoryChore { return choresOf(t) }
+
+// Proto returns the keyspace as users see it.
+func (k *Keyspace) Proto() *kvv1.Keyspace {
+	return &kvv1.Keyspace{Name: k.Name, Uid: k.UID, Shards: int32(len(k.ShardIDs)), CreatedMs: k.CreatedMS, Version: k.Version}
+}
+
+// Proto returns the namespace as users see it.
+func (n *Namespace) Proto() *kvv1.Namespace {
+	p := &kvv1.Namespace{
+		Keyspace: n.Keyspace.Name, Name: n.Name, Uid: uint32(n.UID), Kind: n.Kind, Partition: &kvv1.PartitionRule{},
+		CapacityBlocks: n.CapacityBlocks, CapacityBytes: n.CapacityBytes, DefaultTtlMs: n.DefaultTTLMS,
+		CreatedMs: n.CreatedMS, Version: n.Version,
+	}
+	switch {
+	case n.Rule.Whole():
+		p.Partition.Rule = &kvv1.PartitionRule_Namespace{Namespace: true}
+	case n.Rule.Elements() > 0:
+		p.Partition.Rule = &kvv1.PartitionRule_PathElements{PathElements: int32(n.Rule.Elements())}
+	default:
+		p.Partition.Rule = &kvv1.PartitionRule_HashTag{HashTag: true}
+	}
+	return p
+}

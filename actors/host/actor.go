@@ -299,6 +299,9 @@ func (a *Actor[C]) publish(s *State) {
 	if a.readonly.Load() != nil {
 		a.readonly.Store(nil)
 	}
+	if a.hooks.Published != nil {
+		a.hooks.Published(s)
+	}
 	bytes := s.Tree.Bytes()
 	if before := a.bytes.Swap(bytes); a.hooks.Grown != nil && bytes != before {
 		a.hooks.Grown(bytes - before)

@@ -98,6 +98,8 @@ type Hooks struct {
 	Wake func(ms int64)
 	// CheckpointDue says that enough has been logged since the last checkpoint; it may come more than once.
 	CheckpointDue func()
+	// Published tells of every new durable state, before the outcomes that it lets go.
+	Published func(s *State)
 	// Grown tells by how many bytes (by the tree's own count) the durable state has changed since the last call.
 	Grown func(delta int64)
 	// Starved tells whether the runtime as a whole is at its memory budget: then commands that grow the state are released

@@ -227,6 +227,10 @@ func (h *Host) failed(s *slot, err error) {
 		c = &condition{name: StateAsleep, reason: why, peace: h.cfg.Actor.Clock.Now().Add(h.cfg.Peace)}
 	}
 	s.state.Store(c)
+	if errors.Is(err, driver.ErrNotExist) {
+		h.forget(s) // nobody is kept waiting, and nothing is kept of a shard that does not exist
+		return
+	}
 	if f := h.cfg.Events.Failed; f != nil {
 		f(s.id, "activate", err)
 	}
