@@ -1,0 +1,24 @@
+package node
+
+import (
+	"kvstore/actors/host/memhost"
+	"kvstore/components/wal"
+	kvv1 "kvstore/proto/gen/kvstore/v1"
+)
+
+// statusOf tells how the engine and the shards of a host are (AdminService.Status).
+func statusOf(store *wal.Store, h *memhost.Host) *kvv1.StatusResponse {
+	resp := &kvv1.StatusResponse{Engine: store.Engine().Name()}
+	resp.FreeBytes, resp.ReserveBytes = store.Engine().Space()
+	for _, s := range h.Status() {
+		p := &kvv1.StatusResponse_Shard{
+			Id: s.ID, State: s.State, Epoch: s.Epoch, Revision: s.Revision, Seq: s.Seq, Entries: s.Entries,
+			MemoryBytes: s.MemoryBytes, LogBytes: s.LogBytes, CheckpointBytes: s.CheckpointBytes, ValueBytes: s.ValueBytes,
+		}
+		if s.Reason != nil {
+			p.Reason = s.Reason.Error()
+		}
+		resp.Shards = append(resp.Shards, p)
+	}
+	return resp
+}
