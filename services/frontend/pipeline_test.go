@@ -1,0 +1,312 @@
+package frontend
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
+
+	"kvstore/actors/shard"
+	"kvstore/components/key"
+	"kvstore/components/kverr"
+	kvv1 "kvstore/proto/gen/kvstore/v1"
+)
+
+// exchange sends frames over one stream and returns all results by id; the stream must end well, and every operation be answered
+// once.
+func exchange(t *testing.T, r *rig, frames ...*kvv1.PipelineRequest) map[uint64]*kvv1.PipelineResponse_Result {
+	t.Helper()
+	s, err := r.KV.Pipeline(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sent := make(chan error, 1)
+	want := 0
+	for _, f := range frames {
+		want += len(f.Ops)
+	}
+	go func() {
+		for _, f := range frames {
+			if err := s.Send(f); err != nil {
+				sent <- err
+				return
+			}
+		}
+		sent <- s.CloseSend()
+	}()
+	got := make(map[uint64]*kvv1.PipelineResponse_Result)
+	for {
+		resp, err := s.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp.Header.GetServerTimeMs() == 0 {
+			t.Error("a frame without server time")
+		}
+		for _, res := range resp.Results {
+			if got[res.Id] != nil {
+				t.Errorf("operation %d is answered twice", res.Id)
+			}
+			got[res.Id] = res
+		}
+	}
+	if err := <-sent; err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != want {
+		t.Fatalf("%d operations, %d answers", want, len(got))
+	}
+	return got
+}
+
+func putOp(id uint64, k, v string) *kvv1.PipelineRequest_Op {
+	return &kvv1.PipelineRequest_Op{Id: id, Op: &kvv1.PipelineRequest_Op_Put{Put: &kvv1.PutOp{Key: []byte(k), Value: []byte(v)}}}
+}
+
+func getOp(id uint64, k string) *kvv1.PipelineRequest_Op {
+	return &kvv1.PipelineRequest_Op{Id: id, Op: &kvv1.PipelineRequest_Op_Get{Get: &kvv1.GetOp{Key: []byte(k)}}}
+}
+
+func deleteOp(id uint64, k string) *kvv1.PipelineRequest_Op {
+	return &kvv1.PipelineRequest_Op{Id: id, Op: &kvv1.PipelineRequest_Op_Delete{Delete: &kvv1.DeleteOp{Key: []byte(k)}}}
+}
+
+func TestPipelineAnswersEverything(t *testing.T) {
+	r := newRig(t, Config{}, nil)
+	const frames, ops = 60, 500
+	var puts, gets, dels []*kvv1.PipelineRequest
+	for f := range frames {
+		var p, g, d kvv1.PipelineRequest
+		for i := range ops {
+			id := uint64(f*ops + i + 1)
+			k := fmt.Sprintf("k%06d", id)
+			v := k
+			if id%100 == 0 {
+				v = string(bytes.Repeat([]byte(k), 400)) // apart
+			}
+			p.Ops = append(p.Ops, putOp(id, k, v))
+			g.Ops = append(g.Ops, getOp(id, k))
+			d.Ops = append(d.Ops, deleteOp(id, k))
+		}
+		puts, gets, dels = append(puts, &p), append(gets, &g), append(dels, &d)
+	}
+	for id, res := range exchange(t, r, puts...) {
+		if !res.GetPut().GetCreated() || res.GetPut().GetVersion() == 0 {
+			t.Fatalf("put %d: %v", id, res)
+		}
+	}
+	for id, res := range exchange(t, r, gets...) {
+		want := fmt.Sprintf("k%06d", id)
+		if id%100 == 0 {
+			want = string(bytes.Repeat([]byte(want), 400))
+		}
+		if string(res.GetEntry().GetValue()) != want || string(res.GetEntry().GetKey()) != fmt.Sprintf("k%06d", id) {
+			t.Fatalf("get %d: %v", id, res)
+		}
+	}
+	for id, res := range exchange(t, r, dels...) {
+		if !res.GetDelete().GetDeleted() || res.GetDelete().GetRevision() == 0 {
+			t.Fatalf("delete %d: %v", id, res)
+		}
+	}
+}
+
+// TestPipelineErrorsAreOfOperations: whatever is wrong with an operation, the others of its frame and the stream go on.
+func TestPipelineErrorsAreOfOperations(t *testing.T) {
+	r := newRig(t, Config{MaxValueBytes: 64 << 10}, nil)
+	there := r.put(t, "there", "1").Version
+	absent := &kvv1.Precondition{Check: &kvv1.Precondition_IfAbsent{IfAbsent: true}}
+	withID := func(op *kvv1.PipelineRequest_Op) *kvv1.PipelineRequest_Op { op.IdentityOp = 7; return op }
+	got := exchange(t, r,
+		&kvv1.PipelineRequest{Ops: []*kvv1.PipelineRequest_Op{
+			putOp(1, "", "v"), getOp(2, "missing"), {Id: 3}, putOp(4, "large", string(make([]byte, 64<<10+1))),
+			{Id: 5, Op: &kvv1.PipelineRequest_Op_Put{Put: &kvv1.PutOp{Key: []byte("there"), Precondition: absent}}},
+			deleteOp(6, string(bytes.Repeat([]byte("k"), 1025))), withID(putOp(7, "a", "v")), putOp(8, "fine", "v"), getOp(9, "\xff"),
+		}},
+		&kvv1.PipelineRequest{Namespace: "other", Ops: []*kvv1.PipelineRequest_Op{putOp(10, "a", "v"), getOp(11, "a")}},
+		&kvv1.PipelineRequest{Namespace: "prompts", Ops: []*kvv1.PipelineRequest_Op{putOp(12, "a", "v")}},
+		&kvv1.PipelineRequest{IdentityClient: []byte("short"), Ops: []*kvv1.PipelineRequest_Op{putOp(13, "a", "v")}},
+		&kvv1.PipelineRequest{},
+		&kvv1.PipelineRequest{Ops: []*kvv1.PipelineRequest_Op{getOp(14, "there")}},
+	)
+	for id, want := range map[uint64]struct{ reason, field string }{
+		1: {"INVALID_ARGUMENT", "put.key"}, 2: {"NOT_FOUND", ""}, 3: {"INVALID_ARGUMENT", "op"}, 4: {"TOO_LARGE", "put.value"},
+		5: {"ALREADY_EXISTS", "precondition"}, 6: {"TOO_LARGE", "delete.key"}, 7: {"INVALID_ARGUMENT", "identity_client"}, 9: {"INVALID_ARGUMENT", "get.key"},
+		10: {"NOT_FOUND", "namespace"}, 11: {"NOT_FOUND", "namespace"}, 12: {"WRONG_KIND", "namespace"}, 13: {"INVALID_ARGUMENT", "identity_client"},
+	} {
+		if e := got[id].GetError(); e.GetReason() != want.reason || e.GetField() != want.field {
+			t.Errorf("operation %d: %v, want %v", id, e, want)
+		}
+	}
+	if got[5].GetError().GetCurrentVersion() != there || got[8].GetPut().GetVersion() == 0 || string(got[14].GetEntry().GetValue()) != "1" {
+		t.Errorf("%v", got)
+	}
+}
+
+func TestPipelineIdentity(t *testing.T) {
+	r := newRig(t, Config{}, nil)
+	frame := func() *kvv1.PipelineRequest {
+		a, b := putOp(1, "a", "v"), deleteOp(2, "a")
+		a.IdentityOp, b.IdentityOp = 1, 2
+		return &kvv1.PipelineRequest{IdentityClient: []byte("0123456789abcdef"), NotAfterMs: time.Now().Add(time.Minute).UnixMilli(), Ops: []*kvv1.PipelineRequest_Op{a, b}}
+	}
+	first, second := exchange(t, r, frame()), exchange(t, r, frame())
+	if first[1].GetPut().GetVersion() == 0 || first[1].GetPut().GetVersion() != second[1].GetPut().GetVersion() ||
+		first[2].GetDelete().GetRevision() != second[2].GetDelete().GetRevision() {
+		t.Errorf("first %v\nagain %v", first, second)
+	}
+}
+
+func TestPipelineMalformedFramesEndIt(t *testing.T) {
+	r := newRig(t, Config{}, nil)
+	many := &kvv1.PipelineRequest{}
+	for i := range 1001 {
+		many.Ops = append(many.Ops, getOp(uint64(i), "k"))
+	}
+	encode := func(m *kvv1.PipelineRequest) []byte {
+		b, err := m.MarshalVT()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	for name, b := range map[string][]byte{
+		"garbage":         {0xff, 0xff, 0xff},
+		"bad operation":   {0x1a, 0x02, 0x12, 0x05},
+		"too many":        encode(many),
+		"more than 4 MiB": encode(&kvv1.PipelineRequest{Ops: []*kvv1.PipelineRequest_Op{putOp(1, "k", string(make([]byte, key.MaxPipelineMessage)))}}),
+	} {
+		s, err := r.Conn.NewStream(testContext(t), &grpc.StreamDesc{ClientStreams: true, ServerStreams: true},
+			kvv1.KVService_Pipeline_FullMethodName, grpc.ForceCodecV2(codec{}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.SendMsg(&frame{buf: mem.SliceBuffer(b)}); err != nil {
+			t.Fatal(err)
+		}
+		var f frame
+		if err := s.RecvMsg(&f); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// holder keeps writes until it is told to let them go.
+type holder struct {
+	Shards
+	mu   sync.Mutex
+	held []*shard.Command // guarded by mu
+	open bool             // guarded by mu
+	more sync.Cond
+}
+
+func (h *holder) Do(ctx context.Context, id string, cmds ...*shard.Command) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.open {
+		h.Shards.Do(ctx, id, cmds...)
+		return
+	}
+	h.held = append(h.held, cmds...)
+	h.more.Broadcast()
+}
+
+// TestPipelineIsBounded: while nothing is answered, no more than maxOutstandingOps are taken; then all are answered.
+func TestPipelineIsBounded(t *testing.T) {
+	h := &holder{}
+	h.more.L = &h.mu
+	r := newRig(t, Config{}, func(real Shards) Shards { h.Shards = real; return h })
+	s, err := r.KV.Pipeline(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const total = 3 * maxOutstandingOps
+	go func() {
+		for from := 0; from < total; from += 512 {
+			f := &kvv1.PipelineRequest{}
+			for i := range 512 {
+				f.Ops = append(f.Ops, putOp(uint64(from+i), fmt.Sprint(from+i), "v"))
+			}
+			if s.Send(f) != nil {
+				return
+			}
+		}
+		_ = s.CloseSend()
+	}()
+	h.mu.Lock()
+	for len(h.held) < maxOutstandingOps {
+		h.more.Wait()
+	}
+	// The reader takes a frame whole, so it stands exactly at the bound: nothing more may come until something is answered.
+	first := h.held
+	h.held = nil
+	h.mu.Unlock()
+	if len(first) != maxOutstandingOps {
+		t.Fatalf("%d operations were taken, the bound is %d", len(first), maxOutstandingOps)
+	}
+	for _, c := range first[:511] {
+		c.Release(kverr.New(kverr.Unavailable, "", "not applied"))
+	}
+	answered := 0
+	for answered < 511 {
+		resp, err := s.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		answered += len(resp.Results)
+	}
+	h.mu.Lock()
+	if len(h.held) != 0 {
+		t.Errorf("a frame of 512 was taken with room for 511")
+	}
+	h.open = true
+	h.mu.Unlock()
+	for _, c := range first[511:] {
+		c.Release(kverr.New(kverr.Unavailable, "", "not applied"))
+	}
+	for answered < total {
+		resp, err := s.Recv()
+		if err != nil {
+			t.Fatalf("after %d answers: %v", answered, err)
+		}
+		answered += len(resp.Results)
+	}
+}
+
+// TestPipelineCanceled: a client that goes away leaves nothing behind, and operations that come back later find no one.
+func TestPipelineCanceled(t *testing.T) {
+	h := &holder{}
+	h.more.L = &h.mu
+	r := newRig(t, Config{}, func(real Shards) Shards { h.Shards = real; return h })
+	ctx, cancel := context.WithCancel(testContext(t))
+	s, err := r.KV.Pipeline(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Send(&kvv1.PipelineRequest{Ops: []*kvv1.PipelineRequest_Op{putOp(1, "k", "v")}}); err != nil {
+		t.Fatal(err)
+	}
+	h.mu.Lock()
+	for len(h.held) == 0 {
+		h.more.Wait()
+	}
+	c := h.held[0]
+	h.mu.Unlock()
+	cancel()
+	if _, err := s.Recv(); status.Code(err) != codes.Canceled {
+		t.Errorf("%v", err)
+	}
+	c.Release(nil)
+}
