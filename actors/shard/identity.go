@@ -7,7 +7,10 @@ import (
 	"kvstore/components/kverr"
 )
 
-// Remembered outcomes (D11). An identity's item is
+// Remembered outcomes (D11). The slot is the last part of an identity's key, not the first: a client counts up, so what it writes next to each
+// other in time lies next to each other in the tree, and costs a put little. A split of a shard, which is rare, scans the table.
+//
+// An identity's item is
 //
 //	flags, not_after, revision, then by type:
 //	  put, delete   nothing: version and the rest follow from flags and revision

@@ -2,6 +2,7 @@ package shard
 
 import (
 	"encoding/binary"
+	"math/bits"
 )
 
 // State layout. All durable state of a shard is one tree; the first byte of a key says what the item is. Integers inside keys
@@ -11,7 +12,7 @@ import (
 //	02 namespace                          counters of a namespace (meta.go)
 //	10 namespace key                      entry of a key (entry.go)
 //	20 expires:6 typed key                empty: expiry index; the typed key begins with 10
-//	30 slot:2 client:16 op index          remembered outcome of a write (identity.go)
+//	30 client:16 op index slot:2          remembered outcome of a write (identity.go); op and index are ordered integers
 //	40 revision:8                         chunk of the change history up to that revision (history.go)
 //	50 epoch:8 counter:8                  value object: total and live bytes (object.go)
 //	51 epoch:8 counter:8                  empty: the object has no live bytes
@@ -73,10 +74,20 @@ func splitExpiryKey(k []byte) (expiresMS int64, typed []byte) {
 }
 
 func appendIdentityKey(b []byte, slot uint16, id *Identity) []byte {
-	b = append(b, prefixIdentity, byte(slot>>8), byte(slot))
-	b = append(b, id.Client[:]...)
-	b = binary.AppendUvarint(b, id.Op)
-	return binary.AppendUvarint(b, uint64(id.Index))
+	b = append(append(b, prefixIdentity), id.Client[:]...)
+	b = appendOrdered(b, id.Op)
+	b = appendOrdered(b, uint64(id.Index))
+	return append(b, byte(slot>>8), byte(slot))
+}
+
+// appendOrdered appends an integer so that byte order is its order: how many bytes, then those, big endian.
+func appendOrdered(b []byte, v uint64) []byte {
+	n := (bits.Len64(v) + 7) / 8
+	b = append(b, byte(n))
+	for n--; n >= 0; n-- {
+		b = append(b, byte(v>>(8*n)))
+	}
+	return b
 }
 
 func appendHistoryKey(b []byte, revision uint64) []byte {
