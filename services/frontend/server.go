@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
 
+	"kvstore/components/key"
 	"kvstore/components/kverr"
 	kvv1 "kvstore/proto/gen/kvstore/v1"
 )
@@ -29,6 +30,8 @@ import (
 type Config struct {
 	// MaxValueBytes is the largest value of a key; default 16 MiB, at most 512 MiB.
 	MaxValueBytes int64
+	// MaxBlockBytes is the largest block of a prompt; default 128 MiB, at most 512 MiB.
+	MaxBlockBytes int64
 	// InlineLimit is the length up to which a value is kept beside its key, in the shard's memory; longer ones go to an
 	// object of their own (D7). Default 1 KiB, at most 64 KiB.
 	InlineLimit int
@@ -47,6 +50,9 @@ type Config struct {
 func (c *Config) EnsureDefaults() {
 	if c.MaxValueBytes == 0 {
 		c.MaxValueBytes = 16 << 20
+	}
+	if c.MaxBlockBytes == 0 {
+		c.MaxBlockBytes = key.MaxBlock
 	}
 	if c.InlineLimit == 0 {
 		c.InlineLimit = 1 << 10
@@ -67,6 +73,9 @@ func (c *Config) Validate() error {
 	var faults []error
 	if c.MaxValueBytes < 1<<10 || c.MaxValueBytes > 512<<20 {
 		faults = append(faults, fmt.Errorf("MaxValueBytes is %d, must be 1 KiB to 512 MiB", c.MaxValueBytes))
+	}
+	if c.MaxBlockBytes < 1<<10 || c.MaxBlockBytes > key.MaxBlockConfig {
+		faults = append(faults, fmt.Errorf("MaxBlockBytes is %d, must be 1 KiB to 512 MiB", c.MaxBlockBytes))
 	}
 	if c.InlineLimit < 1 || c.InlineLimit > 64<<10 {
 		faults = append(faults, fmt.Errorf("InlineLimit is %d, must be 1 to 65,536", c.InlineLimit))
@@ -100,12 +109,15 @@ func New(cfg Config, shards Shards, dir Directory) (*Server, error) {
 // Register adds the services to a gRPC server that was made with ServerOptions.
 func (s *Server) Register(g grpc.ServiceRegistrar) {
 	kvv1.RegisterKVServiceServer(g, &kvService{Server: s})
+	kvv1.RegisterPromptCacheServiceServer(g, &promptService{Server: s})
 	kvv1.RegisterAdminServiceServer(g, &adminService{Server: s})
 }
 
 // Services are the full names of what Register adds, for health.
 func Services() []string {
-	return []string{kvv1.KVService_ServiceDesc.ServiceName, kvv1.AdminService_ServiceDesc.ServiceName}
+	return []string{
+		kvv1.KVService_ServiceDesc.ServiceName, kvv1.PromptCacheService_ServiceDesc.ServiceName, kvv1.AdminService_ServiceDesc.ServiceName,
+	}
 }
 
 // ServerOptions are the gRPC options that a frontend is measured with (DESIGN.md gives reasons and figures).
