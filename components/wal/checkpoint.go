@@ -14,9 +14,6 @@ import (
 
 type manifestRun = dataplanev1.Manifest_Run
 
-// runPrefix is what names of checkpoint runs begin with.
-const runPrefix = "r/"
-
 // maxDoomed bounds the list of runs that could not be deleted yet; a later epoch sweeps what is beyond it.
 const maxDoomed = 1024
 
@@ -175,11 +172,15 @@ func (l *Log) writeRun(ctx context.Context, snap Snapshot) (*manifestRun, Checkp
 			afterSeq = merging[0].AfterSeq
 		}
 	}
-	name := fmt.Sprintf("%s%x-%x", runPrefix, l.epoch.Counter, l.lastRun.Add(1))
+	name := fmt.Sprintf("%s%x-%x", driver.CheckpointPrefix, l.epoch.Counter, l.lastRun.Add(1))
 	w := newRunWriter(l.shard, name, afterSeq, snap.Seq, l.cfg.BlockBytes, next)
 	if err := l.engine.PutObject(ctx, l.shard, name, -1, w); err != nil {
 		l.doom(name)
 		return nil, stats, err
+	}
+	if !w.finished() {
+		l.doom(name)
+		return nil, stats, fmt.Errorf("the engine took %d bytes of object %s and left the rest", w.bytes, name)
 	}
 	stats.Items, stats.BytesWritten = w.items, w.bytes
 	return &manifestRun{Name: name, AfterSeq: afterSeq, Seq: snap.Seq, Items: w.items, Bytes: w.bytes}, stats, nil

@@ -108,7 +108,7 @@ func (w *runWriter) Read(p []byte) (int, error) {
 		}
 		w.out, w.read = w.out[:0], 0
 		if err := w.block(); err != nil {
-			return 0, err
+			return 0, fmt.Errorf("encode a run: %w", err) // wrapped, so that an io.EOF among errors is not the run's end
 		}
 	}
 	n := copy(p, w.out[w.read:])
@@ -116,6 +116,9 @@ func (w *runWriter) Read(p []byte) (int, error) {
 	w.bytes += int64(n)
 	return n, nil
 }
+
+// finished tells whether all of the run was read.
+func (w *runWriter) finished() bool { return w.ended && w.read == len(w.out) }
 
 // block encodes the next block, and the footer after the last one.
 func (w *runWriter) block() error {

@@ -116,7 +116,7 @@ func TestRunsComeBack(t *testing.T) {
 		for _, blockBytes := range []int{1 << 10, 32 << 10} {
 			for _, maxValue := range []int{0, 100, 5000} {
 				items := randomItems(rng, n, maxValue)
-				data, run := encodeRun(t, "s", "r/1-1", items, blockBytes)
+				data, run := encodeRun(t, "s", "c/1-1", items, blockBytes)
 				got, err := readRun("s", run, data)
 				if err != nil {
 					t.Fatal(err)
@@ -129,7 +129,7 @@ func TestRunsComeBack(t *testing.T) {
 	}
 	// items larger than blocks and than chunks
 	items := []item{{key: []byte{}, value: make([]byte, 3*chunkBytes)}, {key: []byte("a"), value: []byte{}}, {key: []byte("b"), value: make([]byte, chunkBytes)}}
-	data, run := encodeRun(t, "s", "r/1-1", items, 1<<10)
+	data, run := encodeRun(t, "s", "c/1-1", items, 1<<10)
 	if got, err := readRun("s", run, data); err != nil || !equalItems(got, items) {
 		t.Fatalf("large items: %d came back, %v", len(got), err)
 	}
@@ -139,7 +139,7 @@ func TestRunsComeBack(t *testing.T) {
 func TestDamagedRuns(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 3))
 	items := randomItems(rng, 50, 20)
-	data, run := encodeRun(t, "s", "r/1-1", items, 300)
+	data, run := encodeRun(t, "s", "c/1-1", items, 300)
 	wantDamage := func(what string, run *dataplanev1.Manifest_Run, data []byte) {
 		t.Helper()
 		_, err := readRun("s", run, data)
@@ -162,10 +162,10 @@ func TestDamagedRuns(t *testing.T) {
 		}
 	}
 	for what, other := range map[string]*dataplanev1.Manifest_Run{
-		"another object": {Name: "r/1-2", AfterSeq: 3, Seq: 9, Items: run.Items, Bytes: run.Bytes},
-		"other records":  {Name: "r/1-1", AfterSeq: 4, Seq: 9, Items: run.Items, Bytes: run.Bytes},
-		"a later seq":    {Name: "r/1-1", AfterSeq: 3, Seq: 10, Items: run.Items, Bytes: run.Bytes},
-		"more items":     {Name: "r/1-1", AfterSeq: 3, Seq: 9, Items: run.Items + 1, Bytes: run.Bytes},
+		"another object": {Name: "c/1-2", AfterSeq: 3, Seq: 9, Items: run.Items, Bytes: run.Bytes},
+		"other records":  {Name: "c/1-1", AfterSeq: 4, Seq: 9, Items: run.Items, Bytes: run.Bytes},
+		"a later seq":    {Name: "c/1-1", AfterSeq: 3, Seq: 10, Items: run.Items, Bytes: run.Bytes},
+		"more items":     {Name: "c/1-1", AfterSeq: 3, Seq: 9, Items: run.Items + 1, Bytes: run.Bytes},
 	} {
 		wantDamage(what, other, data)
 	}
@@ -196,11 +196,11 @@ func splitFrames(t *testing.T, data []byte) [][]byte {
 }
 
 func TestRunsOfAnotherFormat(t *testing.T) {
-	data, run := encodeRun(t, "s", "r/1-1", nil, 1<<10)
+	data, run := encodeRun(t, "s", "c/1-1", nil, 1<<10)
 	header := data[len(runMagic):]
 	header[frameOverhead+1] = 2
 	payload := header[frameOverhead:][:binary.LittleEndian.Uint32(header)]
-	binary.LittleEndian.PutUint32(header[4:], frameChecksum(runSalt("s", "r/1-1"), 0, payload))
+	binary.LittleEndian.PutUint32(header[4:], frameChecksum(runSalt("s", "c/1-1"), 0, payload))
 	if _, err := readRun("s", run, data); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "run format 2") {
 		t.Fatalf("got %v", err)
 	}
@@ -262,13 +262,13 @@ func TestMergeGivesErrors(t *testing.T) {
 
 // FuzzRunItems: a block whose checksum is right decodes to items in order, or is damage.
 func FuzzRunItems(f *testing.F) {
-	data, _ := encodeRun(f, "s", "r/1-1", []item{{key: []byte("a"), value: []byte("1")}, {key: []byte("ab"), removed: true}, {key: []byte("b"), value: nil}}, 1<<10)
+	data, _ := encodeRun(f, "s", "c/1-1", []item{{key: []byte("a"), value: []byte("1")}, {key: []byte("ab"), removed: true}, {key: []byte("b"), value: nil}}, 1<<10)
 	frame := data[len(runMagic):]
 	frame = frame[frameOverhead+binary.LittleEndian.Uint32(frame):]
 	f.Add(frame[frameOverhead:][:binary.LittleEndian.Uint32(frame)])
 	f.Add([]byte{frameItems, 0, 1, 1, 'a', 1, 0, 1})
 	f.Fuzz(func(t *testing.T, payload []byte) {
-		d := newRunDecoder("s", &dataplanev1.Manifest_Run{Name: "r/1-1"})
+		d := newRunDecoder("s", &dataplanev1.Manifest_Run{Name: "c/1-1"})
 		d.frames = 1
 		if d.frame(frameChecksum(d.salt, 1, payload), payload) != nil {
 			return
@@ -292,10 +292,10 @@ func FuzzRunItems(f *testing.F) {
 
 // FuzzRunObject: whatever bytes an object has, reading it ends, with items in order or an error.
 func FuzzRunObject(f *testing.F) {
-	data, run := encodeRun(f, "s", "r/1-1", []item{{key: []byte("a"), value: []byte("1")}, {key: []byte("b"), removed: true}}, 1<<10)
+	data, run := encodeRun(f, "s", "c/1-1", []item{{key: []byte("a"), value: []byte("1")}, {key: []byte("b"), removed: true}}, 1<<10)
 	f.Add(data, run.Items)
 	f.Fuzz(func(t *testing.T, data []byte, items int64) {
-		run := &dataplanev1.Manifest_Run{Name: "r/1-1", AfterSeq: 3, Seq: 9, Items: items, Bytes: int64(len(data))}
+		run := &dataplanev1.Manifest_Run{Name: "c/1-1", AfterSeq: 3, Seq: 9, Items: items, Bytes: int64(len(data))}
 		got, err := readRun("s", run, data)
 		if err == nil && int64(len(got)) != items {
 			t.Fatalf("%d items, want %d", len(got), items)
@@ -318,24 +318,24 @@ func benchmarkRun(b *testing.B, write bool) {
 			return items[i-1], true, nil
 		}
 	}
-	data, err := io.ReadAll(newRunWriter("s", "r/1-1", 3, 9, 32<<10, plain()))
+	data, err := io.ReadAll(newRunWriter("s", "c/1-1", 3, 9, 32<<10, plain()))
 	if err != nil {
 		b.Fatal(err)
 	}
-	run := &dataplanev1.Manifest_Run{Name: "r/1-1", AfterSeq: 3, Seq: 9, Items: int64(len(items)), Bytes: int64(len(data))}
+	run := &dataplanev1.Manifest_Run{Name: "c/1-1", AfterSeq: 3, Seq: 9, Items: int64(len(items)), Bytes: int64(len(data))}
 	engine, err := memlog.New(memlog.Config{Manual: true})
 	if err != nil {
 		b.Fatal(err)
 	}
 	engine.SwapManifest(b.Context(), "s", "", nil)
-	if err := engine.PutObject(b.Context(), "s", "r/1-1", -1, bytes.NewReader(data)); err != nil {
+	if err := engine.PutObject(b.Context(), "s", "c/1-1", -1, bytes.NewReader(data)); err != nil {
 		b.Fatal(err)
 	}
 	b.SetBytes(int64(len(data)))
 	b.ReportAllocs()
 	for b.Loop() {
 		if write {
-			io.Copy(io.Discard, newRunWriter("s", "r/1-1", 3, 9, 32<<10, plain()))
+			io.Copy(io.Discard, newRunWriter("s", "c/1-1", 3, 9, 32<<10, plain()))
 			continue
 		}
 		r := openRun(b.Context(), engine, "s", run, nil)

@@ -6,6 +6,8 @@ import (
 	"io"
 	"strconv"
 	"strings"
+
+	"kvstore/components/wal/driver"
 )
 
 // valuePrefix is what names of value objects begin with.
@@ -114,8 +116,8 @@ func (l *Log) Sweep(ctx context.Context, live func(ObjectID) bool) (SweepStats, 
 	if err != nil {
 		return stats, fmt.Errorf("sweep shard %s: %w", l.shard, err)
 	}
-	stats.Runs, err = l.sweep(ctx, runPrefix, &stats.Bytes, func(name string) bool {
-		id, ok := parseName(runPrefix, name)
+	stats.Runs, err = l.sweep(ctx, driver.CheckpointPrefix, &stats.Bytes, func(name string) bool {
+		id, ok := parseName(driver.CheckpointPrefix, name)
 		return ok && id.Epoch < l.epoch.Counter && !named[name]
 	})
 	if err != nil {

@@ -73,11 +73,16 @@ func (e *overError) Unwrap() []error { return []error{ErrEpochOver, e.cause} }
 
 // OutcomeOf classifies the error that Append gave to done.
 func OutcomeOf(err error) Outcome {
+	if err == nil {
+		return Written // apart from the rest, which allocates
+	}
+	return outcomeOfFailure(err)
+}
+
+func outcomeOfFailure(err error) Outcome {
 	var notLeader *driver.NotLeaderError
 	var over *overError
 	switch {
-	case err == nil:
-		return Written
 	case errors.As(err, &over), errors.Is(err, driver.ErrFenced):
 		return Lost
 	case errors.Is(err, ErrEpochOver):

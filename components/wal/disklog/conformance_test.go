@@ -105,3 +105,5 @@ func tornBatch(t testing.TB, disk *faultfs.FS, name string, end int, shard strin
 }
 
 func TestConformance(t *testing.T) { waltest.Run(t, newHarness) }
+
+func TestLog(t *testing.T) { waltest.RunLog(t, newHarness) }

@@ -53,7 +53,7 @@ func (o *objects) temporary() string {
 }
 
 // PutObject implements driver.Engine. Value objects are refused when free space is below the reserve. Checkpoints, whose
-// names begin with "c/", may use three quarters of it, because only a checkpoint lets the log be trimmed.
+// names begin with driver.CheckpointPrefix, may use three quarters of it, because only a checkpoint lets the log be trimmed.
 func (e *Engine) PutObject(ctx context.Context, shard, name string, size int64, r io.Reader) error {
 	if err := errors.Join(driver.CheckShard(shard), driver.CheckObject(name)); err != nil {
 		return err
@@ -73,7 +73,7 @@ func (o *objects) put(ctx context.Context, shard, name string, size int64, r io.
 		return fmt.Errorf("%w: it exists", driver.ErrRefused)
 	}
 	share := 1.0
-	if strings.HasPrefix(name, "c/") {
+	if strings.HasPrefix(name, driver.CheckpointPrefix) {
 		share = checkpointShare
 	}
 	if err := o.e.space.take(max(size, 0), share); err != nil {
@@ -96,7 +96,7 @@ func (o *objects) put(ctx context.Context, shard, name string, size int64, r io.
 		if err := ctx.Err(); err != nil {
 			return errors.Join(err, f.Close())
 		}
-		n, readErr := io.ReadFull(r, buf[:])
+		n, readErr := fill(r, buf[:])
 		if off+int64(n) > max(size, 0) { // not claimed yet
 			if err := o.e.space.take(int64(n), share); err != nil {
 				return errors.Join(err, f.Close())
@@ -108,7 +108,7 @@ func (o *objects) put(ctx context.Context, shard, name string, size int64, r io.
 			}
 			off += int64(n)
 		}
-		if readErr == io.EOF || readErr == io.ErrUnexpectedEOF {
+		if readErr == io.EOF {
 			break
 		}
 		if readErr != nil {
@@ -129,6 +129,17 @@ func (o *objects) put(ctx context.Context, shard, name string, size int64, r io.
 		return err
 	}
 	return o.folders.sync(folder)
+}
+
+// fill reads until buf is full or r ends. io.ReadFull would not do: its ErrUnexpectedEOF for a last short piece looks like that of
+// a reader that was cut off, and half an object would be kept.
+func fill(r io.Reader, buf []byte) (n int, err error) {
+	for n < len(buf) && err == nil {
+		var m int
+		m, err = r.Read(buf[n:])
+		n += m
+	}
+	return n, err
 }
 
 func ignoreNotExist(err error) error {

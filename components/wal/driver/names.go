@@ -8,6 +8,10 @@ const (
 	MaxObjectName = 128
 )
 
+// CheckpointPrefix begins the names of checkpoint objects. An engine with a free-space reserve lets them use a part of it,
+// because only a checkpoint lets the log be trimmed.
+const CheckpointPrefix = "c/"
+
 // CheckShard returns an ErrRefused that says what is wrong with a shard's name; nil when nothing is.
 func CheckShard(name string) error {
 	if name == "" || len(name) > MaxShardName {

@@ -118,7 +118,7 @@ var fenceTests = []engineTest{
 			r.Fatalf("fence at %d, want %d", seq, next)
 		}
 		last := r.fill("s", b, seq+1, 5) - 1
-		r.putObject("s", "r/2-1", pattern(1000, 1))
+		r.putObject("s", "c/2-1", pattern(1000, 1))
 		_, tag, err := r.e.Manifest(r.ctx(), "s")
 		r.need(err, "manifest")
 		_, err = r.e.SwapManifest(r.ctx(), "s", tag, []byte("checkpoint"))

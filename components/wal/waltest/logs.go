@@ -344,7 +344,7 @@ func olderOwner(r *logRun) {
 	r.mustWrite(l, m, randomBody(rng, 50))
 	_, err = l.Sweep(r.ctx(), func(wal.ObjectID) bool { return true })
 	r.need(err, "sweep")
-	if names := r.names("s", "r/"); len(names) > 0 {
+	if names := r.names("s", "c/"); len(names) > 0 {
 		r.Fatalf("runs of older owners are left: %v", names)
 	}
 	_, err = l.Checkpoint(r.ctx(), snapshot(l, m))
@@ -444,7 +444,7 @@ func checkpointsAreTheState(r *logRun) {
 		if stats.Full {
 			full++
 		}
-		names := r.names("s", "r/")
+		names := r.names("s", "c/")
 		if stats.Seq != l.Seq() || stats.Runs != len(names) || stats.Changed == 0 || stats.BytesWritten == 0 {
 			r.Fatalf("checkpoint %d: %+v, objects %v", i, stats, names)
 		}
@@ -463,11 +463,11 @@ func checkpointsAreTheState(r *logRun) {
 		r.Fatalf("%d of 60 checkpoints were full ones", full)
 	}
 	// an epoch's fence alone needs no run, only the manifest moves
-	before := r.names("s", "r/")
+	before := r.names("s", "c/")
 	l, m = r.mustOpen("s")
 	stats, err := l.Checkpoint(r.ctx(), snapshot(l, m))
 	r.need(err, "checkpoint of a fence")
-	if after := r.names("s", "r/"); !slices.Equal(before, after) && !stats.Full {
+	if after := r.names("s", "c/"); !slices.Equal(before, after) && !stats.Full {
 		r.Fatalf("a checkpoint without changes turned %v into %v", before, after)
 	}
 	r.crashStore()
@@ -517,7 +517,7 @@ func failingCheckpoints(r *logRun) {
 	l, _ = r.mustOpen("s")
 	_, err = l.Sweep(r.ctx(), func(wal.ObjectID) bool { return false })
 	r.need(err, "sweep")
-	if names := r.names("s", "r/"); len(names) != stats.Runs {
+	if names := r.names("s", "c/"); len(names) != stats.Runs {
 		r.Fatalf("objects %v are left of %d runs", names, stats.Runs)
 	}
 }

@@ -70,6 +70,11 @@ var objectTests = []engineTest{
 		broken := errors.New("broken")
 		err := r.e.PutObject(r.ctx(), "s", "v/1-1", 100_000, io.MultiReader(bytes.NewReader(pattern(50_000, 1)), iotest.ErrReader(broken)))
 		r.needIs(err, broken, "put from a broken reader")
+		// an error that looks like an end, at sizes around those of buffers
+		for _, n := range []int{0, 1, 50_000, 1 << 16, 1<<20 - 1, 1 << 20, 1<<20 + 1} {
+			cut := io.MultiReader(bytes.NewReader(pattern(n, 1)), iotest.ErrReader(io.ErrUnexpectedEOF))
+			r.needIs(r.e.PutObject(r.ctx(), "s", fmt.Sprintf("v/2-%d", n), -1, cut), io.ErrUnexpectedEOF, "put from a reader cut off after %d bytes", n)
+		}
 		for name, n := range map[string]int64{"v/1-2": 99, "v/1-3": 101} {
 			if err := r.e.PutObject(r.ctx(), "s", name, n, bytes.NewReader(pattern(100, 1))); err == nil {
 				r.Fatalf("put of 100 bytes where %d were announced: no error", n)
@@ -111,7 +116,7 @@ var objectTests = []engineTest{
 			r.putObject("s", name, pattern(i+1, 1))
 			want[name] = int64(i + 1)
 		}
-		r.putObject("s", "r/1-1", pattern(10, 1))
+		r.putObject("s", "c/1-1", pattern(10, 1))
 		r.putObject("s2", "v/9-9", pattern(10, 1))
 		for range 2 {
 			got := map[string]int64{}
@@ -147,7 +152,7 @@ var objectTests = []engineTest{
 			return r.e.DeleteObject(r.ctx(), "s", name)
 		}), "delete while listing")
 		for range 2 {
-			if names := r.names("s", ""); !slices.Equal(names, []string{"r/1-1"}) {
+			if names := r.names("s", ""); !slices.Equal(names, []string{"c/1-1"}) {
 				r.Fatalf("left after deletes: %v", names)
 			}
 			r.wantObject("s2", "v/9-9", pattern(10, 1))
