@@ -1,6 +1,9 @@
 package btree
 
-import "strings"
+import (
+	"bytes"
+	"unsafe"
+)
 
 const (
 	// maxItems makes a node fill an allocation of 416 bytes. DESIGN.md has what other sizes cost.
@@ -77,7 +80,7 @@ func (n *node) search(k string) (i int, found bool) {
 	}
 	for lo < hi {
 		mid := int(uint(lo+hi) >> 1)
-		c := strings.Compare(n.items[mid].key(), k)
+		c := compare(n.items[mid].key(), k)
 		if c == 0 {
 			return mid, true
 		}
@@ -88,6 +91,11 @@ func (n *node) search(k string) (i int, found bool) {
 		}
 	}
 	return lo, false
+}
+
+// compare is strings.Compare, whose arguments escape, by bytes.Compare, whose do not: a key to look up may be on the stack.
+func compare(a, b string) int {
+	return bytes.Compare(unsafe.Slice(unsafe.StringData(a), len(a)), unsafe.Slice(unsafe.StringData(b), len(b)))
 }
 
 // childOf returns the index of the child that k belongs to.
