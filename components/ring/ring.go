@@ -7,10 +7,12 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+
+	"kvstore/components/key"
 )
 
 // MaxShards is how many shards a keyspace may have.
-const MaxShards = 1024
+const MaxShards = key.MaxShardsInKeyspace
 
 // Map says which shard of a keyspace owns each slot. It is immutable and safe for any number of goroutines.
 type Map struct {
