@@ -29,7 +29,7 @@ func listen(d Door, addr string) (net.Listener, error) {
 			}
 		}
 	}
-	return nil, fmt.Errorf("listen (%s): %s is taken by %s; choose another with -%s-addr or -instance: %w", d.Name, addr, holder, d.Name, err)
+	return nil, fmt.Errorf("listen (%s): %s is taken by %s; choose another with -%s-listen or -instance: %w", d.Name, addr, holder, d.Name, err)
 }
 
 // loopback tells whether only this machine can reach an address. A name counts only when it is localhost: what others resolve to

@@ -19,7 +19,7 @@ func TestTakenPortNamesItsHolder(t *testing.T) {
 	if err == nil {
 		t.Fatal("a taken port was opened")
 	}
-	want := []string{"-grpc-addr", l.Addr().String()}
+	want := []string{"-grpc-listen", l.Addr().String()}
 	if runtime.GOOS == "linux" {
 		want = append(want, "process "+strconv.Itoa(os.Getpid())+" (")
 	}

@@ -1,0 +1,162 @@
+// Command kvstored is the KVStore server.
+//
+//	kvstored -data-dir ./kvstore-data
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+
+	"kvstore/services/node"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	go func() {
+		<-ctx.Done()
+		stop() // a second signal ends the process at once
+	}()
+	os.Exit(run(ctx, os.Args[1:], os.Stderr))
+}
+
+// Exit codes.
+const (
+	exitOK    = 0
+	exitError = 1
+	exitUsage = 2
+)
+
+func run(ctx context.Context, args []string, stderr io.Writer) int {
+	cfg, err := parse(args, stderr)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return exitOK
+	case err != nil:
+		fmt.Fprintf(stderr, "kvstored: %v\nRun kvstored -h for help.\n", err)
+		return exitUsage
+	}
+	n, err := node.New(cfg)
+	if err != nil {
+		fmt.Fprintf(stderr, "kvstored: %v\n", err)
+		return exitError
+	}
+	if err := n.Run(ctx); err != nil {
+		cfg.Log.Error("ended", "error", err)
+		return exitError
+	}
+	return exitOK
+}
+
+// parse reads the flags. An error is one of usage.
+func parse(args []string, stderr io.Writer) (node.Config, error) {
+	cfg := node.Config{Version: version}
+	f := flag.NewFlagSet("kvstored", flag.ContinueOnError)
+	f.SetOutput(io.Discard)
+	f.StringVar(&cfg.Target, "target", "all", "which `parts` run in this process: "+targets())
+	f.StringVar(&cfg.Engine, "engine", node.EngineDisk, "the `kind` of store: disk, or memory (nothing survives the process)")
+	f.StringVar(&cfg.DataDir, "data-dir", "kvstore-data", "data `directory` of engine disk, made if it is not there; one process at a time has it")
+	f.IntVar(&cfg.Instance, "instance", 0, fmt.Sprintf("shifts the default ports by this `number`, 0 to %d, for several servers on one machine", node.MaxInstance))
+	f.StringVar(&cfg.GRPCListen, "grpc-listen", "", "`address` of the gRPC API; port 0 takes any (default "+node.DoorGRPC.Loopback(0)+" for instance 0)")
+	f.StringVar(&cfg.AdminListen, "admin-listen", "", "`address` of /livez and /readyz (default "+node.DoorAdmin.Loopback(0)+" for instance 0)")
+	f.BoolVar(&cfg.Insecure, "insecure", false, "open doors to other machines although there is neither TLS nor authentication")
+	f.StringVar(&cfg.AddressFile, "address-file", "", "`file` to write the addresses to, as JSON, once the server serves")
+	f.Int64Var(&cfg.MaxValueBytes, "max-value-bytes", 16<<20, "largest value of a key in `bytes`, up to 512 MiB")
+	f.IntVar(&cfg.DefaultShards, "shards", 4, "`number` of shards of the first keyspace, fixed when the data directory is made")
+	f.Int64Var(&cfg.MemoryBudget, "memory-budget", 0, "`bytes` that keys and small values may take in memory; 0 = two fifths of the machine's, -1 = no limit")
+	f.Int64Var(&cfg.ReserveBytes, "reserve-bytes", 0, "free disk space in `bytes` at which writes stop and reads go on; 0 = 256 MiB or 1 % of the disk, -1 = none")
+	f.Int64Var(&cfg.SegmentBytes, "segment-bytes", 0, "length of a log segment in `bytes`; 0 = 64 MiB")
+	f.Int64Var(&cfg.CheckpointBytes, "checkpoint-bytes", 0, "`bytes` of log that a shard gathers before a checkpoint; 0 = 64 MiB")
+	f.DurationVar(&cfg.DrainTimeout, "drain-timeout", 0, "`time` that a stop may take, half of it for calls under way, which are then cut off (default 20s)")
+	format := f.String("log-format", "text", "`format` of the log on stderr: text or json")
+	level := f.String("log-level", "info", "least `level` that is logged: debug, info, warn or error")
+	f.Usage = func() { usage(f, stderr) }
+	if err := f.Parse(args); err != nil {
+		return cfg, err
+	}
+	if f.NArg() > 0 {
+		return cfg, fmt.Errorf("%q is no flag; kvstored takes nothing else", f.Arg(0))
+	}
+	given := map[string]bool{}
+	f.Visit(func(fl *flag.Flag) { given[fl.Name] = true })
+	if cfg.Engine == node.EngineMemory && !given["data-dir"] {
+		cfg.DataDir = ""
+	}
+	var err error
+	if cfg.Log, err = logger(stderr, *format, *level); err != nil {
+		return cfg, err
+	}
+	if terminal(stderr) {
+		cfg.Progress = stderr
+	}
+	checked := cfg
+	checked.EnsureDefaults()
+	return cfg, checked.Validate()
+}
+
+func targets() string {
+	var all []string
+	for _, name := range slices.Sorted(maps.Keys(node.Targets)) {
+		all = append(all, name+" ("+node.Targets[name]+")")
+	}
+	return strings.Join(all, ", ")
+}
+
+func logger(out io.Writer, format, level string) (*slog.Logger, error) {
+	var least slog.Level
+	if err := least.UnmarshalText([]byte(level)); err != nil {
+		return nil, fmt.Errorf("-log-level is %q: it may be debug, info, warn or error", level)
+	}
+	options := &slog.HandlerOptions{Level: least}
+	switch format {
+	case "text":
+		return slog.New(slog.NewTextHandler(out, options)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(out, options)), nil
+	}
+	return nil, fmt.Errorf("-log-format is %q: it may be text or json", format)
+}
+
+// terminal tells whether a person may be looking.
+func terminal(out io.Writer) bool {
+	f, ok := out.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}
+
+func usage(f *flag.FlagSet, out io.Writer) {
+	fmt.Fprint(out, `kvstored is a durable key-value store and prompt cache.
+
+  kvstored                                       serve ./kvstore-data on 127.0.0.1:8085
+  kvstored -data-dir /var/lib/kvstore            ... another directory
+  kvstored -engine memory -grpc-listen 127.0.0.1:0 -address-file addr.json
+                                                 a throw-away server for tests
+
+Try it with kvctl, from another terminal:
+
+  kvctl put greeting hello && kvctl get greeting
+
+A signal (Ctrl-C, SIGTERM) ends it in order; kill -9 loses nothing that was acknowledged.
+/livez and /readyz on the admin port tell how it is.
+
+Flags:
+`)
+	f.SetOutput(out)
+	f.PrintDefaults()
+}

@@ -1,0 +1,128 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	"kvstore/components/key"
+)
+
+// Engines that a node can run on.
+const (
+	EngineDisk   = "disk"   // a data directory on this machine
+	EngineMemory = "memory" // nothing survives the process: for tests and trials
+)
+
+// Config says how a node runs.
+type Config struct {
+	// Target is which parts run: one of Targets. Default "all".
+	Target string
+	// Engine is where shards are stored: "disk" (default) or "memory".
+	Engine string
+	// DataDir is the data directory of engine "disk". Required for it; made if it is not there.
+	DataDir string
+	// Instance shifts the default ports, so that several nodes run on one machine: 0 to MaxInstance.
+	Instance int
+	// GRPCListen and AdminListen are host:port of the doors; port 0 takes any. Default: on the loopback interface, at the port of
+	// the instance.
+	GRPCListen, AdminListen string
+	// Insecure lets doors be opened to other machines although there is neither TLS nor authentication yet.
+	Insecure bool
+	// AddressFile, when set, is written once the node serves, with its addresses as JSON, and removed when it stops.
+	AddressFile string
+	// MaxValueBytes is the largest value of a key; default 16 MiB, at most 512 MiB.
+	MaxValueBytes int64
+	// DefaultShards is how many shards the first keyspace gets, and every one made without a number. Default 4.
+	DefaultShards int
+	// MemoryBudget is how many bytes the states of all shards may take; at it writes get RESOURCE_EXHAUSTED and deletes pass.
+	// 0 = two fifths of what the machine (or its cgroup) has; negative = no limit.
+	MemoryBudget int64
+	// SegmentBytes is the length of a log segment of engine "disk"; 0 = its default.
+	SegmentBytes int64
+	// ReserveBytes is the free disk space at which writes stop; 0 = the engine's default, negative = none.
+	ReserveBytes int64
+	// CheckpointBytes is how much log a shard gathers before a checkpoint; 0 = the default of package host.
+	CheckpointBytes int64
+	// DrainTimeout bounds a stop: calls under way, then checkpoints. Default 20 s. What is not done by then is cut off; nothing
+	// acknowledged is lost by that, but the next start replays more.
+	DrainTimeout time.Duration
+	// Version is what Status tells. Default "dev".
+	Version string
+	// Log gets what happens. Default: nowhere.
+	Log *slog.Logger
+	// Progress, when set, gets a line that tells people how far recovery is, written over itself: a terminal.
+	Progress io.Writer
+}
+
+// Targets are the values of Config.Target: which parts of the product run in this process.
+var Targets = map[string]string{
+	"all": "frontend, shards and directory in one process",
+}
+
+// EnsureDefaults fills in what is zero.
+func (c *Config) EnsureDefaults() {
+	if c.Target == "" {
+		c.Target = "all"
+	}
+	if c.Engine == "" {
+		c.Engine = EngineDisk
+	}
+	if c.GRPCListen == "" {
+		c.GRPCListen = DoorGRPC.Loopback(c.Instance)
+	}
+	if c.AdminListen == "" {
+		c.AdminListen = DoorAdmin.Loopback(c.Instance)
+	}
+	if c.MaxValueBytes == 0 {
+		c.MaxValueBytes = key.MaxValue
+	}
+	if c.DefaultShards == 0 {
+		c.DefaultShards = 4
+	}
+	if c.DrainTimeout == 0 {
+		c.DrainTimeout = 20 * time.Second
+	}
+	if c.Version == "" {
+		c.Version = "dev"
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+}
+
+// Validate lists every fault, by the name of its flag.
+func (c *Config) Validate() error {
+	var faults []error
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			faults = append(faults, fmt.Errorf(format, args...))
+		}
+	}
+	_, known := Targets[c.Target]
+	check(known, "-target is %q: it may be %s", c.Target, strings.Join(slices.Sorted(maps.Keys(Targets)), ", "))
+	check(c.Engine == EngineDisk || c.Engine == EngineMemory, "-engine is %q: it may be disk or memory", c.Engine)
+	check(c.Engine != EngineDisk || c.DataDir != "", "-data-dir is empty: engine disk needs a directory")
+	check(c.Engine != EngineMemory || c.DataDir == "", "-data-dir is %q: engine memory keeps nothing on disk", c.DataDir)
+	check(c.Instance >= 0 && c.Instance <= MaxInstance, "-instance is %d: 0 to %d", c.Instance, MaxInstance)
+	for _, d := range []struct{ flag, addr string }{{"grpc-listen", c.GRPCListen}, {"admin-listen", c.AdminListen}} {
+		if _, _, err := net.SplitHostPort(d.addr); err != nil {
+			check(false, "-%s is %q: it must be host:port", d.flag, d.addr)
+			continue
+		}
+		check(c.Insecure || loopback(d.addr), "-%s is %q, which other machines can reach, and this release has neither TLS nor authentication: "+
+			"listen on 127.0.0.1, or say -insecure if the network is closed to everyone who may not read and write everything", d.flag, d.addr)
+	}
+	check(c.MaxValueBytes >= 1<<10 && c.MaxValueBytes <= key.MaxValueConfig, "-max-value-bytes is %d: 1024 to %d", c.MaxValueBytes, int64(key.MaxValueConfig))
+	check(c.DefaultShards >= 1 && c.DefaultShards <= key.MaxShardsInKeyspace, "-shards is %d: 1 to %d", c.DefaultShards, key.MaxShardsInKeyspace)
+	check(c.SegmentBytes >= 0, "-segment-bytes is %d: not negative", c.SegmentBytes)
+	check(c.CheckpointBytes >= 0, "-checkpoint-bytes is %d: not negative", c.CheckpointBytes)
+	check(c.DrainTimeout > 0, "-drain-timeout is %v: more than 0", c.DrainTimeout)
+	return errors.Join(faults...)
+}
