@@ -70,14 +70,17 @@ func (a *attempts) again(ctx context.Context, co *core, err error) (time.Duratio
 	return wait, nil
 }
 
-// final is what the caller gets to see: a write of which an earlier try may have been applied must not look refused.
+// final is what the caller gets to see: a write of which an earlier try may have been applied must not look refused. Refusals
+// that follow from the request alone met the earlier try too, and a failed condition is judged by whoever knows the identity:
+// those stand. All others tell of this try only.
 func (a *attempts) final(err error) error {
 	var e *kverr.Error
 	if !a.maybe || !errors.As(err, &e) {
 		return err
 	}
 	switch e.Kind {
-	case kverr.Unavailable, kverr.Exhausted:
+	case kverr.Unavailable, kverr.Exhausted, kverr.NoSpace, kverr.NotFound,
+		kverr.Unauthenticated, kverr.PermissionDenied, kverr.Unimplemented:
 		return &kverr.Error{Kind: kverr.OutcomeUnknown, Op: e.Op,
 			Message: "an earlier try may have been applied; the last said: " + e.Message, Err: err}
 	}

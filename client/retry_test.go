@@ -361,3 +361,27 @@ func waitFor(t *testing.T, what string, cond func() bool) {
 		runtime.Gosched()
 	}
 }
+
+// TestRefusedAfterLostReply: the first try was applied and its reply lost; that a later one is refused before anybody looked
+// for its identity does not make the write not applied.
+func TestRefusedAfterLostReply(t *testing.T) {
+	for _, kind := range []kverr.Kind{kverr.NoSpace, kverr.PermissionDenied, kverr.Unauthenticated, kverr.Unimplemented} {
+		t.Run(kind.String(), func(t *testing.T) {
+			srv := clienttest.Start(t)
+			c := srv.Dial(t, client.Config{Unary: true, BackoffMin: time.Millisecond})
+			srv.Faults.After(firstN(1, errBroken))
+			var calls atomic.Int64
+			srv.Faults.Before(func(string) error {
+				if calls.Add(1) == 1 {
+					return nil
+				}
+				return kverr.New(kind, "", "refused")
+			})
+			_, err := c.Put(t.Context(), "k", []byte("v"), nil)
+			wantKind(t, err, kverr.OutcomeUnknown)
+			if calls.Load() != 2 || srv.Applied() != 1 {
+				t.Errorf("%d tries, applied %d times", calls.Load(), srv.Applied())
+			}
+		})
+	}
+}
