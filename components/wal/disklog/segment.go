@@ -196,8 +196,12 @@ func (p *preparer) prepare(d demand) (seg *segment, err error) {
 	}
 	size = max(size, (d.size+4095)&^4095)
 	temporary := e.path(segmentsDir, unfinished)
-	if size == e.cfg.SegmentBytes && p.spare.CompareAndSwap(true, false) {
-		temporary = e.path(segmentsDir, spareSegment)
+	if size == e.cfg.SegmentBytes && p.spare.Load() {
+		// Renamed before the next spare may take its name.
+		if err := e.fs.Rename(e.path(segmentsDir, spareSegment), temporary); err != nil {
+			return nil, err
+		}
+		p.spare.Store(false)
 	} else if err := e.space.take(size, segmentShare); err != nil {
 		return nil, err
 	}

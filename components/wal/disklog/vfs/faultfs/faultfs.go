@@ -59,7 +59,8 @@ func (o Op) Changes() bool {
 	return false
 }
 
-// ShortWrite as a Hook's answer to a write has N bytes of it written before it fails with Err.
+// ShortWrite as a Hook's answer to a write has N bytes of it written before it fails with Err. N is lowered to the end of
+// a sector: kernels copy whole pages.
 type ShortWrite struct {
 	N   int
 	Err error

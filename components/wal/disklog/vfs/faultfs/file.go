@@ -39,6 +39,7 @@ func (f *file) WriteAt(p []byte, off int64) (int, error) {
 			return 0, err
 		}
 		n := min(short.N, len(p))
+		n = max(n-int((off+int64(n))%sector), 0)
 		if err := f.write(p[:n], off); err != nil {
 			return 0, err
 		}
