@@ -1,0 +1,237 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"kvstore/client"
+)
+
+// commands are all there are. A name of two words belongs to the group of its first.
+var commands = map[string]command{
+	"get":              getCommand,
+	"put":              putCommand,
+	"del":              delCommand,
+	"ls":               lsCommand,
+	"batch":            batchCommand,
+	"txn":              txnCommand,
+	"status":           statusCommand,
+	"namespace ls":     namespaceLsCommand,
+	"namespace get":    namespaceGetCommand,
+	"namespace create": namespaceCreateCommand,
+	"namespace update": namespaceUpdateCommand,
+	"namespace rm":     namespaceRmCommand,
+	"keyspace ls":      keyspaceLsCommand,
+	"keyspace get":     keyspaceGetCommand,
+	"keyspace create":  keyspaceCreateCommand,
+	"keyspace rm":      keyspaceRmCommand,
+	"prompt lookup":    promptLookupCommand,
+	"prompt read":      promptReadCommand,
+	"prompt write":     promptWriteCommand,
+	"prompt pin":       promptPinCommand,
+	"prompt rm":        promptRmCommand,
+	"prompt clear":     promptClearCommand,
+	"prompt ls":        promptLsCommand,
+	"prompt usage":     promptUsageCommand,
+	"bench put":        benchPutCommand,
+	"bench get":        benchGetCommand,
+	"bench mixed":      benchMixedCommand,
+	"bench prompt":     benchPromptCommand,
+	"bench value":      benchValueCommand,
+	"version":          versionCommand,
+}
+
+// command is one thing that kvctl does.
+type command struct {
+	args     string // as usage shows them
+	min, max int    // how many; max < 0: any number
+	short    string // one line
+	help     string // what else there is to know, with examples
+
+	// setup declares the command's flags and returns what it does with them.
+	setup func(fs *flag.FlagSet) func(ctx context.Context, s *session, args []string) error
+}
+
+// system is the world outside of kvctl.
+type system struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	getenv         func(string) string
+	width          int               // columns of stdout; 0: no terminal
+	errWidth       int               // columns of stderr; 0: no terminal
+	dial           []grpc.DialOption // for tests
+}
+
+// Exit codes, a promise to scripts.
+const (
+	exitOK          = 0
+	exitError       = 1
+	exitUsage       = 2
+	exitNotFound    = 3
+	exitConflict    = 4
+	exitUnavailable = 5
+)
+
+// usageError is a command line that makes no sense.
+type usageError struct{ message string }
+
+func (e usageError) Error() string { return e.message }
+
+func usagef(format string, args ...any) error { return usageError{fmt.Sprintf(format, args...)} }
+
+// session is one run of a command.
+type session struct {
+	system
+	endpoint  string
+	keyspace  string
+	namespace string
+	output    string // "", "table", "json", "raw"
+	timeout   time.Duration
+	c         *client.Client
+}
+
+// run executes a command line and returns the exit code.
+func run(ctx context.Context, sys system, args []string) int {
+	s := &session{system: sys}
+	err := s.run(ctx, args)
+	if s.c != nil {
+		_ = s.c.Close()
+	}
+	if err == nil || errors.Is(err, flag.ErrHelp) {
+		return exitOK
+	}
+	fmt.Fprintf(sys.stderr, "kvctl: %v\n", err)
+	if h := hint(s, err); h != "" {
+		fmt.Fprintf(sys.stderr, "  %s\n", h)
+	}
+	return exitCode(err)
+}
+
+func (s *session) run(ctx context.Context, args []string) error {
+	global := flag.NewFlagSet("kvctl", flag.ContinueOnError)
+	global.SetOutput(io.Discard)
+	s.globals(global)
+	if err := global.Parse(args); err != nil && !errors.Is(err, flag.ErrHelp) {
+		return usagef("%v", err)
+	} else if err != nil {
+		return s.help(nil)
+	}
+	args = global.Args()
+	if len(args) == 0 || args[0] == "help" {
+		if len(args) > 0 {
+			args = args[1:]
+		}
+		return s.help(args)
+	}
+	name, cmd, rest, err := find(args)
+	if err != nil {
+		return err
+	}
+	fs := flag.NewFlagSet(name, flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	s.globals(fs)
+	do := cmd.setup(fs)
+	pos, err := parseMixed(fs, rest)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return s.help(strings.Fields(name))
+	case err != nil:
+		return usagef("%s: %v", name, err)
+	case len(pos) < cmd.min:
+		return usagef("%s: %d arguments given, %s wanted", name, len(pos), cmp.Or(cmd.args, "none"))
+	case cmd.max >= 0 && len(pos) > cmd.max:
+		return usagef("%s: unexpected argument %q", name, pos[cmd.max])
+	}
+	switch s.output {
+	case "", "table", "json", "raw":
+	default:
+		return usagef("-o %s: want table, json or raw", s.output)
+	}
+	return do(ctx, s, pos)
+}
+
+// globals declares the flags that every command has. A value given before the command's name is the default after it.
+func (s *session) globals(fs *flag.FlagSet) {
+	env := func(name, otherwise string) string { return cmp.Or(s.getenv(name), otherwise) }
+	fs.StringVar(&s.endpoint, "endpoint", cmp.Or(s.endpoint, env("KVSTORE_ENDPOINT", "127.0.0.1:8085")),
+		"`address` of the server: host:port, or several with commas (KVSTORE_ENDPOINT)")
+	fs.StringVar(&s.keyspace, "keyspace", cmp.Or(s.keyspace, env("KVSTORE_KEYSPACE", "")), "`name` of the keyspace (KVSTORE_KEYSPACE)")
+	fs.StringVar(&s.namespace, "namespace", cmp.Or(s.namespace, env("KVSTORE_NAMESPACE", "")), "`name` of the namespace (KVSTORE_NAMESPACE)")
+	fs.StringVar(&s.output, "o", s.output, "output `format`: table, json or raw")
+	fs.DurationVar(&s.timeout, "timeout", cmp.Or(s.timeout, 30*time.Second), "give up after this `time`; measurements do not")
+}
+
+// find takes the command's name off args.
+func find(args []string) (name string, cmd command, rest []string, err error) {
+	if len(args) > 1 {
+		name = args[0] + " " + args[1]
+		if cmd, ok := commands[name]; ok {
+			return name, cmd, args[2:], nil
+		}
+	}
+	if cmd, ok := commands[args[0]]; ok {
+		return args[0], cmd, args[1:], nil
+	}
+	if sub := group(args[0]); len(sub) > 0 {
+		return "", command{}, nil, usagef("%s what? One of: %s", args[0], strings.Join(sub, ", "))
+	}
+	return "", command{}, nil, usagef("unknown command %q", args[0])
+}
+
+// parseMixed parses flags before, between and after arguments; behind "--" all are arguments.
+func parseMixed(fs *flag.FlagSet, args []string) (pos []string, err error) {
+	var tail []string
+	for i, a := range args {
+		if a == "--" {
+			args, tail = args[:i], args[i+1:]
+			break
+		}
+	}
+	for len(args) > 0 {
+		if err := fs.Parse(args); err != nil {
+			return nil, err
+		}
+		if args = fs.Args(); len(args) > 0 {
+			pos, args = append(pos, args[0]), args[1:]
+		}
+	}
+	return append(pos, tail...), nil
+}
+
+// connect dials on first use.
+func (s *session) connect(ctx context.Context, more ...func(*client.Config)) (*client.Client, error) {
+	if s.c != nil {
+		return s.c, nil
+	}
+	cfg := client.Config{
+		Endpoints: strings.Split(s.endpoint, ","), Keyspace: s.keyspace, Namespace: s.namespace, DialOptions: s.dial,
+	}
+	for _, f := range more {
+		f(&cfg)
+	}
+	// A server that is not there is told soon, whatever the command may take.
+	ctx, cancel := context.WithTimeout(ctx, min(cmp.Or(s.timeout, 3*time.Second), 3*time.Second))
+	defer cancel()
+	c, err := client.Dial(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	s.c = c
+	return c, nil
+}
+
+// limited bounds ctx by --timeout.
+func (s *session) limited(ctx context.Context) (context.Context, context.CancelFunc) {
+	if s.timeout <= 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, s.timeout)
+}

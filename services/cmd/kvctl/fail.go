@@ -1,0 +1,85 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"kvstore/client"
+	"kvstore/components/kverr"
+)
+
+// exitCode is the promise of the exit codes.
+func exitCode(err error) int {
+	var usage usageError
+	if errors.As(err, &usage) {
+		return exitUsage
+	}
+	switch kverr.KindOf(err) {
+	case kverr.NotFound:
+		return exitNotFound
+	case kverr.VersionMismatch, kverr.AlreadyExists:
+		return exitConflict
+	case kverr.Unavailable, kverr.OutcomeUnknown, kverr.DeadlineExceeded, kverr.Exhausted, kverr.NoSpace:
+		return exitUnavailable
+	}
+	return exitError
+}
+
+// hint says what to do about an error; empty when there is nothing to say beyond the error.
+func hint(s *session, err error) string {
+	var usage usageError
+	if errors.As(err, &usage) {
+		return `"kvctl help" lists the commands, "kvctl help COMMAND" explains one`
+	}
+	e := kverr.From(err)
+	switch e.Kind {
+	case kverr.Unavailable:
+		if s.c == nil {
+			return fmt.Sprintf("is a server running at %s? Start one with kvstored, or name another with --endpoint or KVSTORE_ENDPOINT", s.endpoint)
+		}
+		return "nothing was changed; try again"
+	case kverr.DeadlineExceeded:
+		if s.c == nil {
+			return fmt.Sprintf("nobody answers at %s; name the server with --endpoint or KVSTORE_ENDPOINT", s.endpoint)
+		}
+		return "--timeout gives it longer; a write may have been applied nevertheless: read to see"
+	case kverr.OutcomeUnknown, kverr.Expired:
+		return "the write may or may not have been applied: read to see"
+	case kverr.VersionMismatch:
+		if e.CurrentVersion != 0 {
+			return fmt.Sprintf("somebody else was faster: get the key, and try again with --if-version %d", e.CurrentVersion)
+		}
+		return "there is no such key now: --if-absent creates it"
+	case kverr.AlreadyExists:
+		return "without --if-absent it is overwritten; --if-version changes a version that you know"
+	case kverr.CrossPartition:
+		return "give the keys of a transaction a common {tag}, as in {user42}name and {user42}mail"
+	case kverr.WrongKind:
+		return "name a namespace of the right kind with --namespace; kvctl namespace ls shows the kinds"
+	case kverr.ValueTooLarge:
+		return "get this key alone: it then comes as a stream"
+	case kverr.NoSpace:
+		return "the store's disk is full: make room there, deletes still pass; reads go on"
+	case kverr.Exhausted:
+		return "the server is at a limit now: try again later, or delete something"
+	case kverr.DataLoss:
+		return "stored data is damaged; kvctl status tells about the shards"
+	case kverr.Canceled:
+		return "interrupted; a write under way may have been applied"
+	}
+	return ""
+}
+
+// noKey makes the error of a key that is not there say which.
+func noKey(key string, err error) error {
+	if errors.Is(err, client.ErrNotFound) {
+		return fmt.Errorf("%q: %w", key, err)
+	}
+	return err
+}
+
+// ended tells that err is the caller's own end, not a failure.
+func ended(ctx context.Context, err error) bool {
+	return ctx.Err() != nil && errors.Is(err, context.Canceled)
+}

@@ -1,0 +1,479 @@
+package main
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc"
+
+	"kvstore/client/clienttest"
+)
+
+// shell runs command lines of kvctl in this process.
+type shell struct {
+	t    *testing.T
+	dial []grpc.DialOption
+	env  map[string]string
+	tty  int
+}
+
+func newShell(t *testing.T) (*shell, *clienttest.Server) {
+	srv := clienttest.Start(t)
+	return &shell{t: t, dial: []grpc.DialOption{srv.Dialer()}, env: map[string]string{"KVSTORE_ENDPOINT": "passthrough:///t"}}, srv
+}
+
+func (sh *shell) run(stdin string, args ...string) (code int, stdout, stderr string) {
+	var out, errs bytes.Buffer
+	code = run(context.Background(), system{
+		stdin: strings.NewReader(stdin), stdout: &out, stderr: &errs, width: sh.tty, dial: sh.dial,
+		getenv: func(k string) string { return sh.env[k] },
+	}, args)
+	return code, out.String(), errs.String()
+}
+
+// ok runs a line that must succeed.
+func (sh *shell) ok(args ...string) string {
+	sh.t.Helper()
+	code, out, errs := sh.run("", args...)
+	if code != 0 {
+		sh.t.Fatalf("kvctl %s: exit %d\n%s", strings.Join(args, " "), code, errs)
+	}
+	return out
+}
+
+func TestCommandLines(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name, text string) string {
+		p := filepath.Join(dir, name)
+		if err := os.WriteFile(p, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	big := file("big", strings.Repeat("0123456789", 100_000))
+	script := file("txn", "# move\nif {1}a present\nput {1}b \"two words\" if-absent\ndel {1}a\n")
+
+	// Lines run in order against one server. want is a regular expression on standard output, or on standard error when
+	// the exit code is not 0.
+	sh, _ := newShell(t)
+	for _, tc := range []struct {
+		line  string // split at spaces; FILE stands for big, TXN for script
+		stdin string
+		code  int
+		want  string
+	}{
+		{"put a one", "", 0, `^created a, version \d+, 3 B\n$`},
+		{"put a two -o json", "", 0, `"created": false`},
+		{"get a", "", 0, `^two$`}, // a pipe gets the value alone
+		{"get a -o table", "", 0, `(?s)^key +a\nversion.*\n\ntwo\n$`},
+		{"get a --meta -o json", "", 0, `(?s)^\{\s+"key": "a",\s+"version": 2,\s+"size": 3`},
+		{"get nothing", "", 3, `^kvctl: "nothing": get`},
+		{"put a x --if-absent", "", 4, `(?s)exists.*without --if-absent`},
+		{"put a x --if-version 1", "", 4, `(?s)version 2.*--if-version 2`},
+		{"put a x --if-version 2", "", 0, `updated a`},
+		{"put q x --if-present", "", 4, `--if-absent creates it`},
+		{"put a x --if-present --if-absent", "", 2, `alone`},
+		{"put - -", "from stdin", 0, `created -, version \d+, 10 B`},
+		{"get - -o raw", "", 0, `^from stdin$`},
+		{"put at @@home", "", 0, `5 B`},
+		{"get at", "", 0, `^@home$`},
+		{"put f @/nowhere/at/all", "", 2, `names a file`},
+		{"put big @FILE --content-type text/plain --tag album=1 --tag year=2024 --meta by=me --ttl 1h", "", 0, `976.6 KiB`},
+		{"get big --meta -o json", "", 0, `(?s)"size": 1000000.*"expires".*"content_type": "text/plain",\s+"metadata": \{\s+"by": "me"\s+\},\s+"tags": \{\s+"album": "1",\s+"year": "2024"`},
+		{"put big x --ttl -5s", "", 2, `past`},
+		{"put big x --tag nonsense", "", 2, `name=value`},
+		{"put --ttl 5m -- -k -v", "", 0, `created -k`},
+		{"get -- -k", "", 0, `^-v$`},
+
+		{"ls -o raw", "", 0, `^-\n-k\na\nat\nbig\n$`},
+		{"ls a -o raw", "", 0, `^a\nat\n$`},
+		{"ls --start at --end big -o raw", "", 0, `^at\n$`},
+		{"ls --limit 1", "", 0, `^KEY +VERSION +SIZE +UPDATED +EXPIRES\n- +\d+ +10 B +20\d\d-`},
+		{"ls a --values -o json", "", 0, `^\{"key":"a","value":"x",`},
+		{"ls --count", "", 0, `^5\n$`},
+		{"ls zzz", "", 0, `^KEY`},
+
+		{"del a nothing", "", 0, `^deleted a\nnot there: nothing\n$`},
+		{"del at --if-version 1", "", 4, `"at"`},
+		{"del at -o json", "", 0, `^\{"deleted":true,"key":"at"`},
+
+		{"txn -f TXN", "", 4, `nothing was applied`},
+		{"put {1}a 1", "", 0, `created`},
+		{"txn -f TXN", "", 0, `^committed 2 operations at revision \d+`},
+		{"get {1}b", "", 0, `^two words$`},
+		{"txn -f -", "put a 1\nput b 2\n", 1, `common \{tag\}`},
+		{"txn -f -", "put a\n", 2, `line 1: put: 2 words are too few`},
+		{"txn -f -", "get a\n", 2, `line 1: "get": want put, del, if`},
+		{"txn -f -", "\n# nothing\n", 2, `empty`},
+		{"txn -f - -o json", "if {1}b absent\nput {1}c 1", 4, `nothing was applied`},
+		{"txn", "", 2, `-f FILE is missing`},
+
+		{"batch -f - -o json", "put k1 v1\nput k2 v2\n", 0, `^\{"op":"put","key":"k1","version":\d+,"created":true\}\n\{"op":"put","key":"k2"`},
+		{"batch -f -", "get k1\nget none\ndel k2\n", 3, `get "none"`},
+		{"batch -f -", "get k1\n", 0, `OP +KEY +RESULT\nget +k1 +v1\n`},
+
+		{"status", "", 0, `(?s)^kvstore clienttest at passthrough:///t, engine memory.*SHARD`},
+		{"status -o json", "", 0, `"version": ?"clienttest"`},
+		{"version", "", 0, `^kvctl `},
+
+		{"namespace create prompts --kind prompt --capacity-blocks 100", "", 0, `prompts +prompt +tag +100 blocks`},
+		{"namespace create prompts", "", 4, `exists`},
+		{"namespace create x --kind fish", "", 2, `want kv or prompt`},
+		{"namespace create tree --partition elements:2", "", 0, `tree +kv +elements:2`},
+		{"namespace create x --partition elements:no", "", 2, `want tag`},
+		{"namespace update prompts --capacity-bytes 1GiB --default-ttl 1h", "", 0, `100 blocks and 1.0 GiB +1h0m0s`},
+		{"namespace update prompts", "", 2, `nothing to change`},
+		{"namespace update prompts --capacity-blocks 5 --if-version 99", "", 4, `version`},
+		{"namespace ls", "", 0, `(?s)^NAMESPACE.*default.*prompts.*tree`},
+		{"namespace get prompts -o json", "", 0, `"kind": ?"NAMESPACE_KIND_PROMPT"`},
+		{"namespace rm tree", "", 2, `--confirm tree`},
+		{"namespace rm tree --confirm tree", "", 0, `^deleted namespace tree`},
+		{"namespace get tree", "", 3, `no namespace`},
+		{"namespace", "", 2, `One of: create, get, ls, rm, update`},
+		{"keyspace create t1 --shards 2", "", 0, `t1`},
+		{"keyspace ls", "", 0, `(?s)default.*t1`},
+		{"keyspace get t1", "", 0, `t1 `},
+		{"keyspace create t2 --shards -1", "", 2, `1 to 1024`},
+		{"keyspace rm t1 --confirm t1", "", 0, `deleted keyspace t1`},
+		{"put a here --keyspace default --namespace default", "", 0, `created a`},
+
+		{"prompt write b0 first --namespace prompts --scope model=m", "", 0, `^stored b0, 5 B`},
+		{"prompt write b0 other --namespace prompts --scope model=m", "", 0, `^already there: b0`},
+		{"prompt write hex:ff01 second --namespace prompts --scope model=m --parent b0 --depth 1", "", 0, `^stored`},
+		{"prompt lookup b0 hex:ff01 b2 --namespace prompts --scope model=m", "", 0, `(?s)0 +b0 +5 B.*1 +hex:ff01.*2 of 3 blocks`},
+		{"prompt lookup b2 b0 --all --namespace prompts --scope model=m -o json", "", 0, `"id":"b0","index":1`},
+		{"prompt lookup b2 b0 --namespace prompts --scope model=m", "", 3, `none of these`},
+		{"prompt lookup b0 --scope model=m", "", 1, `right kind`},
+		{"prompt lookup hex:xyz --namespace prompts", "", 2, `hex:xyz`},
+		{"prompt read b0 hex:ff01 --namespace prompts --scope model=m", "", 0, `^firstsecond$`},
+		{"prompt read b9 --namespace prompts --scope model=m", "", 3, `b9 is not stored`},
+		{"prompt pin b0 b9 --for 1h --namespace prompts --scope model=m", "", 0, `(?s)b0 +pinned.*b9 +not there`},
+		{"prompt ls --namespace prompts", "", 0, `\{"model":"m"\}`},
+		{"prompt ls --namespace prompts --scope model=m -o raw", "", 0, `(?s)^(hex:ff01\n|b0\n){2}$`},
+		{"prompt usage --namespace prompts", "", 0, `(?s)total +2 +11 B.*capacity 100 blocks`},
+		{"prompt usage --namespace prompts -o json", "", 0, `"blocks": 2`},
+		{"prompt rm b0 b9 --namespace prompts --scope model=m", "", 0, `(?s)b0 +deleted.*b9 +not there`},
+		{"prompt clear --namespace prompts", "", 2, `--all-scopes`},
+		{"prompt clear --namespace prompts --scope model=m", "", 0, `^deleted 1 blocks; 0 stay`},
+
+		{"fly", "", 2, `(?s)unknown command "fly".*kvctl help`},
+		{"get", "", 2, `0 arguments given, KEY wanted`},
+		{"get a b", "", 2, `unexpected argument "b"`},
+		{"get a --colour", "", 2, `-colour`},
+		{"get a -o xml", "", 2, `table, json or raw`},
+		{"bench put -c 0", "", 2, `1 to 100000`},
+		{"bench get --zipf 0.5", "", 2, `more than 1`},
+		{"bench prompt", "", 2, `--trace FILE is missing`},
+		{"bench prompt --trace /nowhere", "", 2, `--trace`},
+		{"bench value --size tiny", "", 2, `80MiB`},
+	} {
+		args := strings.Fields(strings.NewReplacer("FILE", big, "TXN", script).Replace(tc.line))
+		code, out, errs := sh.run(tc.stdin, args...)
+		got := out
+		if code != 0 {
+			got = errs
+		}
+		if code != tc.code || !regexp.MustCompile(tc.want).MatchString(got) {
+			t.Errorf("kvctl %s: exit %d, want %d; want %q in:\n%s%s", tc.line, code, tc.code, tc.want, out, errs)
+		}
+		if code != 0 && strings.Count(errs, "kvctl: ") == 0 {
+			t.Errorf("kvctl %s: the error does not name the program: %q", tc.line, errs)
+		}
+	}
+}
+
+func TestBigValueThroughAPipe(t *testing.T) {
+	sh, _ := newShell(t)
+	want := strings.Repeat("x y z ", 1_000_000)
+	if code, _, errs := sh.run(want, "put", "big", "-"); code != 0 {
+		t.Fatal(errs)
+	}
+	if got := sh.ok("get", "big"); got != want {
+		t.Errorf("%d bytes came back, want %d", len(got), len(want))
+	}
+}
+
+func TestTerminal(t *testing.T) {
+	sh, _ := newShell(t)
+	sh.tty = 40
+	sh.ok("put", "a-key-with-a-name-that-is-far-too-long-for-a-narrow-terminal", "text")
+	if code, _, errs := sh.run("\x00\x01\xff binary", "put", "bin", "-"); code != 0 {
+		t.Fatal(errs)
+	}
+	for line := range strings.Lines(sh.ok("ls")) {
+		if n := len([]rune(strings.TrimSuffix(line, "\n"))); n > 40 {
+			t.Errorf("a line of %d columns: %q", n, line)
+		}
+	}
+	if out := sh.ok("get", "bin"); !strings.Contains(out, "00 01 ff") || strings.Contains(out, "\x00") {
+		t.Errorf("binary on a terminal: %q", out)
+	}
+	if out := sh.ok("get", "bin", "-o", "raw"); out != "\x00\x01\xff binary" {
+		t.Errorf("raw: %q", out)
+	}
+	if out := sh.ok("get", "bin", "-o", "json"); !strings.Contains(out, `"value_base64": "AAH/IGJpbmFyeQ=="`) {
+		t.Errorf("json: %q", out)
+	}
+}
+
+func TestNoServer(t *testing.T) {
+	srv := clienttest.StartTCP(t)
+	addr := srv.Addr()
+	srv.Stop()
+	sh := &shell{t: t, env: map[string]string{}}
+	code, _, errs := sh.run("", "get", "a", "--endpoint", addr, "--timeout", "300ms")
+	if code != exitUnavailable || !strings.Contains(errs, addr) || !strings.Contains(errs, "kvstored") {
+		t.Errorf("exit %d: %s", code, errs)
+	}
+}
+
+func TestEnvironmentAndGlobalFlags(t *testing.T) {
+	sh, _ := newShell(t)
+	sh.ok("namespace", "create", "n2")
+	sh.env["KVSTORE_NAMESPACE"] = "n2"
+	sh.ok("put", "k", "in n2")
+	if out := sh.ok("--namespace", "default", "ls", "--count"); out != "0\n" {
+		t.Errorf("default holds %s", out)
+	}
+	if out := sh.ok("get", "k"); out != "in n2" {
+		t.Errorf("n2 holds %q", out)
+	}
+	if out := sh.ok("-o", "json", "get", "k"); !strings.Contains(out, `"value": "in n2"`) {
+		t.Errorf("-o before the command: %s", out)
+	}
+}
+
+// TestHelp: every command explains itself with an example, and every example parses.
+func TestHelp(t *testing.T) {
+	sh, _ := newShell(t)
+	all := sh.ok("help")
+	for name, cmd := range commands {
+		if !strings.Contains(all, "  "+name+" ") {
+			t.Errorf("kvctl help does not list %s", name)
+		}
+		out := sh.ok(append([]string{"help"}, strings.Fields(name)...)...)
+		if out != sh.ok(append(strings.Fields(name), "--help")...) {
+			t.Errorf("%s --help differs from help %[1]s", name)
+		}
+		if !strings.Contains(out, "usage: kvctl "+name) || !strings.Contains(out, "--endpoint address") {
+			t.Errorf("help %s:\n%s", name, out)
+		}
+		examples := 0
+		for line := range strings.Lines(cmd.help) {
+			line, ok := strings.CutPrefix(strings.TrimSpace(line), "kvctl ")
+			if !ok {
+				continue
+			}
+			line, _, _ = strings.Cut(line, "   ") // a remark behind it
+			for _, stop := range []string{" |", " >", " <<", " 2>"} {
+				line, _, _ = strings.Cut(line, stop)
+			}
+			got, c, rest, err := find(strings.Fields(line))
+			if err != nil {
+				t.Errorf("help %s: example %q: %v", name, line, err)
+				continue
+			}
+			if got == name {
+				examples++
+			}
+			s := &session{system: system{getenv: func(string) string { return "" }}}
+			fs := newFlagSet(got)
+			s.globals(fs)
+			c.setup(fs)
+			pos, err := parseMixed(fs, rest)
+			if err != nil || len(pos) < c.min || c.max >= 0 && len(pos) > c.max {
+				t.Errorf("help %s: example %q: arguments %q, %v", name, line, pos, err)
+			}
+		}
+		if examples == 0 && !strings.HasPrefix(name, "bench ") {
+			t.Errorf("help %s has no example of it", name)
+		}
+		if len(cmd.short) > 60 {
+			t.Errorf("%s: %q is too long for a list", name, cmd.short)
+		}
+	}
+	for _, code := range []string{"3 not found", "4 conflict", "5 unavailable"} {
+		if !strings.Contains(all, code) {
+			t.Errorf("help does not tell the exit code %q", code)
+		}
+	}
+	if code, _, errs := sh.run("", "help", "nonsense"); code != exitUsage || !strings.Contains(errs, "nonsense") {
+		t.Errorf("help nonsense: %d %s", code, errs)
+	}
+	if out := sh.ok("help", "prompt"); !strings.Contains(out, "prompt lookup") || strings.Contains(out, "bench") {
+		t.Errorf("help prompt:\n%s", out)
+	}
+}
+
+func TestBench(t *testing.T) {
+	sh, srv := newShell(t)
+	for _, kind := range []string{"put", "get", "mixed"} {
+		var res loadResult
+		out := sh.ok("bench", kind, "-n", "500", "-c", "8", "--keys", "50", "--zipf", "1.2", "--size", "100", "-o", "json")
+		if err := json.Unmarshal([]byte(out), &res); err != nil {
+			t.Fatal(err)
+		}
+		if res.Ops != 500 || res.OpsPerS <= 0 || len(res.Steps) == 0 || res.NotFound != 0 {
+			t.Errorf("bench %s: %+v", kind, res)
+		}
+		var n int64
+		for _, st := range res.Steps {
+			n += st.Count
+			if st.Bytes != 100*st.Count || st.P50 <= 0 || st.Max < st.P99 || st.P99 < st.P50 {
+				t.Errorf("bench %s: %+v", kind, st)
+			}
+		}
+		if n != 500 {
+			t.Errorf("bench %s: steps count %d", kind, n)
+		}
+	}
+	if out := sh.ok("bench", "put", "-n", "10", "--unary"); !strings.Contains(out, "operations/s") || !strings.Contains(out, "P99") {
+		t.Errorf("table: %s", out)
+	}
+	if srv.Applied() < 500 {
+		t.Errorf("only %d puts arrived", srv.Applied())
+	}
+}
+
+func trace(t *testing.T, zipped bool) string {
+	t.Helper()
+	var b bytes.Buffer
+	for i := range 20 { // a shared first block, chains of 5 that share 3 with the neighbour
+		fmt.Fprintf(&b, `{"timestamp": %d, "input_length": 1, "hash_ids": [0, %d, %d, %d, %d]}`+"\n",
+			i*2, 1000+i/2, 2000+i/2, 3000+i, 4000+i)
+	}
+	path := filepath.Join(t.TempDir(), "trace.jsonl")
+	data := b.Bytes()
+	if zipped {
+		var z bytes.Buffer
+		w := gzip.NewWriter(&z)
+		if _, err := w.Write(data); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		data = z.Bytes()
+	}
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// The trace has 20 requests of 5 blocks. The first of a pair finds block 0 alone (the very first nothing), the second
+// three blocks.
+const traceHits = 9*1 + 10*3
+
+func (sh *shell) replay(args ...string) (res replayResult) {
+	sh.t.Helper()
+	out := sh.ok(append([]string{"bench", "prompt", "-o", "json"}, args...)...)
+	if err := json.Unmarshal([]byte(out), &res); err != nil {
+		sh.t.Fatalf("%v in %s", err, out)
+	}
+	return res
+}
+
+func TestBenchPrompt(t *testing.T) {
+	sh, srv := newShell(t)
+	for _, size := range []string{"1", "1000", "100KiB"} { // odd, in memory, as a stream
+		res := sh.replay("--trace", trace(t, size == "1"), "--ordered", "--block-bytes", size, "--lease", "1s")
+		if res.Requests != 20 || res.Blocks != 100 || res.Hits != traceHits || res.Read != traceHits ||
+			res.Written != 100-traceHits || res.Existing+res.Lost+res.Refused+res.Wrong != 0 || res.Next != 20 || res.Mode != "ordered" {
+			t.Errorf("blocks of %s: %+v", size, res)
+		}
+	}
+	if n := srv.Leased(); n != 0 {
+		t.Errorf("%d leases were not released", n)
+	}
+	if out := sh.ok("namespace", "ls", "-o", "json"); strings.Contains(out, "bench-") {
+		t.Errorf("a namespace stayed behind: %s", out)
+	}
+	closed := sh.replay("--trace", trace(t, false), "-c", "4", "--block-bytes", "100")
+	if closed.Blocks != 100 || closed.Read+closed.Written+closed.Existing != 100 || closed.Mode != "closed" {
+		t.Errorf("closed: %+v", closed)
+	}
+	for _, rate := range []string{"5000", "x1000"} {
+		if open := sh.replay("--trace", trace(t, false), "--rate", rate, "--block-bytes", "8"); open.Requests != 20 || open.Mode != "open" {
+			t.Errorf("rate %s: %+v", rate, open)
+		}
+	}
+	// The least recently used chain is out when its second request comes, but for the shared first block.
+	small := sh.replay("--trace", trace(t, false), "--ordered", "--block-bytes", "8", "--capacity", "3")
+	if small.Hits >= traceHits || small.Blocks != 100 {
+		t.Errorf("with a capacity of 3 blocks: %+v", small)
+	}
+	if out := sh.ok("bench", "prompt", "--trace", trace(t, false), "--ordered"); !strings.Contains(out, "hit ratio 39.00 % (39 of 100 blocks)") {
+		t.Errorf("table:\n%s", out)
+	}
+}
+
+// TestBenchPromptResumes: two halves make the whole, with the server's data between them.
+func TestBenchPromptResumes(t *testing.T) {
+	sh, _ := newShell(t)
+	tr, out := trace(t, false), filepath.Join(t.TempDir(), "result.json")
+	a := sh.replay("--trace", tr, "--ordered", "--name", "half", "--keep", "--limit", "7", "--out", out)
+	b := sh.replay("--trace", tr, "--ordered", "--name", "half", "--from", fmt.Sprint(a.Next))
+	if a.Next != 7 || a.Hits+b.Hits != traceHits || a.Blocks+b.Blocks != 100 || b.Next != 20 {
+		t.Errorf("halves: %+v and %+v", a, b)
+	}
+	var filed replayResult
+	if data, err := os.ReadFile(out); err != nil || json.Unmarshal(data, &filed) != nil || filed.Hits != a.Hits {
+		t.Errorf("--out: %+v, %v", filed, err)
+	}
+	if got := sh.ok("namespace", "get", "half"); !strings.Contains(got, "half") {
+		t.Error("a namespace that was there before the run is gone")
+	}
+}
+
+// TestBenchPromptFindsWrongBlocks: what a client cannot see by itself, a well-formed block of other bytes.
+func TestBenchPromptFindsWrongBlocks(t *testing.T) {
+	sh, srv := newShell(t)
+	tr := trace(t, false)
+	sh.replay("--trace", tr, "--ordered", "--name", "ns", "--keep", "--block-bytes", "64")
+	srv.Swap()
+	code, out, errs := sh.run("", "bench", "prompt", "--trace", tr, "--ordered", "--name", "ns", "--block-bytes", "64")
+	if code != exitError || !strings.Contains(out, "BLOCKS WERE WRONG") || !strings.Contains(errs, "not what was written") {
+		t.Errorf("exit %d\n%s%s", code, out, errs)
+	}
+}
+
+func TestBenchPromptStopsAndTellsHowToGoOn(t *testing.T) {
+	sh, srv := newShell(t)
+	n := 0
+	srv.Faults.Before(func(m string) error {
+		if m == "Lookup" {
+			if n++; n > 5 {
+				return errStop
+			}
+		}
+		return nil
+	})
+	code, out, errs := sh.run("", "bench", "prompt", "--trace", trace(t, false), "--ordered", "--name", "stopped")
+	if code != exitError || !strings.Contains(errs, "--name stopped --from 5") || !strings.Contains(out, "5 requests") {
+		t.Errorf("exit %d\n%s%s", code, out, errs)
+	}
+}
+
+func TestBenchValue(t *testing.T) {
+	sh, _ := newShell(t)
+	var res []sizeResult
+	out := sh.ok("bench", "value", "--size", "64KiB,1MiB", "--count", "3", "-c", "2", "-o", "json")
+	if err := json.Unmarshal([]byte(out), &res); err != nil {
+		t.Fatal(err)
+	}
+	if len(res) != 2 || res[1].Size != 1<<20 || res[1].Write.Count != 3 || res[1].Read.Count != 3 || res[1].Wrong != 0 || res[1].Read.MBps <= 0 {
+		t.Errorf("%+v", res)
+	}
+	if out := sh.ok("bench", "value", "--size", "64KiB", "--count", "2"); !strings.Contains(out, "64.0 KiB") {
+		t.Errorf("table: %s", out)
+	}
+}

@@ -1,0 +1,122 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+)
+
+// table prints rows under headings, cut to the terminal's width; columns all of numbers stand to the right.
+func (s *session) table(head []string, rows [][]string) {
+	width := make([]int, len(head))
+	number := make([]bool, len(head))
+	for c, h := range head {
+		width[c] = utf8.RuneCountInString(h)
+		number[c] = c > 0 && len(rows) > 0
+		for _, r := range rows {
+			width[c] = max(width[c], utf8.RuneCountInString(r[c]))
+			number[c] = number[c] && isNumber(r[c])
+		}
+	}
+	line := func(cells []string) {
+		var b strings.Builder
+		for c, cell := range cells {
+			if c > 0 {
+				b.WriteString("  ")
+			}
+			pad := strings.Repeat(" ", width[c]-utf8.RuneCountInString(cell))
+			if number[c] {
+				b.WriteString(pad + cell)
+			} else {
+				b.WriteString(cell + pad)
+			}
+		}
+		fmt.Fprintln(s.stdout, cut(strings.TrimRight(b.String(), " "), s.width))
+	}
+	line(head)
+	for _, r := range rows {
+		line(r)
+	}
+}
+
+// cut shortens a line to the terminal; 0 columns is no terminal.
+func cut(line string, columns int) string {
+	if columns < 2 || utf8.RuneCountInString(line) <= columns {
+		return line
+	}
+	return string([]rune(line)[:columns-1]) + "…"
+}
+
+func isNumber(s string) bool {
+	return s == "-" || s != "" && strings.Trim(s, "0123456789.,%") == ""
+}
+
+// json prints v as indented JSON.
+func (s *session) json(v any) error { return writeJSON(s.stdout, v) }
+
+func writeJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+// jsonLine prints v as one line: streams of things are JSON lines.
+func (s *session) jsonLine(v any) error {
+	enc := json.NewEncoder(s.stdout)
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+// printable tells whether a value may go to a terminal as it is.
+func printable(b []byte) bool {
+	if !utf8.Valid(b) {
+		return false
+	}
+	for _, r := range string(b) {
+		if !unicode.IsPrint(r) && r != '\n' && r != '\t' && r != '\r' {
+			return false
+		}
+	}
+	return true
+}
+
+// bytesText is a size for people.
+func bytesText(n int64) string {
+	const units = "KMGTPE"
+	if n < 1024 {
+		return fmt.Sprintf("%d B", n)
+	}
+	f, u := float64(n)/1024, 0
+	for f >= 1024 {
+		f, u = f/1024, u+1
+	}
+	return fmt.Sprintf("%.1f %ciB", f, units[u])
+}
+
+func timeText(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return t.Local().Format("2006-01-02 15:04:05")
+}
+
+func timeMS(ms int64) string {
+	if ms == 0 {
+		return "-"
+	}
+	return timeText(time.UnixMilli(ms))
+}
+
+// mapText is a map in order of its names.
+func mapText(m map[string]string) string {
+	if len(m) == 0 {
+		return "-"
+	}
+	b, _ := json.Marshal(m) // never fails; sorted by name
+	return string(b)
+}

@@ -1,0 +1,48 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"time"
+)
+
+var statusCommand = command{
+	short: "tell how the server and its shards are",
+	help: `  kvctl status
+  kvctl status -o json | jq '.shards[] | select(.state != "active")'`,
+	setup: func(*flag.FlagSet) func(context.Context, *session, []string) error {
+		return func(ctx context.Context, s *session, _ []string) error {
+			c, err := s.connect(ctx)
+			if err != nil {
+				return err
+			}
+			ctx, cancel := s.limited(ctx)
+			defer cancel()
+			st, err := c.Status(ctx)
+			if err != nil {
+				return err
+			}
+			if s.output == "json" {
+				return s.protoJSON(st)
+			}
+			fmt.Fprintf(s.stdout, "kvstore %s at %s, engine %s, up %v\n", st.Version, s.endpoint, st.Engine,
+				(time.Duration(st.UptimeMs) * time.Millisecond).Round(time.Second))
+			if st.FreeBytes > 0 {
+				fmt.Fprintf(s.stdout, "%s free on disk; writes stop below %s\n", bytesText(st.FreeBytes), bytesText(st.ReserveBytes))
+			}
+			fmt.Fprintln(s.stdout)
+			var rows [][]string
+			for _, sh := range st.Shards {
+				rows = append(rows, []string{
+					sh.Id, sh.Keyspace, sh.State, fmt.Sprint(sh.Epoch), fmt.Sprint(sh.Revision), fmt.Sprint(sh.Entries),
+					bytesText(sh.MemoryBytes), bytesText(sh.LogBytes), bytesText(sh.CheckpointBytes), bytesText(sh.ValueBytes), sh.Reason,
+				})
+			}
+			s.table([]string{
+				"SHARD", "KEYSPACE", "STATE", "EPOCH", "REVISION", "ENTRIES", "MEMORY", "LOG", "CHECKPOINTS", "VALUES", "REASON",
+			}, rows)
+			return nil
+		}
+	},
+}
