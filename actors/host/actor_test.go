@@ -539,3 +539,37 @@ func TestCheckpoint(t *testing.T) {
 		t.Fatalf("reopened: a is %d, want 11", n)
 	}
 }
+
+// TestFencedInFlight: the holder learns of its successor from the manifest while an append is in flight, which lands before the
+// successor's fence. What it wrote is there, so nobody may be told that it is not.
+func TestFencedInFlight(t *testing.T) {
+	b := newBench(t, memlog.Config{Term: 10 * time.Second})
+	a := b.open()
+	flying := b.do(a, &command{op: add, name: "a", n: 5})
+	behind := b.do(a, &command{op: add, name: "a", n: 1})
+
+	fence := b.faults.Add(fault.Rule{Verb: fault.Fence, Freeze: true})
+	opened := make(chan *host.Actor[*command])
+	go func() {
+		a, err := host.Open(context.Background(), b.store, "s", newCounter(), b.cfg, b.hooks, host.OpenOptions{})
+		if err != nil {
+			t.Error(err)
+		}
+		opened <- a
+	}()
+	<-fence.Hit() // the manifest names the successor
+	if err := a.Confirm(t.Context()); !errors.Is(err, host.ErrOver) {
+		t.Fatalf("Confirm: %v", err)
+	}
+	if err := a.Do(&command{op: get, name: "a"}); !errors.Is(err, host.ErrOver) {
+		t.Fatalf("Do: %v", err)
+	}
+	settleAppends(b)
+	fence.Thaw()
+	b2 := <-opened
+	if n := number(b2.Latest().Tree, "a"); n != 5 {
+		t.Fatalf("the successor has %d, want 5", n)
+	}
+	b.left(0, flying)
+	b.left(kverr.Moved, behind)
+}

@@ -56,11 +56,21 @@ func (a *Actor[C]) end(what wal.Outcome, last uint64, cause error, out *outcomes
 	return a.finish(unknown, unknown, last, unsent, out)
 }
 
-// lose ends the ownership when another epoch has it, or the engine is gone: nothing that waits was applied here.
+// lose ends the ownership when another epoch has it, or the engine is gone. Nothing that waits was applied here, but for what
+// an append in flight holds: that one decides.
 func (a *Actor[C]) lose(cause error, out *outcomes[C]) (*kverr.Error, *outcomes[C]) {
 	why := &kverr.Error{Kind: kverr.Moved, Op: "own the shard", Message: "the shard has another owner", Err: cause}
 	if !errors.Is(cause, driver.ErrFenced) {
 		why = &kverr.Error{Kind: kverr.Unavailable, Op: "own the shard", Message: "the shard is not open here any more", RetryAfterMS: 100, Err: cause}
+	}
+	if a.flight != nil {
+		// The append may land all the same: a fence comes after the manifest that says so. What it wrote is told when it has
+		// landed (see land); until then nothing that waits is either applied or not.
+		if !a.why.CompareAndSwap(nil, why) {
+			why = nil
+		}
+		a.closing = true
+		return why, out
 	}
 	return a.finish(why, why, 0, why, out)
 }

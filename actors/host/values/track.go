@@ -100,7 +100,7 @@ func (s *Store) refuse(c *shard.Command) {
 func (s *Store) settleCommand(c *shard.Command, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	unknown := err != nil && kind(err) == kverr.OutcomeUnknown
+	unknown := err != nil && !kverr.KindOf(err).NotApplied()
 	r := &c.Result
 	applied := err == nil && r.Err == nil && !r.Duplicate
 	switch c.Op {
