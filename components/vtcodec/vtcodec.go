@@ -1,5 +1,5 @@
 // Package vtcodec is the gRPC codec of both ends: protobuf by the generated vtproto methods instead of reflection, in
-// buffers of gRPC's pool. On the wire it is plain protobuf under the name "proto", so that either end may use another
+// buffers of a pool. On the wire it is plain protobuf under the name "proto", so that either end may use another
 // implementation. Messages without vtproto methods (health, reflection) take the usual way.
 //
 //	grpc.NewServer(grpc.ForceServerCodecV2(vtcodec.Codec{}))
@@ -48,18 +48,17 @@ func (Codec) Marshal(v any) (mem.BufferSlice, error) {
 		}
 		return mem.BufferSlice{mem.SliceBuffer(b)}, nil
 	}
-	pool := mem.DefaultBufferPool()
-	b := pool.Get(size)
+	b := Pool.Get(size)
 	if _, err := m.MarshalToSizedBufferVT((*b)[:size]); err != nil {
-		pool.Put(b)
+		Pool.Put(b)
 		return nil, fmt.Errorf("marshal %T: %w", v, err)
 	}
-	return mem.BufferSlice{mem.NewBuffer(b, pool)}, nil
+	return mem.BufferSlice{mem.NewBuffer(b, Pool)}, nil
 }
 
 // Unmarshal decodes data into v, which has UnmarshalVT or is a proto.Message. It keeps nothing of data.
 func (Codec) Unmarshal(data mem.BufferSlice, v any) error {
-	buf := data.MaterializeToBuffer(mem.DefaultBufferPool())
+	buf := data.MaterializeToBuffer(Pool)
 	defer buf.Free()
 	switch m := v.(type) {
 	case unmarshaler:

@@ -22,7 +22,7 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	if f, ok := v.(*frame); ok {
-		f.buf = data.MaterializeToBuffer(mem.DefaultBufferPool())
+		f.buf = data.MaterializeToBuffer(vtcodec.Pool)
 		return nil
 	}
 	return c.Codec.Unmarshal(data, v)

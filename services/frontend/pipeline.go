@@ -13,6 +13,7 @@ import (
 	"kvstore/actors/shard"
 	"kvstore/components/key"
 	"kvstore/components/kverr"
+	"kvstore/components/vtcodec"
 	kvv1 "kvstore/proto/gen/kvstore/v1"
 )
 
@@ -393,8 +394,8 @@ func (p *pipeline) getApart(o *operation, ns *Namespace, sh *Shard) {
 		if n > maxReplyBytes-maxEntryOverhead {
 			return nil
 		}
-		buf := mem.DefaultBufferPool().Get(n)
-		o.value = mem.NewBuffer(buf, mem.DefaultBufferPool())
+		buf := vtcodec.Pool.Get(n)
+		o.value = mem.NewBuffer(buf, vtcodec.Pool)
 		return *buf
 	}
 	e, value, found, _, err := p.server.find(p.ctx, ns, sh, o.cmd.Put.Key, alloc)

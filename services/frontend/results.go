@@ -5,6 +5,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"kvstore/components/kverr"
+	"kvstore/components/vtcodec"
 	kvv1 "kvstore/proto/gen/kvstore/v1"
 )
 
@@ -77,7 +78,7 @@ func (p *pipeline) encode(first *operation) (buf mem.Buffer, last *operation) {
 		total += n
 		last = o
 	}
-	pool := mem.DefaultBufferPool()
+	pool := vtcodec.Pool
 	room := pool.Get(total)
 	b := (*room)[:0]
 	b = protowire.AppendTag(b, responseHeader, protowire.BytesType)
