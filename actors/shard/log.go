@@ -26,6 +26,8 @@ const (
 var kindNames = map[kind]string{
 	kindPut: "PUT", kindDelete: "DELETE", kindExpire: "EXPIRE", kindRemember: "REMEMBER", kindRelocate: "RELOCATE",
 	kindForget: "FORGET", kindDrop: "DROP", kindSweep: "SWEEP",
+	kindBlockStored: "BLOCK_STORED", kindBlockRemoved: "BLOCK_REMOVED", kindBlockTouched: "BLOCK_TOUCHED",
+	kindBlockPinned: "BLOCK_PINNED", kindLeaseHorizon: "LEASE_HORIZON",
 	16: "PREPARE", 17: "DECIDE", 18: "SPLIT", 19: "SESSION", 20: "CONFIG",
 }
 

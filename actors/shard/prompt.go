@@ -7,7 +7,7 @@ import (
 	"kvstore/components/promptcache"
 )
 
-// The prompt cache's half of the machine: blocks named by (scope, id, rank, group), stored once and never changed. DESIGN.md
+// The prompt cache's half of the machine: blocks named by (scope, id, rank, group), stored once and never changed. PROMPT.md
 // beside this file says how uses, leases and capacity work.
 
 // stepPrompt takes a prompt command.

@@ -365,6 +365,38 @@ func TestPromptBadArguments(t *testing.T) {
 	}
 }
 
+// TestPromptSmallerCapacity: a capacity that was made smaller is reached in bounded steps, and no step makes it worse.
+func TestPromptSmallerCapacity(t *testing.T) {
+	r := newPromptRig(t, 0)
+	for i := range 300 {
+		var puts []BlockPut
+		for j := range 10 {
+			puts = append(puts, blockPut(fmt.Sprint("b", i*10+j), uint32(j), 3))
+		}
+		r.step(index(0, Capacity{}, puts...))
+	}
+	before := r.recount(1)
+	for n := 0; before > 500; n++ {
+		if n > 3 {
+			t.Fatalf("%d blocks after %d steps", before, n)
+		}
+		r.step(index(0, Capacity{Blocks: 500}, blockPut(fmt.Sprint("x", n), 0, 3), blockPut(fmt.Sprint("y", n), 0, 3)))
+		now := r.recount(1)
+		if now > before || before-now > maxEvictions {
+			t.Fatalf("step %d: from %d to %d blocks", n, before, now)
+		}
+		before = now
+	}
+	// By bytes: a large block takes the place of many small ones.
+	c := r.step(index(0, Capacity{Bytes: 1500}, blockPut("large", 0, 900)))
+	if stored(c) != "s" || r.m.space(1).bytes > 1500 {
+		t.Fatalf("%s, %d bytes", stored(c), r.m.space(1).bytes)
+	}
+	if c := r.step(index(0, Capacity{Bytes: 1500}, blockPut("larger than all", 0, 1501))); stored(c) != "r" || r.m.space(1).bytes == 0 {
+		t.Fatalf("a block that can never fit: %s, %d bytes left", stored(c), r.m.space(1).bytes)
+	}
+}
+
 // TestPromptScopeCollision: under one scope id there is one scope.
 func TestPromptScopeCollision(t *testing.T) {
 	r := newPromptRig(t, 0)

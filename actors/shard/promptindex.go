@@ -7,9 +7,9 @@ import (
 	"kvstore/components/kverr"
 )
 
-// maxEvictions bounds how many blocks one new block may push out beyond the room that it needs itself: a capacity that was
+// maxEvictions bounds how many blocks one command pushes out beyond the room that its own blocks need: a capacity that was
 // made smaller, or exceeded after a change of owner, is reached step by step.
-const maxEvictions = 64
+const maxEvictions = 1000
 
 // stepIndex is OpIndex: the first writer wins, a block that is there is used. Evictions are effects of the same command.
 func (m *Machine) stepIndex(c *Command) {
@@ -36,7 +36,7 @@ func (m *Machine) stepIndex(c *Command) {
 		sp.order.Hold(f.item)
 		p.own = append(p.own, f.item)
 	}
-	full := false
+	full, spare := false, maxEvictions
 	for i := range a.Index {
 		o := &c.Result.Blocks[i]
 		if o.Present {
@@ -53,7 +53,7 @@ func (m *Machine) stepIndex(c *Command) {
 			o.Refused = true
 			continue
 		}
-		if !m.makeRoom(c, sp, b.Size) {
+		if !m.makeRoom(c, sp, b.Size, &spare) {
 			o.Refused = true
 			continue
 		}
@@ -88,8 +88,9 @@ func (m *Machine) stepIndex(c *Command) {
 	m.reply(c, max(dep, c.Result.Revision))
 }
 
-// makeRoom evicts until a new block of so many bytes fits into the capacity, and tells whether it may be stored.
-func (m *Machine) makeRoom(c *Command, sp *promptSpace, size int64) bool {
+// makeRoom evicts until a new block of so many bytes fits into the capacity, and tells whether it may be stored. Evictions
+// beyond the room that the block takes count against spare; when that is used up, a block is stored in place of others.
+func (m *Machine) makeRoom(c *Command, sp *promptSpace, size int64, spare *int) bool {
 	p, limit := &m.prompt, c.Prompt.Capacity
 	if limit.Blocks == 0 {
 		limit.Blocks = math.MaxInt64 / 2
@@ -108,7 +109,13 @@ func (m *Machine) makeRoom(c *Command, sp *promptSpace, size int64) bool {
 		return fits(Capacity{Blocks: limit.Blocks + max(1, limit.Blocks/10), Bytes: limit.Bytes + limit.Bytes/10})
 	}
 	freed, n := int64(0), 0
-	for !fits(limit) && (freed < size || n < maxEvictions) {
+	for !fits(limit) {
+		if n > 0 && freed >= size {
+			if *spare == 0 {
+				break
+			}
+			*spare--
+		}
 		it := sp.order.First()
 		if it == nil {
 			return false

@@ -1787,9 +1787,9 @@ type UsageResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Header.
 	Header *ResponseHeader `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
-	// By scope.
+	// By scope, largest first, as far as 2 MiB go.
 	Scopes []*UsageResponse_Row `protobuf:"bytes,2,rep,name=scopes,proto3" json:"scopes,omitempty"`
-	// By the field cache_salt.
+	// By the field cache_salt, largest first, as far as 2 MiB go.
 	Salts []*UsageResponse_Row `protobuf:"bytes,3,rep,name=salts,proto3" json:"salts,omitempty"`
 	// All of them.
 	Total *UsageResponse_Row `protobuf:"bytes,4,opt,name=total,proto3" json:"total,omitempty"`
@@ -2192,7 +2192,7 @@ type PromptCacheServiceListResponse_Block struct {
 	Checksum uint64 `protobuf:"fixed64,4,opt,name=checksum,proto3" json:"checksum,omitempty"`
 	// When it was stored, server milliseconds.
 	CreatedMs int64 `protobuf:"varint,5,opt,name=created_ms,json=createdMs,proto3" json:"created_ms,omitempty"`
-	// When it was last touched.
+	// When it was last touched, as far as that is durable: uses are written together with the next change of the shard.
 	TouchedMs int64 `protobuf:"varint,6,opt,name=touched_ms,json=touchedMs,proto3" json:"touched_ms,omitempty"`
 	// When it expires; 0 = never.
 	ExpiresMs int64 `protobuf:"varint,7,opt,name=expires_ms,json=expiresMs,proto3" json:"expires_ms,omitempty"`

@@ -55,9 +55,11 @@ type PromptCacheServiceClient interface {
 	Release(ctx context.Context, in *ReleaseRequest, opts ...grpc.CallOption) (*ReleaseResponse, error)
 	// Touch marks blocks as used now.
 	Touch(ctx context.Context, in *TouchRequest, opts ...grpc.CallOption) (*TouchResponse, error)
-	// Pin keeps blocks from being evicted until a time; it survives restarts and fail-over.
+	// Pin keeps blocks from being evicted until a time; it survives restarts and fail-over. A block does not expire before its
+	// pin ends.
 	Pin(ctx context.Context, in *PinRequest, opts ...grpc.CallOption) (*PinResponse, error)
-	// Delete removes blocks, except leased ones.
+	// Delete removes blocks, except leased ones. After a shard changed its owner while leases were in use, all its blocks count
+	// as leased for 30 s.
 	Delete(ctx context.Context, in *PromptCacheServiceDeleteRequest, opts ...grpc.CallOption) (*PromptCacheServiceDeleteResponse, error)
 	// Clear removes all blocks of a scope, except leased ones.
 	Clear(ctx context.Context, in *ClearRequest, opts ...grpc.CallOption) (*ClearResponse, error)
@@ -211,9 +213,11 @@ type PromptCacheServiceServer interface {
 	Release(context.Context, *ReleaseRequest) (*ReleaseResponse, error)
 	// Touch marks blocks as used now.
 	Touch(context.Context, *TouchRequest) (*TouchResponse, error)
-	// Pin keeps blocks from being evicted until a time; it survives restarts and fail-over.
+	// Pin keeps blocks from being evicted until a time; it survives restarts and fail-over. A block does not expire before its
+	// pin ends.
 	Pin(context.Context, *PinRequest) (*PinResponse, error)
-	// Delete removes blocks, except leased ones.
+	// Delete removes blocks, except leased ones. After a shard changed its owner while leases were in use, all its blocks count
+	// as leased for 30 s.
 	Delete(context.Context, *PromptCacheServiceDeleteRequest) (*PromptCacheServiceDeleteResponse, error)
 	// Clear removes all blocks of a scope, except leased ones.
 	Clear(context.Context, *ClearRequest) (*ClearResponse, error)
