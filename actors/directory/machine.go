@@ -94,7 +94,7 @@ func (m *Machine) createKeyspace(spec KeyspaceSpec) *kverr.Error {
 		return kverr.Invalid("keyspace.uid", "is %q; it must have 16 hexadecimal digits", spec.UID)
 	}
 	if old := m.keyspace(spec.Name); old != nil {
-		return kverr.Exists(old.Version)
+		return exists("keyspace", old.Version)
 	}
 	slots, err := ring.New(spec.UID, spec.Shards)
 	if err != nil {
@@ -146,7 +146,7 @@ func (m *Machine) createNamespace(spec *NamespaceSpec) *kverr.Error {
 		return missing("keyspace", spec.Keyspace)
 	}
 	if old := m.namespace(spec.Keyspace, spec.Name); old != nil {
-		return kverr.Exists(old.Version)
+		return exists("namespace", old.Version)
 	}
 	switch {
 	case m.perKeyspace[spec.Keyspace] >= MaxNamespaces:
@@ -310,6 +310,12 @@ func full(what string, limit int64) *kverr.Error {
 
 func missing(what, name string) *kverr.Error {
 	return &kverr.Error{Kind: kverr.NotFound, Field: what, Message: fmt.Sprintf("no %s %.80q", what, name)}
+}
+
+func exists(what string, version uint64) *kverr.Error {
+	e := kverr.Exists(version)
+	e.Message = fmt.Sprintf("the %s exists with version %d", what, version)
+	return e
 }
 
 // meets holds an update against what is there.
