@@ -89,6 +89,10 @@ func (e *Engine) recover() error {
 		s.frame, s.lost, s.gap = r.frame, r.lost, r.gap
 		s.lastBatch, s.torn, s.damaged = 0, false, false
 		s.scan()
+		if !f.readable && !s.damaged && s.lastBatch == 0 {
+			r.gap(0, "nothing of it can be read")
+			s.damaged = true
+		}
 		r.seg.used = int64(s.end)
 		if s.mode == scanBounded && limit > f.size || s.mode != scanBounded && f.readable && f.header.size != uint64(f.size) {
 			r.gap(int(f.size), fmt.Sprintf("the file ends here, %d bytes too early", max(limit, int64(f.header.size))-f.size))
@@ -108,7 +112,25 @@ func (e *Engine) recover() error {
 	for i := range files {
 		files[i].file = nil
 	}
+	r.noteHoles()
 	return r.doubtUnknown()
+}
+
+// noteHoles notes the shards that miss records of which nothing else was seen, not even damage: a file may be gone.
+func (r *recovery) noteHoles() {
+	for _, s := range r.e.shards {
+		next := s.kept
+		for _, x := range s.index.extents {
+			if x.first != next {
+				break
+			}
+			next = x.end()
+		}
+		if next <= s.pos.last && s.hurt == nil {
+			s.hurt = fmt.Errorf("%w: records of %s from %d on are missing, a segment may have been removed", driver.ErrCorrupt, s.name, next)
+			r.note(s.hurt)
+		}
+	}
 }
 
 // findSegments opens the segment files, oldest first, and removes what never became part of the log.
@@ -143,7 +165,7 @@ func (e *Engine) findSegments() (files []found, err error) {
 		if err != nil {
 			return files, err
 		}
-		f.blank = isZero(head)
+		f.blank = isZero(head) && f.size >= minSegment // it got its name only after its length was durable
 		f.header, f.readable = decodeSegmentHeader(head)
 		f.readable = f.readable && f.header.id == e.id && f.header.number == f.number
 	}
