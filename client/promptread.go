@@ -121,7 +121,7 @@ func keepDepths(refs []*kvstorev1.BlockRef, first int) {
 }
 
 // blockReader receives the messages of one block after the other. It is what the codec is given, and copies chunks from
-// gRPC's buffer to where they belong without a ReadResponse in between; TestReadAgreesWithGeneratedCode holds it to it.
+// gRPC's buffer to where they belong without a ReadResponse in between; FuzzBlockReader holds it to that.
 type blockReader struct {
 	o       *ReadOptions
 	scratch []byte // the buffer without ReadOptions.Buffer

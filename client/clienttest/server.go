@@ -63,14 +63,20 @@ func Start(tb testing.TB) *Server {
 
 // StartTCP runs a server on a loopback port, until the test ends.
 func StartTCP(tb testing.TB) *Server {
-	tb.Helper()
+	s := New()
+	tb.Cleanup(s.Stop)
+	return s
+}
+
+// New runs a server on a loopback port, until Stop; it panics when there is none. It is for examples, which have no
+// testing.TB.
+func New() *Server {
 	s := newServer()
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		tb.Fatal(err)
+		panic(err)
 	}
 	s.serve(lis)
-	tb.Cleanup(s.Stop)
 	return s
 }
 
