@@ -1,0 +1,148 @@
+package crash
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"kvstore/client"
+)
+
+const (
+	workers      = 32
+	acksPerRound = 200
+)
+
+// TestCrash is KVSTORE_CRASH_ROUNDS rounds of: work, kill -9, sometimes kill -9 again during recovery, start, check all.
+// KVSTORE_CRASH_SEED repeats a run's choices (not its timing).
+func TestCrash(t *testing.T) {
+	bin := os.Getenv("KVSTORE_BIN")
+	if bin == "" {
+		t.Skip("needs the built server: make crash sets KVSTORE_BIN")
+	}
+	rounds, err := strconv.Atoi(os.Getenv("KVSTORE_CRASH_ROUNDS"))
+	if err != nil {
+		rounds = 5
+	}
+	seed := uint64(time.Now().UnixNano())
+	if s := os.Getenv("KVSTORE_CRASH_SEED"); s != "" {
+		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("KVSTORE_CRASH_SEED=%d", seed)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Duration(rounds)*time.Minute+time.Minute)
+	defer cancel()
+	r := rand.New(rand.NewPCG(seed, 0))
+	srv := newServer(t, filepath.Join(bin, "kvstored"), t.TempDir())
+	srv.start(t, ctx)
+	srv.ready(t, ctx)
+	defer srv.kill(t)
+
+	var acks atomic.Int64
+	var ws []*worker
+	var ps []*promptWorker
+	for i := range workers {
+		c, err := client.Dial(ctx, client.Config{Endpoints: []string{srv.addr}, Unary: i%2 == 1, BackoffMax: 100 * time.Millisecond})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		ws = append(ws, newWorker(i, c, seed, &acks))
+		if i%4 == 0 {
+			ps = append(ps, newPromptWorker(i, c, seed, &acks))
+		}
+	}
+	if err := createPromptNamespace(ctx, ws[0].c); err != nil {
+		t.Fatal(err)
+	}
+
+	for round := range rounds {
+		acks.Store(0)
+		stop := make(chan struct{})
+		errs := make(chan error, len(ws)+len(ps))
+		var wg sync.WaitGroup
+		for _, w := range ws {
+			wg.Go(func() { errs <- w.run(ctx, stop) })
+		}
+		for _, p := range ps {
+			wg.Go(func() { errs <- p.run(ctx, stop) })
+		}
+		srv.waitFor(t, ctx, errs, func() bool { return acks.Load() >= acksPerRound })
+		chaos := time.NewTimer(time.Duration(r.Int64N(int64(400 * time.Millisecond))))
+		select {
+		case <-chaos.C:
+		case err := <-errs:
+			t.Fatalf("round %d: %v", round, err)
+		}
+		srv.kill(t)
+		before := acks.Load()
+		if round%3 == 2 { // once more, in the middle of its recovery
+			srv.start(t, ctx)
+			<-time.After(time.Duration(r.Int64N(int64(60 * time.Millisecond))))
+			srv.kill(t)
+		}
+		srv.start(t, ctx)
+		srv.ready(t, ctx)
+		close(stop)
+		wg.Wait()
+		close(errs)
+		for err := range errs {
+			if err != nil {
+				t.Fatalf("round %d: %v", round, err)
+			}
+		}
+		for _, err := range parallel(ws, func(w *worker) error { return w.verify(ctx) }) {
+			t.Errorf("round %d: %v", round, err)
+		}
+		for _, err := range parallel(ps, func(p *promptWorker) error { return p.verify(ctx) }) {
+			t.Errorf("round %d: %v", round, err)
+		}
+		if t.Failed() {
+			t.Fatalf("round %d of seed %d failed; the server's log:\n%s", round, seed, srv.tail())
+		}
+		if (round+1)%10 == 0 || round+1 == rounds {
+			t.Logf("%d rounds: %d acknowledgements before the last kill, nothing lost", round+1, before)
+		}
+	}
+	total := map[string]int{}
+	for _, w := range ws {
+		for verb, n := range w.seen {
+			total[verb] += n
+		}
+	}
+	for _, p := range ps {
+		for verb, n := range p.seen {
+			total[verb] += n
+		}
+	}
+	for _, verb := range slices.Sorted(maps.Keys(total)) {
+		t.Logf("%-20s %d acknowledged", verb, total[verb])
+	}
+}
+
+// parallel runs fn for every item and returns the errors.
+func parallel[T any](items []T, fn func(T) error) (errs []error) {
+	var mu sync.Mutex // guards errs
+	var wg sync.WaitGroup
+	for _, it := range items {
+		wg.Go(func() {
+			if err := fn(it); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				errs = append(errs, fmt.Errorf("verify: %w", err))
+			}
+		})
+	}
+	wg.Wait()
+	return errs
+}

@@ -1,0 +1,225 @@
+package crash
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync/atomic"
+	"time"
+
+	"kvstore/client"
+	kvstorev1 "kvstore/proto/gen/kvstore/v1"
+)
+
+// promptNamespace is where the prompt workers write; it has no capacity, so that nothing is ever evicted.
+const promptNamespace = "crash-prompt"
+
+func createPromptNamespace(ctx context.Context, c *client.Client) error {
+	_, err := c.CreateNamespace(ctx, &kvstorev1.Namespace{Name: promptNamespace, Kind: kvstorev1.NamespaceKind_NAMESPACE_KIND_PROMPT})
+	return err
+}
+
+// promptWorker owns a scope of blocks. A block is written once; stored[i] says what is known of block i.
+type promptWorker struct {
+	id     int
+	p      *client.Prompt
+	r      *rand.Rand
+	acks   *atomic.Int64
+	stored map[int]presence
+	next   int
+	seen   map[string]int
+}
+
+// presence is what is known of a block.
+type presence uint8
+
+const (
+	absent presence = iota
+	present
+	either
+)
+
+func newPromptWorker(id int, c *client.Client, seed uint64, acks *atomic.Int64) *promptWorker {
+	return &promptWorker{
+		id: id, p: c.In("", promptNamespace).Prompt(client.Scope{"model": fmt.Sprintf("crash-%d", id)}),
+		r: rand.New(rand.NewPCG(seed, uint64(1000+id))), acks: acks, stored: map[int]presence{}, seen: map[string]int{},
+	}
+}
+
+func (w *promptWorker) ref(i int) client.BlockRef {
+	return client.BlockRef{ID: fmt.Appendf(nil, "block-%d-%d", w.id, i), Depth: uint32(i % 32)}
+}
+
+func (w *promptWorker) data(i int) []byte {
+	sizes := []int{64, 1024, 4096, 16 << 10, 16 << 10, 300_000}
+	return value(string(w.ref(i).ID), uint64(i), sizes[i%len(sizes)])
+}
+
+func (w *promptWorker) run(ctx context.Context, stop <-chan struct{}) error {
+	for {
+		select {
+		case <-stop:
+			return nil
+		default:
+		}
+		if err := w.step(ctx); err != nil {
+			return fmt.Errorf("prompt worker %d: %w", w.id, err)
+		}
+	}
+}
+
+func (w *promptWorker) step(ctx context.Context) error {
+	switch w.r.IntN(6) {
+	case 0:
+		return w.delete(ctx)
+	case 1, 2:
+		return w.read(ctx, w.some(8))
+	case 3:
+		return w.pin(ctx)
+	}
+	return w.write(ctx)
+}
+
+func (w *promptWorker) ack(verb string) {
+	w.seen[verb]++
+	w.acks.Add(1)
+}
+
+// passing tells whether an error only means that the outcome is not known.
+func passing(err error) bool { return unknown(err) || errors.Is(err, client.ErrUnavailable) }
+
+func (w *promptWorker) write(ctx context.Context) error {
+	var blocks []client.NewBlock
+	var ids []int
+	for range 1 + w.r.IntN(8) {
+		i := w.next
+		w.next++
+		if w.next > 400 { // begin again: most are there, which is a success
+			w.next = 0
+		}
+		ids = append(ids, i)
+		blocks = append(blocks, client.NewBlock{BlockRef: w.ref(i), Data: w.data(i)})
+	}
+	res, err := w.p.Write(ctx, blocks, nil)
+	for n, i := range ids {
+		itemErr := err
+		if err == nil {
+			itemErr = res[n].Err
+		}
+		switch {
+		case itemErr == nil && res[n].Stored && w.stored[i] == present:
+			return fmt.Errorf("block %d was stored, and is stored again", i)
+		case itemErr == nil: // found there is right too: the first try of a repeated call may have stored it
+			w.stored[i] = present
+			w.ack("block write")
+		case passing(itemErr):
+			if w.stored[i] != present {
+				w.stored[i] = either
+			}
+		default:
+			return fmt.Errorf("write of block %d: %w", i, itemErr)
+		}
+	}
+	return nil
+}
+
+func (w *promptWorker) some(n int) (ids []int) {
+	for i := range w.stored {
+		if ids = append(ids, i); len(ids) == n {
+			break
+		}
+	}
+	return ids
+}
+
+func (w *promptWorker) refs(ids []int) (refs []client.BlockRef) {
+	for _, i := range ids {
+		refs = append(refs, w.ref(i))
+	}
+	return refs
+}
+
+// read requires that every block known to be there comes, and comes right.
+func (w *promptWorker) read(ctx context.Context, ids []int) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	for b, err := range w.p.Read(ctx, w.refs(ids), &client.ReadOptions{SkipMisses: true}) {
+		if err != nil {
+			if passing(err) {
+				return nil
+			}
+			return fmt.Errorf("read: %w", err)
+		}
+		i := ids[b.Index]
+		switch {
+		case b.Miss && w.stored[i] == present:
+			return fmt.Errorf("block %d was acknowledged and is missing", i)
+		case !b.Miss && w.stored[i] == absent:
+			return fmt.Errorf("block %d was deleted and is there", i)
+		case !b.Miss && !bytes.Equal(b.Data, w.data(i)):
+			return fmt.Errorf("block %d has wrong bytes", i)
+		case b.Miss:
+			w.stored[i] = absent
+		default:
+			w.stored[i] = present
+		}
+	}
+	return nil
+}
+
+func (w *promptWorker) delete(ctx context.Context) error {
+	ids := w.some(2)
+	if len(ids) == 0 {
+		return nil
+	}
+	res, err := w.p.Delete(ctx, w.refs(ids))
+	for n, i := range ids {
+		switch {
+		case err != nil && passing(err):
+			if w.stored[i] == present {
+				w.stored[i] = either
+			}
+		case err != nil:
+			return fmt.Errorf("delete of block %d: %w", i, err)
+		case res[n] == client.BlockLeased:
+			// A new owner knows no leases and deletes nothing for a while (D10).
+		case res[n] == client.BlockDeleted && w.stored[i] == absent:
+			return fmt.Errorf("block %d was absent, and was deleted", i)
+		case res[n] == client.BlockAbsent && w.stored[i] == present:
+			return fmt.Errorf("block %d was acknowledged, and its delete found nothing", i)
+		default:
+			w.stored[i] = absent
+			w.ack("block delete")
+		}
+	}
+	return nil
+}
+
+func (w *promptWorker) pin(ctx context.Context) error {
+	ids := w.some(3)
+	if len(ids) == 0 {
+		return nil
+	}
+	there, err := w.p.Pin(ctx, w.refs(ids), time.Hour)
+	if err != nil {
+		if passing(err) {
+			return nil
+		}
+		return fmt.Errorf("pin: %w", err)
+	}
+	for n, i := range ids {
+		if (there[n] && w.stored[i] == absent) || (!there[n] && w.stored[i] == present) {
+			return fmt.Errorf("pin found block %d there=%t, known %d", i, there[n], w.stored[i])
+		}
+	}
+	w.ack("block pin")
+	return nil
+}
+
+// verify reads every block that was ever written.
+func (w *promptWorker) verify(ctx context.Context) error {
+	return w.read(ctx, w.some(1<<30))
+}

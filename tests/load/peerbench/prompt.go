@@ -1,0 +1,151 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"time"
+)
+
+// claimedTokens is what the source system claims, tokens read and written a second (SPEC S0-30).
+const claimedTokens = 94_000
+
+// startOursAdmin starts this store and also returns its admin address.
+func startOursAdmin(ctx context.Context, bin, dir string, more ...string) (s *server, addr, admin string, err error) {
+	if addr, err = freePort(); err != nil {
+		return nil, "", "", err
+	}
+	if admin, err = freePort(); err != nil {
+		return nil, "", "", err
+	}
+	args := append([]string{"-data-dir", filepath.Join(dir, "data"), "-grpc-listen", addr, "-admin-listen", admin}, more...)
+	if s, err = start("kvstored", dir, filepath.Join(bin, "kvstored"), args...); err != nil {
+		return nil, "", "", err
+	}
+	return s, addr, admin, waitPort(ctx, addr)
+}
+
+// replay is what kvctl bench prompt says in JSON.
+type replay struct {
+	Requests   int64   `json:"requests"`
+	Blocks     int64   `json:"blocks"`
+	HitBlocks  int64   `json:"hit_blocks"`
+	HitRatio   float64 `json:"hit_ratio"`
+	TokensPerS float64 `json:"tokens_per_s"`
+	Wrong      int64   `json:"wrong_blocks"`
+	Lookup     step    `json:"lookup"`
+	Read       step    `json:"read"`
+	Write      step    `json:"write"`
+}
+
+type step struct {
+	Count int64   `json:"count"`
+	P50ms float64 `json:"p50_ms"`
+	P99ms float64 `json:"p99_ms"`
+	MBs   float64 `json:"mb_per_s"`
+}
+
+func (b *bench) kvctl(ctx context.Context, addr string, into any, args ...string) error {
+	cmd := exec.CommandContext(ctx, filepath.Join(b.bin, "kvctl"), append([]string{"-endpoint", addr, "-o", "json"}, args...)...)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return fmt.Errorf("kvctl %v: %w\n%s", args, err, out)
+	}
+	return json.Unmarshal(out, into)
+}
+
+// prompt replays the conversation trace at c=32 with 16 KiB blocks, then at a quarter of the rate reached.
+func (b *bench) prompt(ctx context.Context) error {
+	srv, addr, _, err := startOursAdmin(ctx, b.bin, filepath.Join(b.dir, "prompt"))
+	if err != nil {
+		return err
+	}
+	defer srv.stop()
+	trace, err := filepath.Abs("tests/load/testdata/conversation_trace.jsonl.gz")
+	if err != nil {
+		return err
+	}
+	args := []string{"bench", "prompt", "--trace", trace, "--block-bytes", "16384"}
+	var full replay
+	begin := time.Now()
+	if err := b.kvctl(ctx, addr, &full, append(args, "-c", "32", "--limit", "6000")...); err != nil {
+		return err
+	}
+	rate := float64(full.Requests) / time.Since(begin).Seconds()
+	b.figure(figure{Name: "trace replay c=32, 16 KiB blocks, over the claimed 94k tokens/s", Value: full.TokensPerS / claimedTokens, Unit: "x", Target: 20,
+		Note: fmt.Sprintf("%.2fM tokens/s, %.0f requests/s, hit ratio %.2f %%, %d wrong blocks", full.TokensPerS/1e6, rate, 100*full.HitRatio, full.Wrong)})
+	b.figure(figure{Name: "lookup p50 there", Value: full.Lookup.P50ms, Unit: "ms", Target: 2, AtMost: true})
+	var quarter replay
+	if err := b.kvctl(ctx, addr, &quarter, append(args, "-c", "32", "--limit", "2000", "--rate", strconv.FormatFloat(rate/4, 'f', 1, 64))...); err != nil {
+		return err
+	}
+	b.figure(figure{Name: "lookup p50 at a quarter of that load", Value: quarter.Lookup.P50ms, Unit: "ms", Target: 0.5, AtMost: true})
+	return nil
+}
+
+// blockResult is what kvctl bench value says in JSON.
+type blockResult struct {
+	WriteMBs float64 `json:"write_mb_per_s"`
+	ReadMBs  float64 `json:"read_mb_per_s"`
+}
+
+// blocks writes and reads blocks of 1 to 80 MiB beside the raw disk, and watches the server's memory.
+func (b *bench) blocks(ctx context.Context) error {
+	raw, err := rawDisk(b.dir)
+	if err != nil {
+		return err
+	}
+	b.figure(figure{Name: "raw disk, 80 MiB file written and synced", Value: raw, Unit: "MB/s"})
+	srv, addr, _, err := startOursAdmin(ctx, b.bin, filepath.Join(b.dir, "blocks"))
+	if err != nil {
+		return err
+	}
+	defer srv.stop()
+	for _, mib := range []int{1, 4, 32, 80} {
+		var r blockResult
+		count := max(4, 320/mib)
+		if err := b.kvctl(ctx, addr, &r, "bench", "value", "--size", fmt.Sprintf("%dMiB", mib), "-n", strconv.Itoa(count), "-c", "2"); err != nil {
+			return err
+		}
+		now, peak, err := srv.memory()
+		if err != nil {
+			return err
+		}
+		b.figure(figure{Name: fmt.Sprintf("blocks of %d MiB written", mib), Value: r.WriteMBs, Unit: "MB/s", Note: fmt.Sprintf("%.2f of the raw disk", r.WriteMBs/raw)})
+		b.figure(figure{Name: fmt.Sprintf("blocks of %d MiB read and verified", mib), Value: r.ReadMBs, Unit: "MB/s",
+			Note: fmt.Sprintf("server memory %d MiB, at most %d MiB so far", now>>20, peak>>20)})
+	}
+	return nil
+}
+
+// rawDisk is the rate of writing and syncing an 80 MiB file, the median of three, in MB/s.
+func rawDisk(dir string) (float64, error) {
+	buf := randomValue(1 << 20)
+	var rates []float64
+	for range 3 {
+		f, err := os.CreateTemp(dir, "raw-*")
+		if err != nil {
+			return 0, err
+		}
+		begin := time.Now()
+		for range 80 {
+			if _, err := f.Write(buf); err != nil {
+				return 0, err
+			}
+		}
+		if err := f.Sync(); err != nil {
+			return 0, err
+		}
+		rates = append(rates, float64(80<<20)/1e6/time.Since(begin).Seconds())
+		f.Close()
+		if err := os.Remove(f.Name()); err != nil {
+			return 0, err
+		}
+	}
+	return max(min(rates[0], rates[1]), min(max(rates[0], rates[1]), rates[2])), nil
+}
