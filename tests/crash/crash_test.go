@@ -82,7 +82,7 @@ func TestCrash(t *testing.T) {
 		select {
 		case <-chaos.C:
 		case err := <-errs:
-			t.Fatalf("round %d: %v", round, err)
+			t.Fatalf("round %d: %v\nthe server's log:\n%s", round, err, srv.tail())
 		}
 		srv.kill(t)
 		before := acks.Load()

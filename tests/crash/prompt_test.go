@@ -156,7 +156,8 @@ func (w *promptWorker) read(ctx context.Context, ids []int) error {
 		i := ids[b.Index]
 		switch {
 		case b.Miss && w.stored[i] == present:
-			return fmt.Errorf("block %d was acknowledged and is missing", i)
+			usage, err := w.p.Usage(ctx)
+			return fmt.Errorf("block %d was acknowledged and is missing (%d evicted, %d damaged since the start; %v)", i, usage.EvictedBlocks, usage.DamagedBlocks, err)
 		case !b.Miss && w.stored[i] == absent:
 			return fmt.Errorf("block %d was deleted and is there", i)
 		case !b.Miss && !bytes.Equal(b.Data, w.data(i)):

@@ -80,10 +80,11 @@ func one(f *shard.Ref, yield func(*shard.Ref) bool) bool {
 	return f.Object == (shard.ObjectID{}) || yield(f)
 }
 
-// wrap puts settling before a command's Done.
+// wrap puts settling before a command's Done, for this one release: callers use a command again with the Done that it had.
 func (s *Store) wrap(c *shard.Command) {
 	done := c.Done
 	c.Done = func(c *shard.Command, err error) {
+		c.Done = done
 		s.settleCommand(c, err)
 		done(c, err)
 	}

@@ -18,10 +18,10 @@ import (
 
 // Sizes of the growth runs.
 const (
-	growSmall  = 10_000
+	growSmall   = 10_000
 	growMillion = 1_000_000
-	growLarge  = 10_000_000
-	growValue  = 32 // bytes of a small value
+	growLarge   = 10_000_000
+	growValue   = 32 // bytes of a small value
 )
 
 // growth shows that cost follows the work, not the number of keys: processor time of a put with 10k and with 10M keys,
