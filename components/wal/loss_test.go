@@ -38,7 +38,7 @@ func newStore(t *testing.T, engine driver.Engine) *wal.Store {
 	return store
 }
 
-func newMemory(t *testing.T) *memlog.Engine {
+func newMemory(t testing.TB) *memlog.Engine {
 	t.Helper()
 	engine, err := memlog.New(memlog.Config{})
 	if err != nil {
@@ -63,7 +63,7 @@ func write(t *testing.T, l *wal.Log, n int) {
 // wantLoss checks for a DataLoss that says what is the matter.
 func wantLoss(t *testing.T, err error, says string) {
 	t.Helper()
-	if kverr.KindOf(err) != kverr.DataLoss || !errors.Is(err, driver.ErrCorrupt) || !strings.Contains(err.Error(), says) {
+	if err == nil || kverr.KindOf(err) != kverr.DataLoss || !errors.Is(err, driver.ErrCorrupt) || !strings.Contains(err.Error(), says) {
 		t.Fatalf("got %v, want data loss that says %q", err, says)
 	}
 }
@@ -198,7 +198,7 @@ func TestRestoreChecksTheChain(t *testing.T) {
 		switch err = l.Restore(t.Context(), state{}, nil); {
 		case c.says == "" && err != nil:
 			t.Errorf("%s: %v", name, err)
-		case c.says != "" && (kverr.KindOf(err) != kverr.DataLoss || !strings.Contains(err.Error(), c.says)):
+		case c.says != "" && (err == nil || kverr.KindOf(err) != kverr.DataLoss || !strings.Contains(err.Error(), c.says)):
 			t.Errorf("a lie about %s: got %v, want data loss that says %q", name, err, c.says)
 		}
 	}

@@ -177,8 +177,22 @@ func TestDamagedRuns(t *testing.T) {
 		t.Fatalf("%d frames, want several blocks", len(frames))
 	}
 	frames[1], frames[2] = frames[2], frames[1]
-	wantDamage("two blocks swapped", run, slices.Concat(append([][]byte{[]byte(runMagic)}, frames...)...))
+	joined := func() []byte { return slices.Concat(append([][]byte{[]byte(runMagic)}, frames...)...) }
+	wantDamage("two blocks swapped", run, joined())
+	if _, err := readRun("s", run, joined()); !strings.Contains(err.Error(), "frame 1 has checksum") {
+		t.Fatalf("two blocks swapped: %v, want the first one's checksum to tell", err)
+	}
 	frames[1], frames[2] = frames[2], frames[1]
+	for i := range items {
+		items[i].value = bytes.Repeat([]byte{'x'}, len(items[i].value))
+	}
+	similar, _ := encodeRun(t, "s", "c/1-2", items, 300)
+	frames[2] = splitFrames(t, similar)[2]
+	wantDamage("a block of another object", run, joined())
+	frames[2] = splitFrames(t, data)[2]
+	if _, err := readRun("s", run, joined()); err != nil {
+		t.Fatal(err)
+	}
 	lacking := slices.Delete(slices.Clone(frames), 2, 3)
 	short := slices.Concat(append([][]byte{[]byte(runMagic)}, lacking...)...)
 	run.Bytes = int64(len(short))

@@ -1,6 +1,7 @@
 package wal_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -160,4 +161,54 @@ type discarding struct {
 
 func (e *discarding) Append(_ string, _ driver.Epoch, _ driver.Frame, done func(error)) {
 	e.done = done
+}
+
+// TestMisuse: calls in the wrong order are bugs of the caller.
+func TestMisuse(t *testing.T) {
+	store := newStore(t, newMemory(t))
+	if err := store.Create(t.Context(), "s", nil); err != nil {
+		t.Fatal(err)
+	}
+	l, err := store.Open(t.Context(), "s", wal.OpenOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	panics := func(what string, f func()) {
+		t.Helper()
+		defer func() {
+			if recover() == nil {
+				t.Errorf("%s does not panic", what)
+			}
+		}()
+		f()
+	}
+	panics("an append before Restore", func() { l.Append(nil, 0, func(uint64, error) {}) })
+	panics("a checkpoint before Restore", func() { l.Checkpoint(t.Context(), wal.Snapshot{Tree: treeOf(nil), Seq: 1}) })
+	if err := l.Restore(t.Context(), state{}, nil); err != nil {
+		t.Fatal(err)
+	}
+	panics("a checkpoint of what is not durable", func() { l.Checkpoint(t.Context(), wal.Snapshot{Tree: treeOf(nil), Seq: 2}) })
+}
+
+// hasty is an engine that stores objects before their reader has ended.
+type hasty struct{ driver.Engine }
+
+func (e hasty) PutObject(ctx context.Context, shard, name string, size int64, r io.Reader) error {
+	return e.Engine.PutObject(ctx, shard, name, -1, io.LimitReader(r, 20))
+}
+
+func TestRunsThatWereNotReadToTheEnd(t *testing.T) {
+	engine := newMemory(t)
+	store := newStore(t, hasty{engine})
+	if err := store.Create(t.Context(), "s", nil); err != nil {
+		t.Fatal(err)
+	}
+	l := open(t, store, nil)
+	write(t, l, 1)
+	if _, err := l.Checkpoint(t.Context(), wal.Snapshot{Tree: treeOf(map[string]string{"a": "1"}), Seq: l.Seq()}); err == nil {
+		t.Fatal("a checkpoint was published whose run is not whole")
+	}
+	if l.CheckpointSeq() != 0 {
+		t.Fatalf("checkpoint at %d", l.CheckpointSeq())
+	}
 }

@@ -348,15 +348,22 @@ func (e *Engine) Trim(ctx context.Context, shardName string, epoch driver.Epoch,
 	return nil
 }
 
+// maxGrow bounds what PutObject allocates on an announced size alone.
+const maxGrow = 64 << 20
+
 // PutObject implements driver.Engine.
 func (e *Engine) PutObject(ctx context.Context, shardName, name string, size int64, r io.Reader) error {
 	if err := driver.CheckObject(name); err != nil {
 		return err
 	}
-	data, err := io.ReadAll(r)
-	if err != nil {
+	var all bytes.Buffer
+	if size > 0 {
+		all.Grow(int(min(size, maxGrow)) + bytes.MinRead)
+	}
+	if _, err := all.ReadFrom(r); err != nil {
 		return fmt.Errorf("%w: object %s: %w", driver.ErrRefused, name, err)
 	}
+	data := all.Bytes()
 	if size >= 0 && int64(len(data)) != size {
 		return fmt.Errorf("%w: object %s: %d bytes came where %d were announced", driver.ErrRefused, name, len(data), size)
 	}
