@@ -133,13 +133,12 @@ func decodeDelete(b []byte) (out DeleteResult, err error) {
 	return out, err
 }
 
-// decodeEntry decodes an Entry; one with metadata or tags goes through the generated code. The value is a copy.
+// decodeEntry decodes an Entry but for its key, which the caller knows; one with metadata or tags goes through the
+// generated code. The value is a copy.
 func decodeEntry(b []byte) (out Entry, err error) {
 	maps := false
 	err = eachField(b, func(tag uint64, v uint64, body []byte) {
 		switch tag {
-		case 1<<3 | lenType:
-			out.Key = string(body)
 		case 2<<3 | lenType:
 			out.Value = append([]byte{}, body...)
 		case 3<<3 | varint:
@@ -169,5 +168,6 @@ func decodeEntry(b []byte) (out Entry, err error) {
 	if err := e.UnmarshalVT(b); err != nil {
 		return Entry{}, err
 	}
+	e.Key = nil
 	return fromEntry(&e), nil
 }

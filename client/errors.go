@@ -84,8 +84,11 @@ func fromContext(ctx context.Context, write bool) error {
 
 // withOp names what was being done, unless the error says so already.
 func withOp(err error, op string) error {
-	var e *kverr.Error
-	if err == nil || !errors.As(err, &e) || e.Op != "" {
+	if err == nil {
+		return nil
+	}
+	var e *kverr.Error // on the heap: not before there is an error
+	if !errors.As(err, &e) || e.Op != "" {
 		return err
 	}
 	named := *e

@@ -148,6 +148,7 @@ func checkOutcome(t *testing.T, r rawResult, w *kvstorev1.PipelineResponse_Resul
 		want = fromDelete(o.Delete)
 		got, err = decodeDelete(r.body)
 	case *kvstorev1.PipelineResponse_Result_Entry:
+		o.Entry.Key = nil // the caller knows it
 		want = fromEntry(o.Entry)
 		got, err = decodeEntry(r.body)
 	case *kvstorev1.PipelineResponse_Result_Error:
@@ -157,5 +158,48 @@ func checkOutcome(t *testing.T, r rawResult, w *kvstorev1.PipelineResponse_Resul
 	}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Fatalf("outcome %+v (%v), want %+v", got, err, want)
+	}
+}
+
+// TestOperationsAllocateNothing: a put costs the client no allocation of its own, a get its value.
+func TestOperationsAllocateNothing(t *testing.T) {
+	reply := func(r *kvstorev1.PipelineResponse_Result) []byte {
+		b, err := (&kvstorev1.PipelineResponse{
+			Header: &kvstorev1.ResponseHeader{ServerTimeMs: 1}, Results: []*kvstorev1.PipelineResponse_Result{r},
+		}).MarshalVT()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	put := reply(&kvstorev1.PipelineResponse_Result{Id: 1, Outcome: &kvstorev1.PipelineResponse_Result_Put{
+		Put: &kvstorev1.PutResult{Version: 9},
+	}})
+	get := reply(&kvstorev1.PipelineResponse_Result{Id: 1, Outcome: &kvstorev1.PipelineResponse_Result_Entry{
+		Entry: &kvstorev1.Entry{Key: []byte("key"), Value: make([]byte, 256), Version: 9, UpdatedMs: 1, Size: 256},
+	}})
+	value := make([]byte, 256)
+	c := &Client{core: &core{}}
+	cl := c.newCall("some key")
+	var f requestFrame
+	var in replyFrame
+	round := func(answer []byte) {
+		cl.put.op.Key, cl.put.op.Value, cl.get.op.Key = cl.key, value, cl.key
+		if f.body = f.body[:0]; f.add(&cl.op) != nil || in.UnmarshalVT(answer) != nil {
+			t.Fatal("cannot encode or decode")
+		}
+		cl.finish(in.results[0])
+		<-cl.done
+		if cl.failure != nil {
+			t.Fatal(cl.failure)
+		}
+	}
+	cl.op.Op = &cl.put.PipelineRequest_Op_Put
+	if n := testing.AllocsPerRun(100, func() { round(put) }); n > 0 {
+		t.Errorf("a put allocates %v times", n)
+	}
+	cl.op.Op = &cl.get.PipelineRequest_Op_Get
+	if n := testing.AllocsPerRun(100, func() { round(get) }); n > 1 {
+		t.Errorf("a get allocates %v times, want 1: its value", n)
 	}
 }
