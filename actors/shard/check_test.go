@@ -24,7 +24,11 @@ const (
 func TestModel(t *testing.T) {
 	before := debug.SetGCPercent(400) // garbage is most of the work
 	t.Cleanup(func() { debug.SetGCPercent(before) })
-	for seed := range uint64(checkSeeds) {
+	seeds := uint64(checkSeeds)
+	if testing.Short() {
+		seeds = 10 // under the race detector
+	}
+	for seed := range seeds {
 		t.Run(fmt.Sprintf("seed_%d", seed), func(t *testing.T) {
 			t.Parallel()
 			if err := checkSeed(seed, checkCommands); err != nil {

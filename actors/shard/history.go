@@ -116,7 +116,7 @@ func (m *Machine) flushChunk() {
 	m.meta.historyChanges += h.changes
 	h.reset()
 	if cap(h.packed) > 4*maxChunkBytes {
-		h.packed = nil // a large transaction's room is not kept
+		h.packed, m.item = nil, nil // a large transaction's room is not kept
 	}
 }
 
