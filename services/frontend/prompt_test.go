@@ -2,6 +2,7 @@ package frontend
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/zeebo/xxh3"
@@ -694,5 +696,35 @@ func TestPromptTTL(t *testing.T) {
 	resp, err := p.List(ctx, &kvv1.PromptCacheServiceListRequest{Namespace: promptSpace, Scope: testModel})
 	if err != nil || len(resp.Blocks) != 1 || resp.Blocks[0].ExpiresMs != resp.Blocks[0].CreatedMs+3_600_000 {
 		t.Errorf("%v %v", resp, err)
+	}
+}
+
+// storeCounter counts the values that are stored apart.
+type storeCounter struct {
+	Shards
+	values atomic.Int64
+}
+
+func (s *storeCounter) PutValues(ctx context.Context, id string, values ...[]byte) ([]shard.Ref, error) {
+	s.values.Add(int64(len(values)))
+	return s.Shards.PutValues(ctx, id, values...)
+}
+
+func (s *storeCounter) WriteValue(ctx context.Context, id string, size int64, r io.Reader) (shard.Ref, error) {
+	s.values.Add(1)
+	return s.Shards.WriteValue(ctx, id, size, r)
+}
+
+// TestPromptStoresOnce: the bytes of a block that is there are not stored again, be it small or large.
+func TestPromptStoresOnce(t *testing.T) {
+	s := &storeCounter{}
+	r := newRig(t, Config{}, func(real Shards) Shards { s.Shards = real; return s })
+	p := newPrompts(t, r)
+	blocks := []testBlock{{"a", contentOf("a", 5000)}, {"b", contentOf("b", 2<<20)}, {"c", contentOf("c", 100)}}
+	for range 3 {
+		p.write(testModel, chunkBytes, blocks...)
+	}
+	if n := s.values.Load(); n != 2 {
+		t.Errorf("%d values were stored apart, want 2", n)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"sync"
 
 	"github.com/zeebo/xxh3"
 	"google.golang.org/grpc"
@@ -225,6 +226,14 @@ func (w *blockWriter) store(blocks []gatheredBlock, ask bool) (again []gatheredB
 			p.indexed = append(p.indexed, b)
 		}
 	}
+	// Values are stored at all shards at once: each waits for its object to be durable.
+	var values sync.WaitGroup
+	for n := range parts {
+		if p := &parts[n]; len(p.indexed) > 0 {
+			values.Go(func() { p.index = w.indexCommand(w.scope.ns.keyspace.Shards[n], p.indexed) })
+		}
+	}
+	values.Wait()
 	groups := make(map[string][]*shard.Command)
 	for n := range parts {
 		p, sh := &parts[n], w.scope.ns.keyspace.Shards[n]
@@ -235,7 +244,7 @@ func (w *blockWriter) store(blocks []gatheredBlock, ask bool) (again []gatheredB
 			}
 			groups[sh.ID] = append(groups[sh.ID], p.touch)
 		}
-		if p.index = w.indexCommand(sh, p.indexed); p.index != nil {
+		if p.index != nil {
 			groups[sh.ID] = append(groups[sh.ID], p.index)
 		}
 	}
@@ -263,12 +272,9 @@ func (w *blockWriter) store(blocks []gatheredBlock, ask bool) (again []gatheredB
 	return again, nil
 }
 
-// indexCommand stores the values of blocks that go apart and makes the command that names them; nil when there is nothing to
-// do, or storing failed and the results say so.
+// indexCommand stores the values of blocks that go apart and makes the command that names them; nil when storing failed, as
+// the results say then. It touches nothing of w but these blocks' results.
 func (w *blockWriter) indexCommand(sh *Shard, blocks []gatheredBlock) *shard.Command {
-	if len(blocks) == 0 {
-		return nil
-	}
 	c := w.scope.command(shard.OpIndex, sh)
 	c.Prompt.Index = make([]shard.BlockPut, len(blocks))
 	var values [][]byte
