@@ -105,10 +105,11 @@ func TestNotWritten(t *testing.T) {
 			b.engine.Drain()
 			before := *a.Latest()
 
-			full := b.faults.Add(fault.Rule{Verb: fault.Append, Times: -1, Err: test.err})
+			full := b.faults.Add(fault.Rule{Verb: fault.Append, Times: -1, Err: test.err, Freeze: true})
 			flying := b.do(a, &command{op: add, name: "a", n: 1})
 			behind := b.do(a, &command{op: add, name: "a", n: 1})
 			read := b.do(a, &command{op: get, name: "a"})
+			full.Thaw()
 			settle(b, a)
 			b.left(test.kind, flying, behind, read)
 			if why := a.ReadOnly(); why == nil || why.Kind != test.kind {
@@ -165,10 +166,11 @@ func TestUnknown(t *testing.T) {
 		b.do(a, &command{op: add, name: "a", n: 5})
 		b.engine.Drain()
 
-		b.faults.Add(fault.Rule{Verb: fault.Append, Err: io.ErrUnexpectedEOF, After: landed})
+		lost := b.faults.Add(fault.Rule{Verb: fault.Append, Err: io.ErrUnexpectedEOF, After: landed, Freeze: true})
 		flying := b.do(a, &command{op: add, name: "a", n: 1})
 		read := b.do(a, &command{op: get, name: "a"})
 		behind := b.do(a, &command{op: add, name: "b", n: 1})
+		lost.Thaw()
 		settle(b, a)
 		b.left(kverr.OutcomeUnknown, flying, read)
 		b.left(kverr.Unavailable, behind)
@@ -323,7 +325,7 @@ func TestConfirmFails(t *testing.T) {
 	a := b.open()
 	b.clock.advance(10 * time.Second)
 	down := b.faults.Add(fault.Rule{Verb: fault.Manifest, Times: -1, Err: io.ErrUnexpectedEOF})
-	if _, err := a.Durable(t.Context()); kverr.KindOf(err) != kverr.Unavailable {
+	if _, err := a.Durable(t.Context()); err == nil || kverr.KindOf(err) != kverr.Unavailable {
 		t.Fatalf("Durable: %v", err)
 	}
 	late := b.do(a, &command{op: get, name: "a"})

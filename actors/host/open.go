@@ -3,6 +3,7 @@ package host
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"kvstore/components/wal"
 )
@@ -25,13 +26,12 @@ func Open[C Command](ctx context.Context, store *wal.Store, shard string, m Mach
 		return nil, fmt.Errorf("open the log of %s: %w", shard, err)
 	}
 	if err := log.Restore(ctx, m, opts.Progress); err != nil {
-		log.Close()
+		giveUp(ctx, log)
 		return nil, fmt.Errorf("restore %s: %w", shard, err)
 	}
-	// What the machine wants to say after a restore (nothing, or derived items) stays for the first append.
 	r := m.Ready()
 	if len(r.Body) > 0 || len(r.Replies) > 0 {
-		log.Close()
+		giveUp(ctx, log)
 		return nil, fmt.Errorf("restore %s: the machine has effects before any command", shard)
 	}
 	a := &Actor[C]{cfg: cfg, hooks: hooks, log: log, machine: m, term: store.Engine().Term(), ackAfter: log.AckAfter()}
@@ -47,6 +47,17 @@ func Open[C Command](ctx context.Context, store *wal.Store, shard string, m Mach
 	a.rearm()
 	return a, nil
 }
+
+// giveUp ends an epoch that served nothing, so that the next try need not wait for its lease. An error costs that wait.
+func giveUp(ctx context.Context, log *wal.Log) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), yieldTimeout)
+	defer cancel()
+	_ = log.Yield(ctx)
+	log.Close()
+}
+
+// yieldTimeout bounds the yield of an epoch that is being given up anyway.
+const yieldTimeout = 2 * time.Second
 
 // Log returns the actor's log, for values and for status. It belongs to the actor.
 func (a *Actor[C]) Log() *wal.Log { return a.log }

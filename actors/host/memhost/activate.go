@@ -3,6 +3,8 @@ package memhost
 import (
 	"context"
 	"errors"
+	"fmt"
+	"sync"
 	"time"
 
 	"kvstore/actors/host"
@@ -131,6 +133,33 @@ func (h *Host) activate(ctx context.Context, s *slot) (*live, error) {
 	}
 }
 
+// Activate opens shards before they are used, as many at once as the configuration says, so that their first users need not wait and
+// what expires in them does so in time. Each is told after every shard; done counts also those that failed. The errors are joined.
+func (h *Host) Activate(ctx context.Context, shardIDs []string, each func(done, total int)) error {
+	var mu sync.Mutex
+	var faults []error
+	done := 0
+	var all sync.WaitGroup
+	turns := make(chan struct{}, h.cfg.Activations)
+	for _, id := range shardIDs {
+		turns <- struct{}{}
+		all.Go(func() {
+			_, err := h.use(ctx, id)
+			<-turns
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				faults = append(faults, fmt.Errorf("shard %s: %w", id, asKind(err)))
+			}
+			if done++; each != nil {
+				each(done, len(shardIDs))
+			}
+		})
+	}
+	all.Wait()
+	return errors.Join(faults...)
+}
+
 // enter registers a goroutine, unless the host is closed.
 func (h *Host) enter() bool {
 	h.mu.Lock()
@@ -187,7 +216,7 @@ func (h *Host) openLive(s *slot) (*live, error) {
 		hooks.Jumped = func(by time.Duration) { f(s.id, by) }
 	}
 	opts := host.OpenOptions{Log: wal.OpenOptions{Address: h.cfg.Address}}
-	opts.Log.Yield = func(ctx context.Context, holder wal.Holder) { h.cfg.Peers.yield(ctx, s.id, holder) }
+	opts.Log.Yield = func(ctx context.Context, holder wal.Holder) { h.cfg.Peers.yield(ctx, h, s.id, holder) }
 	opts.Progress = func(p wal.Progress) {
 		l.checkpointBytes.Store(p.CheckpointBytesTotal)
 		if f := h.cfg.Events.Activating; f != nil {
@@ -264,9 +293,16 @@ func (h *Host) bury(s *slot, l *live) {
 	if !s.live.CompareAndSwap(l, nil) {
 		return
 	}
-	_ = l.actor.End(h.ctx, false)
+	// Unless another host has it: tell the store that this epoch serves nothing any more, so that the next need not wait for
+	// its lease. An error costs that wait.
+	ctx, cancel := context.WithTimeout(h.ctx, buryTimeout)
+	defer cancel()
+	_ = l.actor.End(ctx, l.actor.Err().Kind != kverr.Moved)
 	l.values.Close()
 }
+
+// buryTimeout bounds the yield of an epoch that ended by itself.
+const buryTimeout = 2 * time.Second
 
 // sweep removes what earlier epochs left behind, in the background.
 func (h *Host) sweep(s *slot, l *live) {

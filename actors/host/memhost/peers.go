@@ -31,13 +31,16 @@ func (p *Peers) leave(address string, h *Host) {
 	}
 }
 
-// yield asks a shard's holder to give it up, and reports whether it did.
-func (p *Peers) yield(ctx context.Context, shardID string, holder wal.Holder) bool {
+// yield asks a shard's holder to give it up. The manifest tells whether it did. A host does not ask itself: what it held it has
+// given up before.
+func (p *Peers) yield(ctx context.Context, asking *Host, shardID string, holder wal.Holder) {
 	if p == nil {
-		return false
+		return
 	}
 	p.mu.RLock()
 	h := p.hosts[holder.Address]
 	p.mu.RUnlock()
-	return h != nil && h.Yield(ctx, shardID, holder.Epoch)
+	if h != nil && h != asking {
+		h.Yield(ctx, shardID, holder.Epoch)
+	}
 }

@@ -305,6 +305,10 @@ func (s *Store) WriteStream(ctx context.Context, size int64, r io.Reader) (shard
 	}
 	s.streams++
 	s.mu.Unlock()
+	// Close does not wait for r, which may be a slow caller; it cuts the write off.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.ctx, cancel)()
 	h := xxh3.New()
 	counted := &exactly{r: io.TeeReader(r, h), left: size}
 	id, err := s.log.StreamValue(ctx, size, counted)
