@@ -728,3 +728,39 @@ func TestPromptStoresOnce(t *testing.T) {
 		t.Errorf("%d values were stored apart, want 2", n)
 	}
 }
+
+// TestPromptNoWrongByteLeaves: a chunk is verified before it is sent, so what came before a MISS is right, and nothing else came.
+func TestPromptNoWrongByteLeaves(t *testing.T) {
+	s := &spoiler{}
+	r := newRig(t, Config{}, func(real Shards) Shards { s.Shards = real; return s })
+	p := newPrompts(t, r)
+	want := contentOf("a", 3<<20)
+	p.write(testModel, chunkBytes, testBlock{"a", want})
+	s.set(func(_ shard.Ref, off int64, b []byte) error {
+		if off == chunkBytes {
+			b[7] ^= 1
+		}
+		return nil
+	})
+	stream, err := p.Read(testContext(t), &kvv1.ReadRequest{Namespace: promptSpace, Scope: testModel, Blocks: refs("a")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []byte
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, m.Chunk...)
+		if m.End == kvv1.BlockStatus_BLOCK_STATUS_OK {
+			t.Fatal("a damaged block ended with OK")
+		}
+		if m.End == kvv1.BlockStatus_BLOCK_STATUS_MISS {
+			break
+		}
+	}
+	if !bytes.Equal(got, want[:chunkBytes]) {
+		t.Errorf("%d bytes left before the miss, right as far as %v", len(got), bytes.HasPrefix(want, got))
+	}
+}
