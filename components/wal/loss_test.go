@@ -362,3 +362,53 @@ func TestPinsHoldTheLog(t *testing.T) {
 		}
 	}
 }
+
+// TestDamagedRunIsReplaced: damage that a merge comes upon is not lasting, as long as the state is in memory.
+func TestDamagedRunIsReplaced(t *testing.T) {
+	engine := newMemory(t)
+	lie := &lying{Engine: engine}
+	store, err := wal.NewStore(lie, wal.Config{FanIn: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Create(t.Context(), "s", nil); err != nil {
+		t.Fatal(err)
+	}
+	l := open(t, store, nil)
+	items := map[string]string{}
+	for i := range 200 {
+		items[fmt.Sprintf("key %03d", i)] = "value"
+	}
+	checkpoint := func(round string) wal.CheckpointStats {
+		t.Helper()
+		write(t, l, 1)
+		items["changed"] = round
+		tree := treeOf(items)
+		stats, err := l.Checkpoint(t.Context(), wal.Snapshot{Tree: tree, Seq: l.Seq()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return stats
+	}
+	checkpoint("one")
+	if stats := checkpoint("two"); stats.Full || stats.Merged != 0 {
+		t.Fatalf("second checkpoint: %+v", stats)
+	}
+	lie.object = func(_ string, _ int64, p []byte) { p[len(p)/2] ^= 1 }
+	stats := checkpoint("three")
+	if !stats.Full || stats.Runs != 1 {
+		t.Fatalf("the checkpoint that meets a damaged run: %+v", stats)
+	}
+	wantLoss(t, stats.Damage, "c/1-2")
+	lie.object = nil
+	var c collector
+	if l, err = store.Open(t.Context(), "s", wal.OpenOptions{}); err == nil {
+		err = l.Restore(t.Context(), &c, nil)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v, _ := c.tree.Get([]byte("changed")); c.tree.Len() != 201 || string(v) != "three" {
+		t.Fatalf("%d keys, changed is %q", c.tree.Len(), v)
+	}
+}
