@@ -103,6 +103,21 @@ func TestNoWrongByteEndsWell(t *testing.T) {
 	})
 	_, _, err := getStream(ctx, r, []byte("k"))
 	wantKind(t, "turned meanwhile", err, kverr.DataLoss)
+
+	clear(seen)
+	s.set(func(_ shard.Ref, off int64, _ []byte) error {
+		if !seen[off] {
+			seen[off] = true
+			return nil
+		}
+		if off == 0 { // bytes are under way already, so the read cannot begin anew
+			r.put(t, "k", "new")
+			return nil
+		}
+		return kverr.New(kverr.NotFound, "", "gone")
+	})
+	_, _, err = getStream(ctx, r, []byte("k"))
+	wantKind(t, "written meanwhile", err, kverr.Unavailable)
 }
 
 // TestRewrittenMeanwhile lets the object of a value vanish because the key is written while it is read: the reader gets the

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/zeebo/xxh3"
 	"google.golang.org/grpc"
@@ -45,7 +46,7 @@ func (k *kvService) GetStream(req *kvv1.GetStreamRequest, stream grpc.ServerStre
 		}
 		tried = e.Value.Ref
 		if err = g.verify(tried); err == nil {
-			return g.send(&e, v, func() error { return g.sendApart(tried) })
+			return g.send(&e, v, func() error { return g.sendApart(ns, req.Key, tried) })
 		}
 	}
 	return err
@@ -112,14 +113,29 @@ func (g *valueReader) sendChunks(b []byte) error {
 	return nil
 }
 
-func (g *valueReader) sendApart(ref shard.Ref) error {
+// sendApart sends a value that was verified.
+func (g *valueReader) sendApart(ns *Namespace, k []byte, ref shard.Ref) error {
 	if ref.Length <= chunkBytes {
 		return g.sendChunks(g.buf[:ref.Length]) // still there from verify
 	}
-	if err := g.each(ref, g.sendChunks); err != nil {
-		return err
+	err := g.each(ref, g.sendChunks)
+	switch {
+	case err == nil:
+		return nil
+	case err.Kind == kverr.DataLoss && g.rewritten(ns, k, ref):
+		return kverr.Busy(kverr.Unavailable, time.Millisecond, "the key was written while its old value was sent; read it again")
 	}
-	return nil
+	return err
+}
+
+// rewritten tells whether a key no longer has the value that was being read.
+func (g *valueReader) rewritten(ns *Namespace, k []byte, ref shard.Ref) bool {
+	v, err := g.server.shards.View(g.stream.Context(), g.sh.ID)
+	if err != nil {
+		return false
+	}
+	e, found := v.Get(ns.ID, k)
+	return !found || e.Value.Ref != ref
 }
 
 // PutStream stores a value of any size with a few chunks in memory. The commit names the value only once size and
