@@ -89,9 +89,9 @@ type FS struct {
 // inode is a file or a folder.
 type inode struct {
 	dir    bool
-	data   []byte           // what is read
-	synced []byte           // what the disk has
-	dirty  map[int]struct{} // sectors of data that the next sync writes
+	data   []byte // what is read
+	synced []byte // what the disk has
+	dirty  []bool // by sector of data: the next sync writes it
 }
 
 // change is one change of names.
@@ -168,7 +168,10 @@ func (n *inode) afterCut(rng *rand.Rand, share float64) *inode {
 	}
 	out.synced = make([]byte, size)
 	copy(out.synced, n.synced)
-	for _, s := range slices.Sorted(maps.Keys(n.dirty)) {
+	for s, dirty := range n.dirty {
+		if !dirty {
+			continue
+		}
 		if at := s * sector; rng.Float64() < share && at < size && at < len(n.data) {
 			copy(out.synced[at:min(at+sector, size)], n.data[at:])
 		}
@@ -185,7 +188,7 @@ func (f *FS) Clone() *FS {
 	copies := map[*inode]*inode{}
 	dup := func(n *inode) *inode {
 		if copies[n] == nil {
-			copies[n] = &inode{dir: n.dir, data: slices.Clone(n.data), synced: slices.Clone(n.synced), dirty: maps.Clone(n.dirty)}
+			copies[n] = &inode{dir: n.dir, data: slices.Clone(n.data), synced: slices.Clone(n.synced), dirty: slices.Clone(n.dirty)}
 		}
 		return copies[n]
 	}
@@ -308,14 +311,14 @@ func (f *FS) Open(name string, flag int) (vfs.File, error) {
 		if p := f.names[filepath.Dir(name)]; p == nil || !p.dir {
 			return nil, &fs.PathError{Op: "open", Path: name, Err: syscall.ENOENT}
 		}
-		n = &inode{dirty: map[int]struct{}{}}
+		n = &inode{}
 		f.change(change{add: name, node: n})
 	case n.dir:
 		return nil, &fs.PathError{Op: "open", Path: name, Err: syscall.EISDIR}
 	case flag&os.O_EXCL != 0:
 		return nil, &fs.PathError{Op: "open", Path: name, Err: syscall.EEXIST}
 	case flag&os.O_TRUNC != 0:
-		n.data, n.dirty = nil, map[int]struct{}{}
+		n.data, n.dirty = nil, nil
 	}
 	return &file{fs: f, name: name, node: n}, nil
 }

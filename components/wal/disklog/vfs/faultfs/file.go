@@ -76,10 +76,10 @@ func (f *file) grow(size int64) error {
 }
 
 func (f *file) mark(s int) {
-	if f.node.dirty == nil {
-		f.node.dirty = map[int]struct{}{}
+	if d := s + 1 - len(f.node.dirty); d > 0 {
+		f.node.dirty = append(f.node.dirty, make([]bool, d)...)
 	}
-	f.node.dirty[s] = struct{}{}
+	f.node.dirty[s] = true
 }
 
 func (f *file) Datasync() error {
@@ -96,9 +96,8 @@ func (f *file) Datasync() error {
 		n.synced = append(n.synced, make([]byte, d)...)
 	}
 	n.synced = n.synced[:len(n.data)]
-	for s := range n.dirty {
-		at := s * sector
-		if at < len(n.data) {
+	for s, dirty := range n.dirty {
+		if at := s * sector; dirty && at < len(n.data) {
 			copy(n.synced[at:], n.data[at:min(at+sector, len(n.data))])
 		}
 	}
