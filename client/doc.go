@@ -30,7 +30,8 @@
 //
 // Config.MaxOutstanding bounds the operations under way per connection; more callers wait. Values over 256 KiB travel
 // on a stream of their own. Replies may come out of order, so two writes of one key that were issued side by side are
-// applied in either order; a call issued after another returned is applied after it.
+// applied in either order; a call issued after another returned is applied after it. A call whose context has no deadline
+// waits as long as the connection lives; a dead peer is noticed within 40 s.
 //
 // This package keeps no cache, no local state and no files.
 package client

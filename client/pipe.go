@@ -347,7 +347,7 @@ func (p *pipe) send(ctx context.Context, stream grpc.ClientStream) error {
 				return nil
 			}
 			// Let the callers that are about to run enqueue too: a reply frame wakes many, and the first of them has
-			// woken us.
+			// woken us. Without this frames hold one operation or two (DESIGN.md).
 			runtime.Gosched()
 			p.mu.Lock()
 		}

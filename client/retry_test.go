@@ -385,3 +385,22 @@ func TestRefusedAfterLostReply(t *testing.T) {
 		})
 	}
 }
+
+// TestCloseEndsEverything: no goroutine of a client outlives Close by more than gRPC's own winding down.
+func TestCloseEndsEverything(t *testing.T) {
+	srv := clienttest.StartTCP(t)
+	before := runtime.NumGoroutine()
+	for range 3 {
+		c, err := client.Dial(t.Context(), client.Config{Endpoints: []string{srv.Addr()}, Connections: 4})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 20 {
+			must[client.PutResult](t)(c.Put(t.Context(), fmt.Sprint(i), nil, nil))
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	waitFor(t, "goroutines to end", func() bool { return runtime.NumGoroutine() <= before })
+}
