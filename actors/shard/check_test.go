@@ -302,7 +302,7 @@ func (k *checker) dead(c *Command) bool {
 
 func sameResult(got, want *Result) error {
 	if (got.Err == nil) != (want.Err == nil) {
-		return fmt.Errorf("error %+v, the model says %+v", got.Err, want.Err)
+		return fmt.Errorf("result %+v, the model says %+v", *got, *want)
 	}
 	if got.Err != nil && (got.Err.Kind != want.Err.Kind || got.Err.CurrentVersion != want.Err.CurrentVersion) {
 		return fmt.Errorf("error %+v, the model says %+v", *got.Err, *want.Err)

@@ -328,7 +328,7 @@ func (m *Machine) replayEffect(b []byte) error {
 }
 
 func (m *Machine) apply(revision uint64, k kind, payload []byte) error {
-	good := true
+	var good bool
 	switch k {
 	case kindPut:
 		var e putEffect

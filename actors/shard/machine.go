@@ -1,3 +1,14 @@
+// Package shard is the logic of a shard: keys with values, versions, expiry and exactly-once writes, and the blocks of the prompt
+// cache, as a pure state machine over one copy-on-write tree. Machine takes commands and gives effects to make durable, with
+// outcomes that leave when what they depend on is; View answers reads from the last durable state. DESIGN.md has the formats.
+//
+//	m := shard.New(shard.Config{})
+//	m.Tick(nowMS)
+//	m.Step(&shard.Command{Op: shard.OpPut, Namespace: 1, Put: shard.Put{Key: []byte("k")}})
+//	r := m.Ready() // append r.Body, then release r.Replies, then publish shard.NewView(m.Tree().Clone())
+//
+// It is not a store: it reads no clock, does no I/O, and knows nothing of logs, hosts' loops or the network. What users send is
+// validated before it comes here.
 package shard
 
 import (

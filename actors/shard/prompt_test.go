@@ -27,7 +27,6 @@ type promptRig struct {
 	replica *Machine // replays every durable body
 	durable *btree.Tree
 	now     int64
-	waiting []*Command // answered, not released
 }
 
 func newPromptRig(t testing.TB, seed uint64) *promptRig {
@@ -224,10 +223,10 @@ func TestPromptScript(t *testing.T) {
 		t.Errorf("counters: %+v", touch.Result)
 	}
 	is("two scopes", index(1, Capacity{}, blockPut("a", 0, 5)), "s")
-	clear := onBlocks(OpClear, 0)
-	is("clear", clear, "")
-	if clear.Result.Deleted != 3 || clear.Result.More {
-		t.Errorf("clear: %+v", clear.Result)
+	cleared := onBlocks(OpClear, 0)
+	is("clear", cleared, "")
+	if cleared.Result.Deleted != 3 || cleared.Result.More {
+		t.Errorf("clear: %+v", cleared.Result)
 	}
 	if scopes, _ := r.view().Scopes(1, nil, 10); len(scopes) != 1 {
 		t.Errorf("scopes after the clear: %v", scopes)

@@ -222,7 +222,7 @@ func (e *markEffect) decode(payload []byte) bool {
 
 // applyPrompt replays an effect of the prompt cache.
 func (m *Machine) applyPrompt(revision uint64, k kind, payload []byte) error {
-	good := true
+	var good bool
 	switch k {
 	case kindBlockStored:
 		var e storedEffect

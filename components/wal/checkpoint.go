@@ -68,13 +68,7 @@ func (l *Log) checkpoint(ctx context.Context, snap Snapshot) (stats CheckpointSt
 	if snap.Seq <= l.baseSeq {
 		return l.fill(stats), nil
 	}
-	run, stats, err := l.writeRun(ctx, snap, false)
-	if err != nil && isDamage(err) && ctx.Err() == nil {
-		// a run that was to be merged is damaged; the state in memory is not
-		damage := err
-		run, stats, err = l.writeRun(ctx, snap, true)
-		stats.Damage = damage
-	}
+	run, stats, err := l.writeRun(ctx, snap)
 	if err != nil {
 		return stats, err
 	}
@@ -144,9 +138,8 @@ func (l *Log) fill(stats CheckpointStats) CheckpointStats {
 	return stats
 }
 
-// writeRun stores the run that takes the checkpoint to snap; nil when nothing has to be stored. With whole it is the whole
-// state in any case.
-func (l *Log) writeRun(ctx context.Context, snap Snapshot, whole bool) (*manifestRun, CheckpointStats, error) {
+// writeRun stores the run that takes the checkpoint to snap; nil when nothing has to be stored.
+func (l *Log) writeRun(ctx context.Context, snap Snapshot) (*manifestRun, CheckpointStats, error) {
 	var stats CheckpointStats
 	l.manifestMu.Lock()
 	err := l.refresh(ctx)
@@ -159,7 +152,7 @@ func (l *Log) writeRun(ctx context.Context, snap Snapshot, whole bool) (*manifes
 		return nil, stats, err
 	}
 	afterSeq, base := l.baseSeq, l.base
-	if stats.Full = whole || fullIsDue(runs, snap.Tree.Bytes()); stats.Full {
+	if stats.Full = fullIsDue(runs, snap.Tree.Bytes()); stats.Full {
 		afterSeq, base = 0, nil
 		stats.Merged = len(runs)
 	}

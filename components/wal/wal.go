@@ -204,9 +204,6 @@ type CheckpointStats struct {
 	Runs         int           // runs of the checkpoint now
 	TotalBytes   int64         // bytes of all runs now
 	Took         time.Duration // from the start of the call
-	// Damage is what was found wrong with a run that was to be merged. The checkpoint was written from memory then, and no run
-	// from before is needed any more: nothing is lost, but the store's disk deserves a look.
-	Damage error
 	// Cleanup is what failed after the checkpoint was published: trimming the log or deleting replaced runs. The next checkpoint
 	// tries again.
 	Cleanup error
