@@ -3,7 +3,9 @@ package disklog
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 
 	"kvstore/components/wal/driver"
 )
@@ -166,5 +168,8 @@ func misplaced(seg *segment, off uint32, shard string, seq uint64) error {
 }
 
 func damagedRead(seg *segment, off uint32, err error) error {
+	if errors.Is(err, fs.ErrClosed) { // Close came in between
+		return driver.ErrClosed
+	}
 	return fmt.Errorf("%w: reading %s at offset %d: %w", driver.ErrCorrupt, seg.name, off, err)
 }
