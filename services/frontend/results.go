@@ -105,6 +105,7 @@ func (p *pipeline) retire(first, last *operation) *operation {
 		bytes += o.held
 		if o.frame.left--; o.frame.left == 0 {
 			bytes += int64(o.frame.buf.Len())
+			poison(o.frame.buf)
 			o.frame.buf.Free()
 		}
 		o.free()
