@@ -160,8 +160,8 @@ func (p *Prompt) Delete(ctx context.Context, refs []BlockRef) ([]BlockDeletion, 
 	return out, nil
 }
 
-// Clear removes all blocks of the scope, except those that somebody leases, and tells how many of each there were. The
-// scope must not be empty: ClearNamespace clears all.
+// Clear removes all blocks of the scope, except those that somebody leases, and tells how many of each there were; after a
+// try whose answer was lost, how many the repeated one met. The scope must not be empty: ClearNamespace clears all.
 func (p *Prompt) Clear(ctx context.Context) (deleted, leased int64, err error) {
 	return p.clear(ctx, &kvstorev1.ClearRequest{Scope: p.scope})
 }

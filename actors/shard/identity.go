@@ -17,16 +17,20 @@ import (
 //	  failed        kind of the error, version
 //	  txn           number of operations, two bits for each: put, existed
 //	  txn failed    (index*2 + 1 when it was an operation's, version) for each failure
+//	  pin, delete   number of blocks, two bits for each: present, leased
+//	  of blocks
 //
 // and is kept until not_after, which is on shard time, so that a try that finds no item and comes later is refused.
 const (
-	outcomePut       = 1
-	outcomeDelete    = 2
-	outcomeFailed    = 3
-	outcomeTxn       = 4
-	outcomeTxnFailed = 5
-	outcomeTypes     = 0x0f // mask of flags
-	outcomeBit       = 0x10 // put, delete, failed: the key existed; txn: something changed
+	outcomePut          = 1
+	outcomeDelete       = 2
+	outcomeFailed       = 3
+	outcomeTxn          = 4
+	outcomeTxnFailed    = 5
+	outcomePin          = 6
+	outcomeDeleteBlocks = 7
+	outcomeTypes        = 0x0f // mask of flags
+	outcomeBit          = 0x10 // put, delete, failed: the key existed; txn, pin, delete of blocks: something changed
 )
 
 const (
@@ -87,6 +91,24 @@ func appendTxnWrites(b []byte, ops []TxnOp, writes []WriteResult) []byte {
 	return b
 }
 
+func appendBlocks(b []byte, blocks []BlockOutcome) []byte {
+	b = binary.AppendUvarint(b, uint64(len(blocks)))
+	var bits byte
+	for i := range blocks {
+		if blocks[i].Present {
+			bits |= 1 << (i % 4 * 2)
+		}
+		if blocks[i].Leased {
+			bits |= 2 << (i % 4 * 2)
+		}
+		if i%4 == 3 || i == len(blocks)-1 {
+			b = append(b, bits)
+			bits = 0
+		}
+	}
+	return b
+}
+
 // recall fills the result with a remembered outcome; revision is what it depended on. It is false when the outcome is one of
 // another operation.
 func (c *Command) recall(item []byte) (revision uint64, ok bool) {
@@ -136,6 +158,19 @@ func (c *Command) recall(item []byte) (revision uint64, ok bool) {
 			f.Version = r.uvarint()
 			res.Failures = append(res.Failures, f)
 		}
+	case typ == outcomePin && c.Op == OpPin, typ == outcomeDeleteBlocks && c.Op == OpDeleteBlocks:
+		if bit {
+			res.Revision = revision
+		}
+		n := r.uvarint()
+		if n != uint64(len(c.Prompt.Blocks)) || n > uint64(len(r.b))*4 {
+			return 0, false
+		}
+		res.Blocks = make([]BlockOutcome, n)
+		for i := range res.Blocks {
+			bits := r.b[i/4] >> (i % 4 * 2)
+			res.Blocks[i].Present, res.Blocks[i].Leased = bits&1 != 0, bits&2 != 0
+		}
 	default:
 		return 0, false
 	}
@@ -167,7 +202,7 @@ func (m *Machine) answered(c *Command, slot uint16) bool {
 		return true
 	case ahead < 0:
 		m.fail(c, &kverr.Error{
-			Kind: kverr.Expired, Op: "write",
+			Kind: kverr.Expired, Op: "write", Field: "not_after_ms",
 			Message: fmt.Sprintf("came %d ms after its not_after and was not executed; an earlier try may have been", -ahead),
 		}, 0)
 		return true

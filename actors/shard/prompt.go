@@ -17,11 +17,6 @@ func (m *Machine) stepPrompt(c *Command) {
 		m.fail(c, err, 0)
 		return
 	}
-	if c.ID.NotAfterMS != 0 && m.now > c.ID.NotAfterMS {
-		m.fail(c, &kverr.Error{Kind: kverr.Expired, Op: "write", Field: "not_after_ms",
-			Message: fmt.Sprintf("came at %d, after its not_after_ms %d", m.now, c.ID.NotAfterMS)}, 0)
-		return
-	}
 	switch c.Op {
 	case OpLookup:
 		m.stepLookup(c)
@@ -178,12 +173,47 @@ func (m *Machine) stepLookup(c *Command) {
 	m.reply(c, dep)
 }
 
+// blockSlot is the slot that the outcome of a command on blocks is remembered with: that of its first block.
+func (c *Command) blockSlot() uint16 {
+	if len(c.Prompt.Blocks) == 0 {
+		return 0
+	}
+	return c.Prompt.Blocks[0].Slot
+}
+
+// replyBlocks answers OpPin and OpDeleteBlocks; with an identity the outcome is remembered, and then leaves once that is durable.
+func (m *Machine) replyBlocks(c *Command, typ byte, dep uint64) {
+	if c.ID.given() {
+		changed := c.Result.Revision != 0
+		switch {
+		case changed:
+			dep = c.Result.Revision
+		case m.overfull():
+			m.fail(c, m.exhausted(), 0)
+			return
+		default:
+			dep = m.newRevision()
+		}
+		m.payload = appendOutcome(m.payload[:0], typ, changed, c.ID.NotAfterMS, dep)
+		m.payload = appendBlocks(m.payload, c.Result.Blocks)
+		m.remember(dep, c.blockSlot(), &c.ID)
+	}
+	m.reply(c, dep)
+}
+
 func (m *Machine) stepPin(c *Command) {
+	if m.answered(c, c.blockSlot()) {
+		return
+	}
+	if c.ID.given() && m.overfull() { // a pin makes room for nothing, and what it remembers takes some
+		m.fail(c, m.exhausted(), 0)
+		return
+	}
 	p := &m.prompt
 	sp := m.space(c.Namespace)
 	c.Result.Blocks = make([]BlockOutcome, len(c.Prompt.Blocks))
 	if m.foreign(c) {
-		m.reply(c, m.meta.revision)
+		m.replyBlocks(c, outcomePin, m.meta.revision)
 		return
 	}
 	until := c.Prompt.UntilMS
@@ -214,7 +244,7 @@ func (m *Machine) stepPin(c *Command) {
 		}
 		c.Result.Blocks[i].fill(&f.b)
 	}
-	m.reply(c, dep)
+	m.replyBlocks(c, outcomePin, dep)
 }
 
 // begin gives the command its revision, once.
@@ -234,11 +264,14 @@ func (m *Machine) remove(revision uint64, typed []byte, why uint64) {
 }
 
 func (m *Machine) stepDeleteBlocks(c *Command) {
+	if m.answered(c, c.blockSlot()) {
+		return
+	}
 	p := &m.prompt
 	sp := m.space(c.Namespace)
 	c.Result.Blocks = make([]BlockOutcome, len(c.Prompt.Blocks))
 	if m.foreign(c) {
-		m.reply(c, m.meta.revision)
+		m.replyBlocks(c, outcomeDeleteBlocks, m.meta.revision)
 		return
 	}
 	var dep uint64
@@ -258,7 +291,7 @@ func (m *Machine) stepDeleteBlocks(c *Command) {
 		m.remove(dep, p.typed, removedDeleted)
 		sp.forget(f.item, false)
 	}
-	m.reply(c, dep)
+	m.replyBlocks(c, outcomeDeleteBlocks, dep)
 }
 
 func (m *Machine) stepUnindex(c *Command) {

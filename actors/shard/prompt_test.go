@@ -350,7 +350,7 @@ func TestPromptBadArguments(t *testing.T) {
 		"no reference":    onBlocks(OpUnindex, 0, "a"),
 		"long index id":   index(0, Capacity{}, blockPut(long, 0, 1)),
 		"until when":      {Op: OpPin, Namespace: 1, Prompt: &PromptArgs{UntilMS: -1}},
-		"after its time":  {Op: OpPin, Namespace: 1, ID: Identity{NotAfterMS: 1}, Prompt: &PromptArgs{}},
+		"after its time":  {Op: OpPin, Namespace: 1, ID: Identity{Client: [16]byte{1}, NotAfterMS: 1}, Prompt: &PromptArgs{}},
 		"negative blocks": index(0, Capacity{Bytes: -1}, blockPut("a", 0, 1)),
 	} {
 		r := newPromptRig(t, 0)
@@ -476,6 +476,7 @@ func runPromptModel(t *testing.T, seed uint64, steps int) {
 	durable := model.clone()
 	var leasesTold, leasesPending []told
 	capacity := Capacity{Blocks: 20}
+	tries := promptTries{r: r, rnd: rnd}
 	quietUntil := int64(0) // the machine may be quiet until then
 	leasedKey := func(key string) bool {
 		return slices.ContainsFunc(leasesTold, func(l told) bool { return l.expires > r.now && slices.Contains(l.keys, key) }) ||
@@ -599,7 +600,7 @@ func runPromptModel(t *testing.T, seed uint64, steps int) {
 			if rnd.IntN(3) > 0 {
 				c.Prompt.UntilMS = r.now + rnd.Int64N(50_000) + 1
 			}
-			r.step(c)
+			tries.first(c)
 			for i, id := range ids {
 				key := promptKeyOf(scope, id)
 				b, was := model.blocks[key]
@@ -615,7 +616,7 @@ func runPromptModel(t *testing.T, seed uint64, steps int) {
 				}
 			}
 		case op < 14:
-			c := r.step(onBlocks(OpDeleteBlocks, scope, ids...))
+			c := tries.first(onBlocks(OpDeleteBlocks, scope, ids...))
 			for i, id := range ids {
 				key := promptKeyOf(scope, id)
 				_, was := model.blocks[key]
@@ -650,6 +651,7 @@ func runPromptModel(t *testing.T, seed uint64, steps int) {
 			touchedExpiry = true
 		case op < 18:
 			r.commit()
+			tries.commit()
 			durable = model.clone()
 			leasesTold, leasesPending = append(leasesTold, leasesPending...), nil
 		case op < 19:
@@ -657,6 +659,7 @@ func runPromptModel(t *testing.T, seed uint64, steps int) {
 				break
 			}
 			r.rollBack()
+			tries.rollBack()
 			model, leasesPending = durable.clone(), nil
 			touchedExpiry = true
 		default:
@@ -665,14 +668,19 @@ func runPromptModel(t *testing.T, seed uint64, steps int) {
 			}
 			r.now += rnd.Int64N(20_000)
 			r.takeOver()
+			tries.rollBack()
 			model, leasesPending = durable.clone(), nil
 			quietUntil = r.now + MaxLeaseMS
 			touchedExpiry = true
 		}
 		if n%16 == 0 {
 			r.recount(1)
+			tries.commit()
 			durable = model.clone()
 			leasesTold, leasesPending = append(leasesTold, leasesPending...), nil
+		}
+		if err := tries.again(); err != nil {
+			fail("%v", err)
 		}
 		now := scan()
 		for key, b := range model.blocks {
@@ -692,6 +700,9 @@ func runPromptModel(t *testing.T, seed uint64, steps int) {
 				fail("block %q is there, the model does not have it", key)
 			}
 		}
+	}
+	if tries.judged < steps/10 {
+		t.Fatalf("seed %d: only %d repeated commands were judged", seed, tries.judged)
 	}
 }
 

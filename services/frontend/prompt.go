@@ -142,7 +142,9 @@ type place struct {
 	at  int
 }
 
-// group makes one command for each shard that owns some of the blocks.
+// group makes one command for each shard that owns some of the blocks. Commands of one request have one identity apart from its
+// index, which is the position of a command's first block in the request: no two parts are taken for each other, and a repeated
+// request has the same parts.
 func (sc *promptScope) group(op shard.Op, keys []shard.BlockKey, prepare func(*shard.Command)) *grouped {
 	g := &grouped{scope: sc, byNum: make([]*shard.Command, len(sc.ns.keyspace.Shards)), where: make([]place, len(keys))}
 	for i := range keys {
@@ -153,6 +155,7 @@ func (sc *promptScope) group(op shard.Op, keys []shard.BlockKey, prepare func(*s
 			if prepare != nil {
 				prepare(c)
 			}
+			c.ID.Index = uint32(i)
 			g.byNum[sh.Number] = c
 		}
 		g.where[i] = place{c, len(c.Prompt.Blocks)}

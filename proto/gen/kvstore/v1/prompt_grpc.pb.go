@@ -61,7 +61,7 @@ type PromptCacheServiceClient interface {
 	// Delete removes blocks, except leased ones. After a shard changed its owner while leases were in use, all its blocks count
 	// as leased for 30 s.
 	Delete(ctx context.Context, in *PromptCacheServiceDeleteRequest, opts ...grpc.CallOption) (*PromptCacheServiceDeleteResponse, error)
-	// Clear removes all blocks of a scope, except leased ones.
+	// Clear removes all blocks of a scope, except leased ones. It may be repeated; the counts are those of the last try.
 	Clear(ctx context.Context, in *ClearRequest, opts ...grpc.CallOption) (*ClearResponse, error)
 	// List pages through the blocks of a scope, or through the scopes.
 	List(ctx context.Context, in *PromptCacheServiceListRequest, opts ...grpc.CallOption) (*PromptCacheServiceListResponse, error)
@@ -219,7 +219,7 @@ type PromptCacheServiceServer interface {
 	// Delete removes blocks, except leased ones. After a shard changed its owner while leases were in use, all its blocks count
 	// as leased for 30 s.
 	Delete(context.Context, *PromptCacheServiceDeleteRequest) (*PromptCacheServiceDeleteResponse, error)
-	// Clear removes all blocks of a scope, except leased ones.
+	// Clear removes all blocks of a scope, except leased ones. It may be repeated; the counts are those of the last try.
 	Clear(context.Context, *ClearRequest) (*ClearResponse, error)
 	// List pages through the blocks of a scope, or through the scopes.
 	List(context.Context, *PromptCacheServiceListRequest) (*PromptCacheServiceListResponse, error)
