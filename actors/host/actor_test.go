@@ -289,6 +289,7 @@ func TestLease(t *testing.T) {
 
 	b.clock.advance(9 * time.Second) // 90 % of the term
 	frozen := b.faults.Add(fault.Rule{Verb: fault.Manifest, Freeze: true})
+	confirms := b.faults.Add(fault.Rule{Verb: fault.Manifest, Nth: 1 << 30})
 	late := b.do(a, &command{op: get, name: "a"})
 	<-frozen.Hit()
 	b.waits(late)
@@ -296,6 +297,9 @@ func TestLease(t *testing.T) {
 	frozen.Thaw()
 	await(t, late)
 	b.left(0, late)
+	if n := confirms.Seen(); n != 1 {
+		t.Fatalf("%d confirmations, want 1: it began after the command was stepped, so it is enough", n)
+	}
 	if _, err := a.Durable(t.Context()); err != nil { // confirms once more
 		t.Fatal(err)
 	}

@@ -82,6 +82,7 @@ func Run(t *testing.T, mk Maker) {
 		{"Values/Orphans", 0, testOrphans},
 		{"Values/Dead", 0, testDead},
 		{"Values/OnTheirWay", 0, testOnTheirWay},
+		{"Values/Reuse", 0, testReuse},
 		{"Values/OtherEpoch", 0, testOtherEpoch},
 		{"Values/Sweep", 0, testSweep},
 		{"Values/Compact", 0, testCompact},

@@ -234,6 +234,44 @@ func testOnTheirWay(c *cluster) {
 	}
 }
 
+// testReuse: a caller uses its commands, with the Done that they have, again and again; each use settles its own references.
+func testReuse(c *cluster) {
+	h := c.host(Options{})
+	c.must(h, put("there", "1"))
+	released := make(chan error, 1)
+	cmd := putRef("", shard.Ref{})
+	uses := 0
+	cmd.Done = func(cmd *shard.Command, err error) {
+		uses++
+		if err == nil && cmd.Result.Err != nil {
+			err = cmd.Result.Err
+		}
+		released <- err
+	}
+	use := func(key string, ref shard.Ref, check shard.Check) error {
+		cmd.Put.Key, cmd.Put.Value.Ref, cmd.Put.If.Check = []byte(key), ref, check
+		h.Do(c.t.Context(), one, cmd)
+		return <-released
+	}
+	// Three references in one object: were the second use to settle twice, the object would be an orphan while the third is on
+	// its way.
+	refs := c.storeValues(h, blob(1, 2000), blob(2, 2000), blob(3, 2000))
+	for _, ref := range refs[:2] {
+		c.kind(use("there", ref, shard.CheckAbsent), kverr.AlreadyExists)
+	}
+	synctest.Wait()
+	if n := c.objects(); n != 1 {
+		c.t.Fatalf("%d objects with a reference on its way", n)
+	}
+	if err := use("c", refs[2], shard.CheckNone); err != nil {
+		c.t.Fatal(err)
+	}
+	c.holds(h, "c", blob(3, 2000))
+	if uses != 3 {
+		c.t.Fatalf("Done was called %d times in 3 uses", uses)
+	}
+}
+
 // testOtherEpoch: a reference from before the shard was opened again is refused as not applied, because its object may be swept.
 func testOtherEpoch(c *cluster) {
 	h := c.host(Options{})
