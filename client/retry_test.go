@@ -168,7 +168,7 @@ func TestGivesUp(t *testing.T) {
 
 // TestServerRestartsUnderLoad: nothing fails, nothing is applied twice, everything acknowledged is there.
 func TestServerRestartsUnderLoad(t *testing.T) {
-	srv := clienttest.StartTCP(t)
+	srv := clienttest.Start(t)
 	c := srv.Dial(t, client.Config{Connections: 2, BackoffMin: time.Millisecond, BackoffMax: 20 * time.Millisecond})
 	const callers, each = 50, 40
 	var done atomic.Int64
@@ -194,7 +194,7 @@ func TestServerRestartsUnderLoad(t *testing.T) {
 			runtime.Gosched()
 		}
 		srv.Stop()
-		srv.Restart(t)
+		srv.Restart()
 	}
 	wg.Wait()
 	if n := srv.Applied(); n != callers*each {
