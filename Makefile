@@ -23,8 +23,8 @@ build: ## Build kvstored and kvctl into bin/.
 	$(GO) build -trimpath -o $(BIN)/ ./services/cmd/...
 
 .PHONY: run
-run: ## Build, start the embedded store in $(DATA), replay the first part of a real prompt trace, keep serving.
-	@./tests/e2e/run.sh
+run: build ## Build, start the embedded store in $(DATA), replay the first part of a real prompt trace, keep serving.
+	@./tests/e2e/demo.sh $(BIN) $(DATA)
 
 .PHONY: test
 test: lint check-proto unit race tagged fuzz fault crash e2e ## Everything that CI checks.

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"sync"
@@ -15,6 +14,7 @@ import (
 	"time"
 
 	"kvstore/client"
+	"kvstore/tests/testenv"
 )
 
 const (
@@ -25,10 +25,7 @@ const (
 // TestCrash is KVSTORE_CRASH_ROUNDS rounds of: work, kill -9, sometimes kill -9 again during recovery, start, check all.
 // KVSTORE_CRASH_SEED repeats a run's choices (not its timing).
 func TestCrash(t *testing.T) {
-	bin := os.Getenv("KVSTORE_BIN")
-	if bin == "" {
-		t.Skip("needs the built server: make crash sets KVSTORE_BIN")
-	}
+	bin := testenv.Bin(t, "crash")
 	rounds, err := strconv.Atoi(os.Getenv("KVSTORE_CRASH_ROUNDS"))
 	if err != nil {
 		rounds = 5
@@ -43,16 +40,15 @@ func TestCrash(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Duration(rounds)*time.Minute+time.Minute)
 	defer cancel()
 	r := rand.New(rand.NewPCG(seed, 0))
-	srv := newServer(t, filepath.Join(bin, "kvstored"), t.TempDir())
-	srv.start(t, ctx)
-	srv.ready(t, ctx)
-	defer srv.kill(t)
+	srv := testenv.New(t, bin, "-segment-bytes", "1048576", "-checkpoint-bytes", "524288")
+	srv.Start(t)
+	srv.Ready(ctx, t)
 
 	var acks atomic.Int64
 	var ws []*worker
 	var ps []*promptWorker
 	for i := range workers {
-		c, err := client.Dial(ctx, client.Config{Endpoints: []string{srv.addr}, Unary: i%2 == 1, BackoffMax: 100 * time.Millisecond})
+		c, err := client.Dial(ctx, client.Config{Endpoints: []string{srv.Addr}, Unary: i%2 == 1, BackoffMax: 100 * time.Millisecond})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -77,22 +73,22 @@ func TestCrash(t *testing.T) {
 		for _, p := range ps {
 			wg.Go(func() { errs <- p.run(ctx, stop) })
 		}
-		srv.waitFor(t, ctx, errs, func() bool { return acks.Load() >= acksPerRound })
+		waitFor(ctx, t, srv, errs, func() bool { return acks.Load() >= acksPerRound })
 		chaos := time.NewTimer(time.Duration(r.Int64N(int64(400 * time.Millisecond))))
 		select {
 		case <-chaos.C:
 		case err := <-errs:
-			t.Fatalf("round %d: %v\nthe server's log:\n%s", round, err, srv.tail())
+			t.Fatalf("round %d: %v\nthe server's log:\n%s", round, err, srv.Tail())
 		}
-		srv.kill(t)
+		srv.Kill()
 		before := acks.Load()
 		if round%3 == 2 { // once more, in the middle of its recovery
-			srv.start(t, ctx)
+			srv.Start(t)
 			<-time.After(time.Duration(r.Int64N(int64(60 * time.Millisecond))))
-			srv.kill(t)
+			srv.Kill()
 		}
-		srv.start(t, ctx)
-		srv.ready(t, ctx)
+		srv.Start(t)
+		srv.Ready(ctx, t)
 		close(stop)
 		wg.Wait()
 		close(errs)
@@ -108,7 +104,7 @@ func TestCrash(t *testing.T) {
 			t.Errorf("round %d: %v", round, err)
 		}
 		if t.Failed() {
-			t.Fatalf("round %d of seed %d failed; the server's log:\n%s", round, seed, srv.tail())
+			t.Fatalf("round %d of seed %d failed; the server's log:\n%s", round, seed, srv.Tail())
 		}
 		if (round+1)%10 == 0 || round+1 == rounds {
 			t.Logf("%d rounds: %d acknowledgements before the last kill, nothing lost", round+1, before)
@@ -127,6 +123,24 @@ func TestCrash(t *testing.T) {
 	}
 	for _, verb := range slices.Sorted(maps.Keys(total)) {
 		t.Logf("%-20s %d acknowledged", verb, total[verb])
+	}
+}
+
+// waitFor waits until done holds; no worker may fail meanwhile.
+func waitFor(ctx context.Context, t *testing.T, srv *testenv.Server, errs <-chan error, done func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(testenv.Patience)
+	for !done() {
+		select {
+		case err := <-errs:
+			t.Fatalf("%v\nthe server's log:\n%s", err, srv.Tail())
+		case <-ctx.Done():
+			t.Fatal(ctx.Err())
+		case <-time.After(2 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("no progress for %v; the server's log:\n%s", testenv.Patience, srv.Tail())
+		}
 	}
 }
 

@@ -72,7 +72,7 @@ func (b *bench) growth(ctx context.Context) error {
 		return err
 	}
 	cl = c.c[0]
-	n, err := cl.Count(ctx, "")
+	n, err := cl.Count(ctx, nil)
 	if err != nil {
 		return err
 	}
@@ -117,14 +117,20 @@ func (b *bench) load(ctx context.Context, c *client.Client, from, to int) error 
 			if lo >= to {
 				return nil
 			}
-			var puts []client.Put
+			var puts []client.PutItem
 			for i := lo; i < min(lo+batch, to); i++ {
 				v := make([]byte, growValue)
 				binary.LittleEndian.PutUint64(v, uint64(i))
-				puts = append(puts, client.Put{Key: smallKey(uint64(i)), Value: v})
+				puts = append(puts, client.PutItem{Key: smallKey(uint64(i)), Value: v})
 			}
-			if err := batchPut(ctx, c, puts); err != nil {
+			res, err := c.BatchPut(ctx, puts)
+			if err != nil {
 				return err
+			}
+			for i := range res {
+				if res[i].Err != nil {
+					return res[i].Err
+				}
 			}
 			if w == 0 {
 				fmt.Printf("\rloading %d of %d keys, %.0f/s ", lo, to, float64(lo-from)/time.Since(start).Seconds())

@@ -178,7 +178,7 @@ func (b *bench) kv(ctx context.Context) error {
 		return err
 	}
 	defer redis.stop()
-	ours, addr, err := startOurs(ctx, b.bin, filepath.Join(b.dir, "kvstore"))
+	ours, addr, _, err := startOursAdmin(ctx, b.bin, filepath.Join(b.dir, "kvstore"))
 	if err != nil {
 		return err
 	}

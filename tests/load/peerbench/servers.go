@@ -154,20 +154,3 @@ func startRedis(ctx context.Context, dir string) (*server, string, error) {
 	}
 	return s, addr, waitPort(ctx, addr)
 }
-
-func startOurs(ctx context.Context, bin, dir string, more ...string) (*server, string, error) {
-	addr, err := freePort()
-	if err != nil {
-		return nil, "", err
-	}
-	admin, err := freePort()
-	if err != nil {
-		return nil, "", err
-	}
-	args := append([]string{"-data-dir", filepath.Join(dir, "data"), "-grpc-listen", addr, "-admin-listen", admin}, more...)
-	s, err := start("kvstored", dir, filepath.Join(bin, "kvstored"), args...)
-	if err != nil {
-		return nil, "", err
-	}
-	return s, addr, waitPort(ctx, addr)
-}

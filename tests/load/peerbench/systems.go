@@ -109,11 +109,11 @@ func (s *ourSystem) pick() *client.Client {
 }
 
 func (s *ourSystem) put(ctx context.Context, key string, value []byte) error {
-	_, err := s.pick().Put(ctx, key, value)
+	_, err := s.pick().Put(ctx, key, value, nil)
 	return err
 }
 
 func (s *ourSystem) get(ctx context.Context, key string) error {
-	_, err := s.pick().Get(ctx, key)
+	_, err := s.pick().Get(ctx, key, nil)
 	return err
 }

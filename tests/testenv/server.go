@@ -1,0 +1,160 @@
+// Package testenv runs the built binaries for tests that look at them from outside: a kvstored that is started, killed and
+// started again on one data directory and one pair of ports, and kvctl. Make targets set KVSTORE_BIN to the folder that
+// holds them; without it such a test says that it needs them.
+package testenv
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Patience is how long a server may take to be ready, also on a busy machine with much to recover.
+const Patience = 2 * time.Minute
+
+// Bin is the folder with kvstored and kvctl. A test without it is skipped, naming the make target that runs it.
+func Bin(t testing.TB, target string) string {
+	t.Helper()
+	bin := os.Getenv("KVSTORE_BIN")
+	if bin == "" {
+		t.Skipf("needs the built binaries: make %s builds them, sets KVSTORE_BIN and runs this", target)
+	}
+	return bin
+}
+
+// Server is one kvstored on one data directory and one pair of ports.
+type Server struct {
+	Dir   string // its data directory is Dir/data, its log Dir/kvstored.log
+	Addr  string // gRPC
+	Admin string // /livez, /readyz
+
+	bin  string
+	args []string
+	cmd  *exec.Cmd
+}
+
+// New names a server; args are flags beyond data directory and addresses.
+func New(t testing.TB, bin string, args ...string) *Server {
+	t.Helper()
+	s := &Server{Dir: t.TempDir(), Addr: freeAddr(t), Admin: freeAddr(t), bin: filepath.Join(bin, "kvstored"), args: args}
+	t.Cleanup(s.Kill)
+	return s
+}
+
+func freeAddr(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// Data is the data directory.
+func (s *Server) Data() string { return filepath.Join(s.Dir, "data") }
+
+// Start starts the process and does not wait for it to serve.
+func (s *Server) Start(t testing.TB) {
+	t.Helper()
+	log, err := os.OpenFile(filepath.Join(s.Dir, "kvstored.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	s.cmd = exec.Command(s.bin, append([]string{"-data-dir", s.Data(), "-grpc-listen", s.Addr, "-admin-listen", s.Admin}, s.args...)...)
+	s.cmd.Stdout, s.cmd.Stderr = log, log
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := s.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Ready waits until the process says that it serves.
+func (s *Server) Ready(ctx context.Context, t testing.TB) {
+	t.Helper()
+	if err := s.await(ctx, "/readyz"); err != nil {
+		t.Fatalf("%v; its log:\n%s", err, s.Tail())
+	}
+}
+
+// Alive waits until the process answers at all, ready or not.
+func (s *Server) Alive(ctx context.Context, t testing.TB) {
+	t.Helper()
+	if err := s.await(ctx, "/livez"); err != nil {
+		t.Fatalf("%v; its log:\n%s", err, s.Tail())
+	}
+}
+
+func (s *Server) await(ctx context.Context, path string) error {
+	ctx, cancel := context.WithTimeout(ctx, Patience)
+	defer cancel()
+	for {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.Admin+path, nil)
+		if err != nil {
+			return err
+		}
+		if resp, err := http.DefaultClient.Do(req); err == nil {
+			resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				return nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return errors.New("kvstored does not answer " + path + " in time")
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// Kill is kill -9; it waits until the process is gone.
+func (s *Server) Kill() {
+	if s.cmd == nil {
+		return
+	}
+	_ = s.cmd.Process.Kill()
+	_ = s.cmd.Wait()
+	s.cmd = nil
+}
+
+// Stop is SIGTERM; it waits until the process is gone and returns how it ended.
+func (s *Server) Stop() error {
+	_ = s.cmd.Process.Signal(syscall.SIGTERM)
+	err := s.cmd.Wait()
+	s.cmd = nil
+	return err
+}
+
+// Tail is the end of the server's log.
+func (s *Server) Tail() []byte {
+	data, err := os.ReadFile(filepath.Join(s.Dir, "kvstored.log"))
+	if err != nil {
+		return []byte(err.Error())
+	}
+	if len(data) > 8192 {
+		data = data[len(data)-8192:]
+	}
+	return bytes.TrimSpace(data)
+}
+
+// Kvctl runs kvctl against the server and returns its standard output.
+func (s *Server) Kvctl(ctx context.Context, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, filepath.Join(filepath.Dir(s.bin), "kvctl"), args...)
+	cmd.Env = append(os.Environ(), "KVSTORE_ENDPOINT="+s.Addr)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		err = errors.Join(err, errors.New(stderr.String()))
+	}
+	return out, err
+}
