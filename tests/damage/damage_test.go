@@ -208,13 +208,13 @@ func TestDamage(t *testing.T) {
 		spoil  func(t *testing.T, data string, rel []string)
 		always bool // the damage must show
 	}{
-		{"values, a bit flipped", "values", func(t *testing.T, d string, rel []string) { flip(t, filepath.Join(d, rel[0]), middle) }, true},
-		{"values, cut", "values", func(t *testing.T, d string, rel []string) { cut(t, filepath.Join(d, rel[0])) }, true},
+		{"values, a bit flipped", "values", every(func(t *testing.T, path string) { flip(t, path, middle) }), true},
+		{"values, cut", "values", every(cut), true},
 		{"values, swapped", "values", swap, true},
-		{"values, gone", "values", func(t *testing.T, d string, rel []string) { remove(t, filepath.Join(d, rel[0])) }, true},
+		{"values, gone", "values", every(remove), true},
 		{"checkpoint, a bit flipped", "checkpoint", func(t *testing.T, d string, rel []string) { flip(t, filepath.Join(d, rel[0]), middle) }, true},
 		{"checkpoint, cut", "checkpoint", func(t *testing.T, d string, rel []string) { cut(t, filepath.Join(d, rel[0])) }, true},
-		{"checkpoint, swapped", "checkpoint", swap, true},
+		{"checkpoint, swapped", "checkpoint", func(t *testing.T, d string, rel []string) { swap(t, d, rel[:2]) }, true},
 		{"checkpoint, gone", "checkpoint", func(t *testing.T, d string, rel []string) { remove(t, filepath.Join(d, rel[0])) }, true},
 		{"manifest, a bit flipped", "manifest", func(t *testing.T, d string, rel []string) { flip(t, filepath.Join(d, rel[0]), middle) }, true},
 		{"manifest, cut", "manifest", func(t *testing.T, d string, rel []string) { cut(t, filepath.Join(d, rel[0])) }, true},
@@ -248,8 +248,8 @@ func TestDamage(t *testing.T) {
 				t.Error("one spoiled file took every key")
 			}
 			if tc.kind == "values" { // blocks are stored anew, and then all there
-				if err != nil {
-					t.Fatal(err)
+				if err != nil || lost == 0 || misses == 0 {
+					t.Fatalf("%d keys lost, %d blocks missed (%v): some of both were spoiled", lost, misses, err)
 				}
 				u, err := prompt(c).Usage(ctx)
 				if err != nil || u.DamagedBlocks != int64(misses) {
@@ -284,17 +284,38 @@ func remove(t *testing.T, path string) {
 	}
 }
 
-// swap exchanges two files of a kind that differ.
+// every spoils each file.
+func every(spoil func(t *testing.T, path string)) func(t *testing.T, data string, rel []string) {
+	return func(t *testing.T, data string, rel []string) {
+		for _, r := range rel {
+			spoil(t, filepath.Join(data, r))
+		}
+	}
+}
+
+// swap passes the content of each file on to the next.
 func swap(t *testing.T, data string, rel []string) {
 	t.Helper()
 	if len(rel) < 2 {
 		t.Fatalf("one file alone: %v", rel)
 	}
-	a, b := filepath.Join(data, rel[0]), filepath.Join(data, rel[len(rel)-1])
-	tmp := a + ".swap"
-	for _, mv := range [][2]string{{a, tmp}, {b, a}, {tmp, b}} {
-		if err := os.Rename(mv[0], mv[1]); err != nil {
+	tmp := filepath.Join(data, "swap")
+	from := tmp
+	for i, r := range append(rel[:len(rel):len(rel)], rel[0]) {
+		path := filepath.Join(data, r)
+		if i == len(rel) {
+			if err := os.Rename(tmp, path); err != nil {
+				t.Fatal(err)
+			}
+			return
+		}
+		to := tmp
+		if i > 0 {
+			to = from
+		}
+		if err := os.Rename(path, to); err != nil {
 			t.Fatal(err)
 		}
+		from = path
 	}
 }
