@@ -16,6 +16,7 @@ import (
 
 	"kvstore/actors/host"
 	"kvstore/components/btree"
+	"kvstore/components/key"
 	"kvstore/components/kverr"
 )
 
@@ -23,9 +24,9 @@ var _ host.Machine[*Command] = (*Machine)(nil)
 
 // Bounds that are part of the protocol.
 const (
-	maxNotAfterAheadMS = 10 * 60 * 1000 // D11
-	jumpMS             = 10 * 1000      // D12
-	maxSlot            = 4095           // D1
+	maxNotAfterAheadMS = key.MaxNotAfterAheadMS // D11
+	jumpMS             = 10 * 1000              // D12
+	maxSlot            = 4095                   // D1
 )
 
 // Machine is the logic of a shard (see host.Machine): KV entries and prompt blocks, in one tree. One goroutine at a time.

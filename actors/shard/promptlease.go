@@ -4,15 +4,16 @@ import (
 	"container/heap"
 	"fmt"
 
+	"kvstore/components/key"
 	"kvstore/components/kverr"
 	"kvstore/components/promptcache"
 )
 
 // Bounds of leases.
 const (
-	MaxLeaseMS      = 30_000  // longest lease (D10)
-	maxLeases       = 1 << 16 // leases of a shard at one time; beyond it a Lookup with a lease is Exhausted
-	maxLeasedBlocks = 1 << 20 // blocks that they hold together, counted once a lease
+	MaxLeaseMS      = key.MaxLeaseMS // longest lease (D10)
+	maxLeases       = 1 << 16        // leases of a shard at one time; beyond it a Lookup with a lease is Exhausted
+	maxLeasedBlocks = 1 << 20        // blocks that they hold together, counted once a lease
 	horizonAheadMS  = 2 * MaxLeaseMS
 	horizonNearMS   = horizonAheadMS * 3 / 4
 )

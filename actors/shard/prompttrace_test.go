@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"kvstore/components/promptcache"
+	"kvstore/components/ring"
 )
 
 // TestPromptTrace replays the conversation trace over the machines of four shards, in the trace's own time and with leases, as
@@ -65,7 +66,7 @@ func TestPromptTrace(t *testing.T) {
 			for i, id := range q.IDs {
 				keys[i] = BlockKey{ID: binary.BigEndian.AppendUint32(nil, id), Depth: uint32(i)}
 				keys[i].Slot = promptcache.Slot("default", scope, keys[i].ID, 0, 0)
-				owner[i] = int(keys[i].Slot) * shards / promptcache.Slots
+				owner[i] = int(keys[i].Slot) * shards / ring.Slots
 				if _, ok := rigs[owner[i]].view().Block(1, scope, keys[i]); ok && prefix == i {
 					prefix++
 				}

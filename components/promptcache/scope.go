@@ -19,14 +19,16 @@ import (
 
 	"github.com/zeebo/xxh3"
 
+	"kvstore/components/key"
 	"kvstore/components/kverr"
+	"kvstore/components/ring"
 )
 
 // Limits of names.
 const (
-	MaxIDBytes     = 128  // longest block id; the shortest has 1 byte
-	MaxScopeFields = 32   // most fields of a scope
-	MaxScopeBytes  = 4096 // most bytes of names and values of a scope together
+	MaxIDBytes     = key.MaxBlockID // longest block id; the shortest has 1 byte
+	MaxScopeFields = 32             // most fields of a scope
+	MaxScopeBytes  = 4096           // most bytes of names and values of a scope together
 )
 
 // ScopeID is the id of a scope: xxh3-128 of its canonical form, high half first, each half big endian.
@@ -113,20 +115,11 @@ func cutString(b []byte) (s string, rest []byte, ok bool) {
 	return string(b[:n]), b[n:], true
 }
 
-// Slots is how many slots a keyspace has (DESIGN D1).
-const Slots = 4096
-
-// Slot is the slot of a block: xxh3-64(namespace, 00, scope, rank, group, id) mod 4,096 with rank and group as little-endian
-// uint32. The shard that owns the slot has the block.
+// Slot is the slot of a block: that of the partition key which key.AppendBlock makes of its name. The shard that owns the slot
+// has the block. It allocates nothing for ids of up to MaxIDBytes.
 func Slot(namespace string, scope ScopeID, id []byte, rank, group uint32) uint16 {
-	var room [256]byte
-	b := append(room[:0], namespace...)
-	b = append(b, 0)
-	b = append(b, scope[:]...)
-	b = binary.LittleEndian.AppendUint32(b, rank)
-	b = binary.LittleEndian.AppendUint32(b, group)
-	b = append(b, id...)
-	return uint16(xxh3.Hash(b) % Slots)
+	var room [key.MaxBlockPartition]byte
+	return ring.Slot(namespace, key.AppendBlock(room[:0], scope, id, rank, group))
 }
 
 // Checksum is the checksum of a block's bytes: xxh3-64 without a seed.

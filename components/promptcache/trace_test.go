@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"kvstore/components/promptcache"
+	"kvstore/components/ring"
 )
 
 const traceFile = "../../tests/load/testdata/conversation_trace.jsonl.gz"
@@ -58,7 +59,7 @@ func replay(requests [][]uint32, shards, capacity int) (hits int) {
 	orders := make([]promptcache.Order, shards)
 	where := func(b uint32) *promptcache.Order {
 		slot := promptcache.Slot("default", promptcache.ScopeID{}, blockName(b), 0, 0)
-		return &orders[int(slot)*shards/promptcache.Slots]
+		return &orders[int(slot)*shards/ring.Slots]
 	}
 	for _, r := range requests {
 		for i := range orders {
