@@ -203,6 +203,9 @@ func testDead(c *cluster) {
 	if n := c.objects(); n != 1 {
 		c.t.Fatalf("%d objects after a checkpoint, want 1", n)
 	}
+	if v, err := h.View(c.t.Context(), one); err != nil || v.Totals().Objects != 1 {
+		c.t.Fatalf("the state knows %d objects, %v; it must forget what was deleted", v.Totals().Objects, err)
+	}
 	c.holds(h, "a", blob(2, 2000))
 	h = c.restart(h, o, false)
 	c.holds(h, "a", blob(2, 2000))

@@ -3,8 +3,6 @@ package memhost
 import (
 	"context"
 	"errors"
-	"fmt"
-	"sync"
 	"time"
 
 	"kvstore/actors/host"
@@ -131,33 +129,6 @@ func (h *Host) activate(ctx context.Context, s *slot) (*live, error) {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-}
-
-// Activate opens shards before they are used, as many at once as the configuration says, so that their first users need not wait and
-// what expires in them does so in time. Each is told after every shard; done counts also those that failed. The errors are joined.
-func (h *Host) Activate(ctx context.Context, shardIDs []string, each func(done, total int)) error {
-	var mu sync.Mutex
-	var faults []error
-	done := 0
-	var all sync.WaitGroup
-	turns := make(chan struct{}, h.cfg.Activations)
-	for _, id := range shardIDs {
-		turns <- struct{}{}
-		all.Go(func() {
-			_, err := h.use(ctx, id)
-			<-turns
-			mu.Lock()
-			defer mu.Unlock()
-			if err != nil {
-				faults = append(faults, fmt.Errorf("shard %s: %w", id, asKind(err)))
-			}
-			if done++; each != nil {
-				each(done, len(shardIDs))
-			}
-		})
-	}
-	all.Wait()
-	return errors.Join(faults...)
 }
 
 // enter registers a goroutine, unless the host is closed.

@@ -2,7 +2,6 @@ package memhost
 
 import (
 	"errors"
-	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,50 +13,6 @@ import (
 	"kvstore/components/wal/memlog"
 	"kvstore/components/wal/waltest/fault"
 )
-
-// TestActivate: shards are opened before their first use, progress is told, and one that does not exist does not hold up the rest.
-func TestActivate(t *testing.T) {
-	engine, err := memlog.New(memlog.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer engine.Close()
-	store, err := wal.NewStore(engine, wal.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	h, err := New(store, Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer h.Close(t.Context(), false)
-	ids := []string{"a-0", "a-1", "none-0", "a-2"}
-	for _, id := range ids {
-		if id == "none-0" {
-			continue
-		}
-		if err := h.Create(t.Context(), id, nil); err != nil {
-			t.Fatal(err)
-		}
-	}
-	var told []int
-	err = h.Activate(t.Context(), ids, func(done, total int) { told = append(told, done*10+total) })
-	if err == nil || kverr.KindOf(err) != kverr.NotFound {
-		t.Fatalf("%v, want one shard not found", err)
-	}
-	if !slices.Equal(told, []int{14, 24, 34, 44}) {
-		t.Fatalf("told %v", told)
-	}
-	status := h.Status()
-	if len(status) != 3 {
-		t.Fatalf("%+v", status)
-	}
-	for _, s := range status {
-		if s.State != StateActive || s.Epoch != 1 {
-			t.Fatalf("%+v", s)
-		}
-	}
-}
 
 // TestStatus: what an operator sees of a shard in each of its states.
 func TestStatus(t *testing.T) {
