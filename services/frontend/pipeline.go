@@ -25,19 +25,21 @@ const (
 	maxResultBytes      = 512 << 10
 )
 
-// pipeline is one Pipeline stream. The handler's goroutine reads: it decodes a frame, answers gets from views and hands
-// writes to shards, one visit per shard and frame. Outcomes come back on the shards' goroutines and are pushed on done;
-// one goroutine of the stream writes them, all that are ready in one frame. Whatever became of an operation, it comes to
-// done exactly once.
+// pipeline is one Pipeline stream. One goroutine reads: it decodes a frame, answers gets from views and hands writes to
+// shards, one visit per shard and frame. Outcomes come back on the shards' goroutines and are pushed on done; the
+// handler's goroutine writes them, all that are ready in one frame. Whatever became of an operation, it comes to done exactly
+// once.
 type pipeline struct {
 	server *Server
 	ctx    context.Context
 	stream grpc.BidiStreamingServer[kvv1.PipelineRequest, kvv1.PipelineResponse]
 
+	readEnd chan error // room for one: how the reader ended
+
 	done atomic.Pointer[operation] // newest first; the writer takes all at once
 	wake chan struct{}             // room for one: done was empty and is not any more, or the reader has ended
 	room chan struct{}             // room for one: the writer answered something
-	ops  atomic.Int64              // outstanding operations
+	ops  atomic.Int64              // outstanding operations; stopped: no more are taken
 	size atomic.Int64              // outstanding bytes
 	ends atomic.Bool               // the reader has ended: when ops is 0 all is said
 	jobs chan struct{}             // side jobs under way
@@ -111,25 +113,20 @@ func (k *kvService) Pipeline(stream grpc.BidiStreamingServer[kvv1.PipelineReques
 	defer cancel()
 	p := &pipeline{
 		server: k.Server, ctx: ctx, stream: stream,
-		wake: make(chan struct{}, 1), room: make(chan struct{}, 1), jobs: make(chan struct{}, maxSideJobs),
+		readEnd: make(chan error, 1), wake: make(chan struct{}, 1), room: make(chan struct{}, 1), jobs: make(chan struct{}, maxSideJobs),
 		views: make(map[*Shard]shard.View), visits: make(map[*Shard]*visit),
 	}
-	written := make(chan error, 1)
 	go func() {
-		err := p.write()
-		cancel()
-		written <- err
+		err := p.read()
+		p.readEnd <- err
+		p.ends.Store(true)
+		if err != nil {
+			cancel()
+		}
+		poke(p.wake)
 	}()
-	err := p.read()
-	if err != nil {
-		cancel()
-	}
-	p.ends.Store(true)
-	poke(p.wake)
-	if werr := <-written; err == nil {
-		err = werr
-	}
-	return err
+	// When the handler returns first, the stream's context ends and with it the reader.
+	return p.write()
 }
 
 // poke wakes whoever waits on a channel with room for one.
@@ -217,18 +214,31 @@ func (p *pipeline) accept(buf mem.Buffer) error {
 	return nil
 }
 
-// waitForRoom counts a frame as outstanding, once there is room for it.
+// stopped is the count of outstanding operations of a stream that takes no more because the server stops.
+const stopped = -1 << 40
+
+var errStopping = &kverr.Error{Kind: kverr.Unavailable, Message: "the server is stopping", RetryAfterMS: 100}
+
+// waitForRoom counts operations and bytes as outstanding, once there is room for them.
 func (p *pipeline) waitForRoom(ops, bytes int64) error {
-	for p.ops.Load()+ops > maxOutstandingOps || (p.size.Load() > 0 && p.size.Load()+bytes > maxOutstandingBytes) {
+	for {
+		now, size := p.ops.Load(), p.size.Load()
+		switch {
+		case now < 0:
+			return errStopping
+		case now+ops <= maxOutstandingOps && (size == 0 || size+bytes <= maxOutstandingBytes):
+			if p.ops.CompareAndSwap(now, now+ops) {
+				p.size.Add(bytes)
+				return nil
+			}
+			continue
+		}
 		select {
 		case <-p.room:
 		case <-p.ctx.Done():
 			return kverr.From(p.ctx.Err())
 		}
 	}
-	p.ops.Add(ops)
-	p.size.Add(bytes)
-	return nil
 }
 
 // begin validates an operation and sends it on its way: unless it returns an error, the operation is no longer the

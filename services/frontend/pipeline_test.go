@@ -310,3 +310,31 @@ func TestPipelineCanceled(t *testing.T) {
 	}
 	c.Release(nil)
 }
+
+// TestPipelineStops: a stop lets a stream answer what it has taken, then ends it; it takes no more.
+func TestPipelineStops(t *testing.T) {
+	h := &holder{}
+	h.more.L = &h.mu
+	r := newRig(t, Config{}, func(real Shards) Shards { h.Shards = real; return h })
+	s, err := r.KV.Pipeline(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Send(&kvv1.PipelineRequest{Ops: []*kvv1.PipelineRequest_Op{putOp(1, "k", "v")}}); err != nil {
+		t.Fatal(err)
+	}
+	h.mu.Lock()
+	for len(h.held) == 0 {
+		h.more.Wait()
+	}
+	c := h.held[0]
+	h.mu.Unlock()
+	r.Server.Stop()
+	r.Server.Stop() // twice is once
+	c.Release(nil)
+	if resp, err := s.Recv(); err != nil || len(resp.Results) != 1 || resp.Results[0].Id != 1 {
+		t.Fatalf("%v, %v", resp, err)
+	}
+	_, err = s.Recv()
+	wantKind(t, "after the last answer", err, kverr.Unavailable)
+}

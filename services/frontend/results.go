@@ -23,19 +23,26 @@ const (
 	resultError  = 5
 )
 
-// write sends results until the reader has ended and every operation is answered.
+// write sends results until the reader has ended and every operation is answered, or the server stops and no operation is
+// outstanding.
 func (p *pipeline) write() error {
 	var ready *operation // oldest first
+	stopping := p.server.stopping
 	for {
 		if ready == nil {
 			if ready = inOrder(p.done.Swap(nil)); ready == nil {
 				if p.ends.Load() && p.ops.Load() == 0 {
-					return nil
+					return <-p.readEnd
+				}
+				if stopping == nil && p.ops.CompareAndSwap(0, stopped) {
+					return errStopping
 				}
 				select {
 				case <-p.wake:
+				case <-stopping:
+					stopping = nil
 				case <-p.ctx.Done():
-					return kverr.From(p.ctx.Err())
+					return p.canceled()
 				}
 				continue
 			}
@@ -48,6 +55,18 @@ func (p *pipeline) write() error {
 			return err
 		}
 	}
+}
+
+// canceled is why the stream's context ended: the reader's reason when it had one.
+func (p *pipeline) canceled() error {
+	select {
+	case err := <-p.readEnd:
+		if err != nil {
+			return err
+		}
+	default:
+	}
+	return kverr.From(p.ctx.Err())
 }
 
 // inOrder turns a list around.

@@ -95,6 +95,9 @@ type Server struct {
 
 	catalog   atomic.Pointer[catalog]
 	reloading sync.Mutex // held while the catalog is made anew
+
+	stopping chan struct{} // closed by Stop
+	stop     sync.Once
 }
 
 // New makes a frontend. The configuration must be valid once defaults are filled in.
@@ -103,8 +106,12 @@ func New(cfg Config, shards Shards, dir Directory) (*Server, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Server{cfg: cfg, shards: shards, dir: dir, started: cfg.Now()}, nil
+	return &Server{cfg: cfg, shards: shards, dir: dir, started: cfg.Now(), stopping: make(chan struct{})}, nil
 }
+
+// Stop ends Pipeline streams, which clients would keep open for ever: each answers what it has taken, takes no more, and ends with
+// UNAVAILABLE. Other calls go on. It does not wait.
+func (s *Server) Stop() { s.stop.Do(func() { close(s.stopping) }) }
 
 // Register adds the services to a gRPC server that was made with ServerOptions.
 func (s *Server) Register(g grpc.ServiceRegistrar) {

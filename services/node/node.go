@@ -269,12 +269,13 @@ func (n *Node) serveGRPC(front *frontend.Server, failed chan<- error) (stop func
 	}()
 	return func(ctx context.Context) error {
 		status.Shutdown() // load balancers stop sending before calls are cut off
+		front.Stop()
 		drained := make(chan struct{})
 		go func() {
 			defer close(drained)
 			srv.GracefulStop()
 		}()
-		// Streams stay open as long as their clients like: half of the time is kept for checkpoints.
+		// Half of the time is kept for checkpoints.
 		half := n.cfg.DrainTimeout / 2
 		patience, cancel := context.WithTimeout(ctx, half)
 		defer cancel()

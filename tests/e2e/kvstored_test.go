@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/zeebo/xxh3"
 	"google.golang.org/grpc"
@@ -20,6 +19,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
 
+	"kvstore/components/kverr"
 	kvv1 "kvstore/proto/gen/kvstore/v1"
 )
 
@@ -188,7 +188,7 @@ func TestWhatItSaysOfItself(t *testing.T) {
 		}
 	}
 	health := healthpb.NewHealthClient(s.conn)
-	for _, service := range []string{"", "kvstore.v1.KVService", "kvstore.v1.AdminService"} {
+	for _, service := range []string{"", "kvstore.v1.KVService", "kvstore.v1.PromptCacheService", "kvstore.v1.AdminService"} {
 		if resp, err := health.Check(ctx, &healthpb.HealthCheckRequest{Service: service}); err != nil || resp.Status != healthpb.HealthCheckResponse_SERVING {
 			t.Errorf("health of %q: %v, %v", service, resp, err)
 		}
@@ -256,9 +256,9 @@ func TestInsecureIsLogged(t *testing.T) {
 	}
 }
 
-// TestStopDoesNotWaitForIdleStreams leaves a stream open: a stop cuts it off after half of its time.
-func TestStopDoesNotWaitForIdleStreams(t *testing.T) {
-	s := start(t, filepath.Join(t.TempDir(), "data"), "-drain-timeout", "2s")
+// TestStopEndsIdleStreams leaves a Pipeline stream open: a stop ends it at once, with an error that clients try again after.
+func TestStopEndsIdleStreams(t *testing.T) {
+	s := start(t, filepath.Join(t.TempDir(), "data"), "-drain-timeout", "10m")
 	pipe, err := s.KV.Pipeline(within(t))
 	if err != nil {
 		t.Fatal(err)
@@ -269,8 +269,33 @@ func TestStopDoesNotWaitForIdleStreams(t *testing.T) {
 	if _, err := pipe.Recv(); err != nil {
 		t.Fatal(err)
 	}
-	began := time.Now()
+	s.stop(t)
+	if _, err := pipe.Recv(); kverr.FromGRPC(err).Kind != kverr.Unavailable {
+		t.Errorf("the stream ended with %v", err)
+	}
+}
+
+// TestStopCutsOffWhatDoesNotEnd leaves a PutStream half done: after half of the time it is cut off.
+func TestStopCutsOffWhatDoesNotEnd(t *testing.T) {
+	s := start(t, filepath.Join(t.TempDir(), "data"), "-drain-timeout", "2s")
+	put, err := s.KV.PutStream(within(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	head := &kvv1.PutStreamRequest_Head{Put: &kvv1.PutOp{Key: []byte("half")}, Size: 5 << 20}
+	for _, m := range []*kvv1.PutStreamRequest{
+		{Part: &kvv1.PutStreamRequest_Head_{Head: head}}, {Part: &kvv1.PutStreamRequest_Chunk{Chunk: make([]byte, 1<<20)}},
+	} {
+		if err := put.Send(m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Only a call that has begun can hold up a stop: wait until the server works on it.
+	s.await(t, "the stream has begun", func() bool {
+		_, stacks := s.get(t, "/debug/pprof/goroutine?debug=2")
+		return strings.Contains(stacks, "receiveValue")
+	})
 	if log := s.stop(t); !strings.Contains(log, "cut off") {
-		t.Errorf("after %v:\n%s", time.Since(began), log)
+		t.Errorf("it does not say so:\n%s", log)
 	}
 }

@@ -32,7 +32,7 @@ type PutOp struct {
 	ContentType string `protobuf:"bytes,3,opt,name=content_type,json=contentType,proto3" json:"content_type,omitempty"`
 	// Encoding of the value (for example "zstd"), kept as given; at most 64 bytes.
 	Encoding string `protobuf:"bytes,4,opt,name=encoding,proto3" json:"encoding,omitempty"`
-	// User metadata: kept and returned with the value, never interpreted.
+	// User metadata: kept and returned with the value, never interpreted; at most 64 entries and 16 KiB.
 	Metadata map[string]string `protobuf:"bytes,5,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Tags: at most 32, each (name plus value) at most 256 bytes.
 	Tags map[string]string `protobuf:"bytes,6,rep,name=tags,proto3" json:"tags,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`

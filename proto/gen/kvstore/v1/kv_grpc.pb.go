@@ -39,8 +39,9 @@ const (
 // KVService stores values under keys. Every acknowledged write is durable, reads are linearizable, and a key's version
 // (its shard's revision at its last write) is never reused. An empty keyspace or namespace means "default".
 // Limits (INVALID_ARGUMENT names field, value and limit): key 1 KiB of UTF-8, namespace 64 bytes, value 16 MiB
-// (configurable), unary messages 4 MiB (PutStream and GetStream beyond), batch 1,000 operations and 8 MiB,
-// transaction 2,000 operations and 8 MiB, 32 tags of 256 bytes, list page 1,000.
+// (configurable up to 512 MiB, over 16 MiB by PutStream alone), unary replies 4 MiB (GetStream beyond), batch 1,000
+// operations and 8 MiB or one value, transaction 2,000 operations and 8 MiB, 32 tags of 256 bytes, 64 entries and 16 KiB of
+// metadata, list page 1,000.
 type KVServiceClient interface {
 	// Put stores one value.
 	Put(ctx context.Context, in *PutRequest, opts ...grpc.CallOption) (*PutResponse, error)
@@ -210,8 +211,9 @@ type KVService_PutStreamClient = grpc.ClientStreamingClient[PutStreamRequest, Pu
 // KVService stores values under keys. Every acknowledged write is durable, reads are linearizable, and a key's version
 // (its shard's revision at its last write) is never reused. An empty keyspace or namespace means "default".
 // Limits (INVALID_ARGUMENT names field, value and limit): key 1 KiB of UTF-8, namespace 64 bytes, value 16 MiB
-// (configurable), unary messages 4 MiB (PutStream and GetStream beyond), batch 1,000 operations and 8 MiB,
-// transaction 2,000 operations and 8 MiB, 32 tags of 256 bytes, list page 1,000.
+// (configurable up to 512 MiB, over 16 MiB by PutStream alone), unary replies 4 MiB (GetStream beyond), batch 1,000
+// operations and 8 MiB or one value, transaction 2,000 operations and 8 MiB, 32 tags of 256 bytes, 64 entries and 16 KiB of
+// metadata, list page 1,000.
 type KVServiceServer interface {
 	// Put stores one value.
 	Put(context.Context, *PutRequest) (*PutResponse, error)
