@@ -71,6 +71,9 @@ func (w *promptWorker) run(ctx context.Context, stop <-chan struct{}) error {
 }
 
 func (w *promptWorker) step(ctx context.Context) error {
+	if w.r.IntN(100) == 0 {
+		return w.clear(ctx)
+	}
 	switch w.r.IntN(6) {
 	case 0:
 		return w.delete(ctx)
@@ -195,6 +198,35 @@ func (w *promptWorker) delete(ctx context.Context) error {
 			w.stored[i] = absent
 			w.ack("block delete")
 		}
+	}
+	return nil
+}
+
+// clear removes all blocks. A repeated try that meets none is right, so the count may be too low, but never too high.
+func (w *promptWorker) clear(ctx context.Context) error {
+	possible := 0
+	for _, p := range w.stored {
+		if p != absent {
+			possible++
+		}
+	}
+	deleted, leased, err := w.p.Clear(ctx)
+	if err != nil && !passing(err) {
+		return fmt.Errorf("clear: %w", err)
+	}
+	if int(deleted+leased) > possible {
+		return fmt.Errorf("clear met %d blocks, of which %d were leased; at most %d were there", deleted+leased, leased, possible)
+	}
+	for i, p := range w.stored {
+		switch {
+		case err == nil && leased == 0:
+			w.stored[i] = absent
+		case p == present:
+			w.stored[i] = either
+		}
+	}
+	if err == nil {
+		w.ack("clear")
 	}
 	return nil
 }
