@@ -225,12 +225,15 @@ func (c *committer) add(r *request, low bool) (fits bool, err error) {
 	}
 	switch r.kind {
 	case reqSnapshot:
-		if c.snap == 0 {
-			if !c.room(c.snapshotSize(), true) {
-				return false, nil
-			}
-			c.addSnapshot()
+		if c.snap > 0 {
+			return true, nil
 		}
+		// It must be the first frame of its batch: it says how things were before the batch, and recovery believes it
+		// over everything in front of it.
+		if len(c.places) > 0 || !c.room(c.snapshotSize(), true) {
+			return false, nil
+		}
+		c.addSnapshot()
 		return true, nil
 	case reqRemove:
 		s := c.e.shards[r.shard]
@@ -363,7 +366,7 @@ func (c *committer) snapshotSize() int {
 	return align(batchHeaderSize+frameHeaderSize+len(c.e.shards)*(entrySize+longest)+frameAlign, batchAlign)
 }
 
-// addSnapshot puts the durable position of every shard into the batch.
+// addSnapshot puts the durable position of every shard into the batch, in front of all else.
 func (c *committer) addSnapshot() {
 	e := c.e
 	var data []byte
