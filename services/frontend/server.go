@@ -13,7 +13,6 @@ package frontend
 import (
 	"errors"
 	"fmt"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -127,12 +126,16 @@ func Services() []string {
 	}
 }
 
+// streamWorkers are goroutines that handle unary calls one after another, each with the stack that it has grown. A put waits in
+// its handler for the log, so with few workers nearly every put would run on a goroutine of its own and grow a new stack.
+const streamWorkers = 256
+
 // ServerOptions are the gRPC options that a frontend is measured with (DESIGN.md gives reasons and figures).
 func ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.ForceServerCodecV2(codec{}),
 		grpc.MaxRecvMsgSize(maxRecvBytes),
-		grpc.NumStreamWorkers(uint32(4 * runtime.GOMAXPROCS(0))),
+		grpc.NumStreamWorkers(streamWorkers),
 		grpc.MaxConcurrentStreams(4096),
 		grpc.SharedWriteBuffer(true),
 		grpc.WriteBufferSize(64 << 10),

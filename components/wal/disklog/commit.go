@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"math"
+	"runtime"
 	"slices"
 	"sync"
 
@@ -118,6 +119,9 @@ func (c *committer) submit(r request) {
 func (c *committer) run() {
 	defer close(c.quit)
 	for {
+		// Whoever can run runs first, so that what it appends is in this batch: no delay on an idle machine, fewer and wider
+		// batches on a busy one.
+		runtime.Gosched()
 		c.mu.Lock()
 		c.queue, c.taken = c.taken[:0], c.queue
 		stopped := c.stopped
