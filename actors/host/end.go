@@ -126,7 +126,7 @@ func (a *Actor[C]) tellOver(why *kverr.Error) {
 // notWritten makes the error of commands whose append is known to have written nothing.
 func notWritten(cause error) *kverr.Error {
 	if errors.Is(cause, driver.ErrNoSpace) {
-		return &kverr.Error{Kind: kverr.NoSpace, Op: "append", Message: "the store is at its free-space reserve; reads go on", RetryAfterMS: 1000, Err: cause}
+		return &kverr.Error{Kind: kverr.NoSpace, Op: "append", Message: "the store has less free space than its reserve: nothing is written until its disk has more; reads go on", RetryAfterMS: 1000, Err: cause}
 	}
 	return &kverr.Error{Kind: kverr.Unavailable, Op: "append", Message: "the log refused the write; it was not applied", RetryAfterMS: 100, Err: cause}
 }

@@ -314,7 +314,7 @@ func (t *Txn) fault() (grows bool, err *kverr.Error) {
 		op := &t.Ops[i]
 		switch {
 		case (op.Put == nil) == (op.Delete == nil):
-			err = invalid("operations", fmt.Sprintf("operation %d must be one of put and delete", i))
+			err = invalid(fmt.Sprintf("ops[%d]", i), "must be one of put and delete")
 		case op.Put != nil:
 			err = op.Put.fault()
 			grows = true
@@ -326,7 +326,7 @@ func (t *Txn) fault() (grows bool, err *kverr.Error) {
 		}
 	}
 	if i, twice := t.repeats(); twice {
-		return false, invalid("operations", fmt.Sprintf("operation %d has the key of another one", i))
+		return false, invalid(fmt.Sprintf("ops[%d]", i), "has the key of an earlier operation; a transaction writes each key once")
 	}
 	return grows, nil
 }

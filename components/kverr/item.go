@@ -17,10 +17,10 @@ func Item(err error) *kvstorev1.Error {
 	return &kvstorev1.Error{
 		Code:           int32(e.Kind.Code()),
 		Reason:         e.Kind.Reason(),
-		Message:        valid(phrase(e.Op, e.told())),
+		Message:        valid(e.told()),
 		CurrentVersion: e.CurrentVersion,
 		RetryAfterMs:   e.retryAfterMS(),
-		Field:          valid(e.Field),
+		Field:          valid(e.toldField()),
 	}
 }
 

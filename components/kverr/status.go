@@ -35,7 +35,7 @@ func GRPC(err error) *status.Status {
 
 // GRPCStatus is what makes grpc-go send an Error that a handler returns as GRPC tells.
 func (e *Error) GRPCStatus() *status.Status {
-	s := status.New(e.Kind.Code(), valid(phrase(e.Op, e.Field, e.told())))
+	s := status.New(e.Kind.Code(), valid(phrase(e.toldField(), e.told())))
 	if e.Kind == OutcomeUnknown {
 		return s
 	}
@@ -74,17 +74,26 @@ func (e *Error) retryAfterMS() int64 {
 	return e.RetryAfterMS
 }
 
-// told is the message for users: never the cause, which may name paths and hosts.
+// told is the message for users: never the cause, which may name paths and hosts, and what was being done inside only when
+// there is nothing better, because callers know what they asked for.
 func (e *Error) told() string {
 	switch {
 	case e.Message != "":
 		return e.Message
 	case e.Kind == Unknown:
-		return "internal error"
+		return phrase(e.Op, "internal error")
 	case e.Kind == Moved || e.Kind == Fenced:
 		return Unavailable.Error()
 	}
-	return e.Kind.Error()
+	return phrase(e.Op, e.Kind.Error())
+}
+
+// toldField is the request's field as users are told it; empty for kinds that are not about what the request says.
+func (e *Error) toldField() string {
+	if e.Kind == InvalidArgument || e.Kind == TooLarge {
+		return e.Field
+	}
+	return ""
 }
 
 // valid makes text fit for protobuf strings; a message may quote what the user sent.

@@ -143,8 +143,8 @@ func TestPipelineErrorsAreOfOperations(t *testing.T) {
 	)
 	for id, want := range map[uint64]struct{ reason, field string }{
 		1: {"INVALID_ARGUMENT", "put.key"}, 2: {"NOT_FOUND", ""}, 3: {"INVALID_ARGUMENT", "op"}, 4: {"TOO_LARGE", "put.value"},
-		5: {"ALREADY_EXISTS", "precondition"}, 6: {"TOO_LARGE", "delete.key"}, 7: {"INVALID_ARGUMENT", "identity_client"}, 9: {"INVALID_ARGUMENT", "get.key"},
-		10: {"NOT_FOUND", "namespace"}, 11: {"NOT_FOUND", "namespace"}, 12: {"WRONG_KIND", "namespace"}, 13: {"INVALID_ARGUMENT", "identity_client"},
+		5: {"ALREADY_EXISTS", ""}, 6: {"TOO_LARGE", "delete.key"}, 7: {"INVALID_ARGUMENT", "identity_client"}, 9: {"INVALID_ARGUMENT", "get.key"},
+		10: {"NOT_FOUND", ""}, 11: {"NOT_FOUND", ""}, 12: {"WRONG_KIND", ""}, 13: {"INVALID_ARGUMENT", "identity_client"},
 	} {
 		if e := got[id].GetError(); e.GetReason() != want.reason || e.GetField() != want.field {
 			t.Errorf("operation %d: %v, want %v", id, e, want)

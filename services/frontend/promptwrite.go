@@ -319,7 +319,7 @@ func (w *blockWriter) indexed(at int, sh *Shard, c *shard.Command, i int) {
 }
 
 var errNoRoom = &kverr.Error{
-	Kind: kverr.Exhausted, Op: "store block", Field: "capacity", RetryAfterMS: 1000,
+	Kind: kverr.Exhausted, Op: "store block", RetryAfterMS: 1000,
 	Message: "the namespace's capacity on this shard is filled by blocks that are leased, pinned or of the same request, or the shard's memory budget is used up",
 }
 

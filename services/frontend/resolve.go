@@ -203,8 +203,8 @@ func (s *Server) namespace(ctx context.Context, keyspace, name string, kind kvv1
 		return nil, err
 	}
 	if ns.Kind != kind {
-		return nil, &kverr.Error{Kind: kverr.WrongKind, Field: "namespace", Message: fmt.Sprintf(
-			"namespace %q is of kind %s, this call needs %s", name, kindName(ns.Kind), kindName(kind))}
+		return nil, &kverr.Error{Kind: kverr.WrongKind, Message: fmt.Sprintf(
+			"namespace %q is of kind %s, this call needs %s", ns.Name, kindName(ns.Kind), kindName(kind))}
 	}
 	return ns, nil
 }
@@ -228,8 +228,9 @@ func noSuch[T any](what, name string, there map[string]T) *kverr.Error {
 	if len(names) == 0 {
 		names = []string{"none"}
 	}
-	return &kverr.Error{Kind: kverr.NotFound, Field: what, Message: fmt.Sprintf(
-		"no %s %.80q; there is: %s%s", what, name, strings.Join(names, ", "), more)}
+	create := map[string]string{"keyspace": "CreateKeyspace", "namespace": "CreateNamespace"}[what]
+	return &kverr.Error{Kind: kverr.NotFound, Message: fmt.Sprintf(
+		"no %s %.80q; there is: %s%s; %s makes one", what, name, strings.Join(names, ", "), more, create)}
 }
 
 // ruleName describes a partition rule for people.

@@ -264,7 +264,7 @@ func asKind(err error) *kverr.Error {
 	case errors.Is(err, driver.ErrCorrupt):
 		return &kverr.Error{Kind: kverr.DataLoss, Op: "open the shard", Message: "stored data is damaged", Err: err}
 	case errors.Is(err, driver.ErrNoSpace):
-		return &kverr.Error{Kind: kverr.NoSpace, Op: "open the shard", Message: "the store is at its free-space reserve", RetryAfterMS: 1000, Err: err}
+		return &kverr.Error{Kind: kverr.NoSpace, Op: "open the shard", Message: "the store has less free space than its reserve, which opening a shard needs", RetryAfterMS: 1000, Err: err}
 	}
 	return &kverr.Error{Kind: kverr.Unavailable, Op: "reach the shard", Message: "the shard cannot be opened now", RetryAfterMS: 500, Err: err}
 }

@@ -60,7 +60,7 @@ func hint(s *session, err error) string {
 	case kverr.ValueTooLarge:
 		return "get this key alone: it then comes as a stream"
 	case kverr.NoSpace:
-		return "the store's disk is full: make room there, deletes still pass; reads go on"
+		return "make room on the store's disk (kvctl status shows how much is missing); then writes and deletes pass again by themselves"
 	case kverr.Exhausted:
 		return "the server is at a limit now: try again later, or delete something"
 	case kverr.DataLoss:
