@@ -45,6 +45,16 @@ func (h *Host) use(ctx context.Context, shardID string) (*live, error) {
 	return h.activate(ctx, s)
 }
 
+// useNext is use after an actor took nothing: it may be draining, to sleep or to be given up. Whoever has the turn is waited for.
+func (h *Host) useNext(ctx context.Context, shardID string) (*live, error) {
+	s, err := h.slot(shardID)
+	if err != nil {
+		return nil, err
+	}
+	s.used.Store(true)
+	return h.activate(ctx, s)
+}
+
 // slot returns a shard's place, making it if need be.
 func (h *Host) slot(shardID string) (*slot, error) {
 	if v, ok := h.slots.Load(shardID); ok {

@@ -142,16 +142,20 @@ const tries = 3
 // Do hands commands to a shard, in order, activating it first if need be. Each is released exactly once, possibly before Do
 // returns.
 func (h *Host) Do(ctx context.Context, shardID string, cmds ...*shard.Command) {
+	l, err := h.use(ctx, shardID)
+	var tracked *live
 	for range tries {
-		l, err := h.use(ctx, shardID)
 		if err != nil {
 			releaseAll(cmds, asKind(err))
 			return
 		}
-		cmds = l.values.Track(cmds)
+		if l != tracked { // once for each epoch: a command settles what it names once
+			cmds, tracked = l.values.Track(cmds), l
+		}
 		if l.actor.Do(cmds...) == nil {
 			return
 		}
+		l, err = h.useNext(ctx, shardID)
 	}
 	releaseAll(cmds, errUnsteady)
 }
@@ -166,18 +170,19 @@ func releaseAll(cmds []*shard.Command, err *kverr.Error) {
 
 // View returns the shard's last durable state for linearizable reads: everything that was acknowledged before the call is in it.
 func (h *Host) View(ctx context.Context, shardID string) (shard.View, error) {
+	l, err := h.use(ctx, shardID)
 	for range tries {
-		l, err := h.use(ctx, shardID)
 		if err != nil {
 			return shard.View{}, asKind(err)
 		}
-		s, err := l.actor.Durable(ctx)
-		if err == nil {
+		s, derr := l.actor.Durable(ctx)
+		if derr == nil {
 			return l.viewOf(s), nil
 		}
-		if !errors.Is(err, host.ErrOver) {
-			return shard.View{}, asKind(err)
+		if !errors.Is(derr, host.ErrOver) {
+			return shard.View{}, asKind(derr)
 		}
+		l, err = h.useNext(ctx, shardID)
 	}
 	return shard.View{}, errUnsteady
 }

@@ -205,7 +205,7 @@ func (s *Store) move(ctx context.Context, v shard.View, o shard.SparseObject, do
 	for r := range shard.Residents(v, o.ID) {
 		p := make([]byte, r.Ref.Length)
 		err := s.Read(ctx, r.Ref, 0, p)
-		if err != nil && (kind(err) == kverr.DataLoss || kind(err) == kverr.NotFound) || err == nil && xxh3.Hash(p) != r.Ref.Checksum {
+		if err != nil && (errors.Is(err, kverr.DataLoss) || errors.Is(err, kverr.NotFound)) || err == nil && xxh3.Hash(p) != r.Ref.Checksum {
 			continue
 		}
 		if err != nil {

@@ -8,8 +8,9 @@ import (
 )
 
 // Track prepares commands that name references of this store for Actor.Do: when one is released, its references are settled
-// before its Done is called. Commands that name references of another epoch are released here, as not applied, because a sweep may have
-// taken their objects; the others are returned. The slice is cmds itself when none was taken out.
+// before its Done is called. Commands that name references of another epoch, or that were settled before, are released here, as not
+// applied, because their objects may be gone; the others are returned, each to be released once. The slice is cmds itself when
+// none was taken out.
 func (s *Store) Track(cmds []*shard.Command) []*shard.Command {
 	epoch := s.log.Epoch().Counter
 	taken := cmds
@@ -20,8 +21,8 @@ func (s *Store) Track(cmds []*shard.Command) []*shard.Command {
 			}
 			continue
 		}
-		named, foreign := refs(c, epoch)
-		if foreign {
+		named, gone := s.refs(c, epoch)
+		if gone {
 			if len(taken) == len(cmds) {
 				taken = slices.Clone(cmds[:i])
 			}
@@ -43,13 +44,16 @@ func inline(c *shard.Command) bool {
 	return c.Op == shard.OpDelete || c.Op == shard.OpPut && c.Put.Value.Ref.Object == (shard.ObjectID{})
 }
 
-// refs tells whether a command names references that a Put or WriteStream gave, and whether one is of another epoch.
-func refs(c *shard.Command, epoch uint64) (named, foreign bool) {
+// refs tells whether a command names references that a Put or WriteStream gave, and whether one is of another epoch or settled.
+func (s *Store) refs(c *shard.Command, epoch uint64) (named, gone bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for v := range values(c) {
 		named = true
-		foreign = foreign || v.Object.Epoch != epoch
+		o := s.objects[v.Object]
+		gone = gone || v.Object.Epoch != epoch || o == nil || o.left == 0
 	}
-	return named, foreign
+	return named, gone
 }
 
 // values yields the references that a command would bring into the state, in the order that settled uses.
@@ -94,7 +98,7 @@ func (s *Store) refuse(c *shard.Command) {
 	for f := range values(c) {
 		s.Drop(*f)
 	}
-	c.Release(&kverr.Error{Kind: kverr.Unavailable, Op: "name a value", Message: "the shard was opened again since the value was written; write it again", RetryAfterMS: 1})
+	c.Release(&kverr.Error{Kind: kverr.Unavailable, Op: "name a value", Message: "the value was given up, or the shard was opened again since it was written; write it again", RetryAfterMS: 1})
 }
 
 // settleCommand settles the references of a command that is being released.
@@ -121,13 +125,6 @@ func (s *Store) settleCommand(c *shard.Command, err error) {
 	for f := range values(c) {
 		s.settle(f.Object, applied, unknown)
 	}
-}
-
-func kind(err error) kverr.Kind {
-	if e, ok := err.(*kverr.Error); ok {
-		return e.Kind
-	}
-	return kverr.Unknown
 }
 
 // Drop gives up references that no command will name.
