@@ -71,6 +71,7 @@ type flight struct {
 type waiter[C Command] struct {
 	Gated[C]
 	turn uint64 // at which it was stepped, or later
+	sent bool   // it waited for an append, so the change may be its own
 }
 
 // outcomes are commands to release once the mutex is free.
@@ -225,7 +226,7 @@ func (a *Actor[C]) admit(now time.Time, replies []Gated[C], out *outcomes[C]) *o
 			continue
 		}
 		held = held || r.Dep <= durable
-		a.waiting = append(a.waiting, waiter[C]{Gated: r, turn: a.turn})
+		a.waiting = append(a.waiting, waiter[C]{Gated: r, turn: a.turn, sent: r.Dep > durable})
 	}
 	if held {
 		a.openGate(now)

@@ -75,8 +75,9 @@ func (a *Actor[C]) lose(cause error, out *outcomes[C]) (*kverr.Error, *outcomes[
 	return a.finish(why, why, 0, why, out)
 }
 
-// finish marks the actor as over, because of why, and empties it: outcomes that depend on revisions up to last get sent, all
-// other commands get unsent. The error it returns is for tellOver: nil when the actor was over already.
+// finish marks the actor as over, because of why, and empties it: outcomes that depend on revisions up to last get sent. Of the
+// others, those that waited for an append which is durable by now, and were held at the gate, may not be called not applied: the
+// next owner has them. All other commands get unsent. The error it returns is for tellOver: nil when the actor was over already.
 func (a *Actor[C]) finish(why, sent *kverr.Error, last uint64, unsent *kverr.Error, out *outcomes[C]) (*kverr.Error, *outcomes[C]) {
 	if !a.why.CompareAndSwap(nil, why) {
 		why = nil
@@ -85,12 +86,16 @@ func (a *Actor[C]) finish(why, sent *kverr.Error, last uint64, unsent *kverr.Err
 	for _, r := range a.machine.Ready().Replies {
 		a.waiting = append(a.waiting, waiter[C]{Gated: r})
 	}
+	durable := a.durable.Load().Revision
 	for _, w := range a.waiting {
-		if w.Dep <= last {
-			out = a.release(out, w.Command, sent)
-		} else {
-			out = a.release(out, w.Command, unsent)
+		err := unsent
+		switch {
+		case w.Dep <= last:
+			err = sent
+		case w.sent && w.Dep <= durable:
+			err = &kverr.Error{Kind: kverr.OutcomeUnknown, Op: "own the shard", Message: "the write is in the log; the shard was given up before it could be acknowledged", Err: unsent}
 		}
+		out = a.release(out, w.Command, err)
 	}
 	a.waiting = nil
 	out = a.refuseQueue(unsent, out)
