@@ -3,7 +3,6 @@ package client
 import (
 	"context"
 	"crypto/rand"
-	"fmt"
 	"sync/atomic"
 	"time"
 
@@ -62,9 +61,10 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 		}
 		co.conns = append(co.conns, cn)
 	}
-	if _, err := c.Status(ctx); err != nil {
+	_, err := unary(ctx, co, reads, "connect", adminStub, kvstorev1.AdminServiceClient.Status, &kvstorev1.StatusRequest{})
+	if err != nil {
 		_ = c.Close()
-		return nil, withOp(err, fmt.Sprintf("connect to %v", cfg.Endpoints))
+		return nil, err
 	}
 	return c, nil
 }

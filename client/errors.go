@@ -52,7 +52,7 @@ func fromRPC(err error, eff effect) error {
 	case e.Kind == kverr.Canceled:
 		e.Err = context.Canceled
 	case e.Kind == kverr.DeadlineExceeded:
-		e.Err = context.DeadlineExceeded
+		e.Message, e.Err = "no answer in time", context.DeadlineExceeded // what gRPC says is about streams and balancers
 	case e.Kind != kverr.OutcomeUnknown:
 	case status.Code(err) != codes.Unavailable:
 		e.Kind = kverr.Unknown // such as a message that gRPC found too large: repeating it changes nothing

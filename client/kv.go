@@ -133,7 +133,7 @@ func (c *Client) Get(ctx context.Context, key string, o *GetOptions) (Entry, err
 	if err != nil {
 		return Entry{}, withOp(err, "get")
 	}
-	defer r.Close()
+	defer func() { _ = r.Close() }()
 	e = r.Entry
 	e.Value = make([]byte, e.Size)
 	if _, err := io.ReadFull(r, e.Value); err != nil {

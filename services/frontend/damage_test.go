@@ -62,7 +62,7 @@ func errOrNil(e *kverr.Error) error {
 
 func TestDamagedValueIsDataLoss(t *testing.T) {
 	s := &spoiler{}
-	r := newRig(t, Config{}, func(real Shards) Shards { s.Shards = real; return s })
+	r := newRig(t, Config{}, func(under Shards) Shards { s.Shards = under; return s })
 	r.put(t, "k", string(bytes.Repeat([]byte("v"), 5000)))
 	for name, spoil := range map[string]func(shard.Ref, int64, []byte) error{
 		"flipped bit": func(_ shard.Ref, _ int64, p []byte) error { p[len(p)/2] ^= 1; return nil },
@@ -87,7 +87,7 @@ func TestDamagedValueIsDataLoss(t *testing.T) {
 // TestNoWrongByteEndsWell turns a byte of a long value after it was verified: the stream must not end with OK.
 func TestNoWrongByteEndsWell(t *testing.T) {
 	s := &spoiler{}
-	r := newRig(t, Config{}, func(real Shards) Shards { s.Shards = real; return s })
+	r := newRig(t, Config{}, func(under Shards) Shards { s.Shards = under; return s })
 	ctx := testContext(t)
 	value := bytes.Repeat([]byte("v"), 3<<20)
 	if out := putStream(t, ctx, r, &kvv1.PutStreamRequest_Head{Put: &kvv1.PutOp{Key: []byte("k")}, Size: int64(len(value))}, value); out.err != nil {
@@ -124,7 +124,7 @@ func TestNoWrongByteEndsWell(t *testing.T) {
 // new value.
 func TestRewrittenMeanwhile(t *testing.T) {
 	s := &spoiler{}
-	r := newRig(t, Config{}, func(real Shards) Shards { s.Shards = real; return s })
+	r := newRig(t, Config{}, func(under Shards) Shards { s.Shards = under; return s })
 	for _, way := range []string{"Get", "GetStream", "BatchGet", "Pipeline"} {
 		r.put(t, "k", string(bytes.Repeat([]byte("1"), 5000)))
 		old := shard.Ref{}

@@ -34,10 +34,10 @@ func (h *frameHead) parse(b []byte) error {
 		b = b[n:]
 		var field []byte
 		var number uint64
-		switch {
-		case typ == protowire.BytesType:
+		switch typ {
+		case protowire.BytesType:
 			field, n = protowire.ConsumeBytes(b)
-		case typ == protowire.VarintType:
+		case protowire.VarintType:
 			number, n = protowire.ConsumeVarint(b)
 		default:
 			n = protowire.ConsumeFieldValue(num, typ, b)

@@ -227,7 +227,7 @@ func (h *holder) Do(ctx context.Context, id string, cmds ...*shard.Command) {
 func TestPipelineIsBounded(t *testing.T) {
 	h := &holder{}
 	h.more.L = &h.mu
-	r := newRig(t, Config{}, func(real Shards) Shards { h.Shards = real; return h })
+	r := newRig(t, Config{}, func(under Shards) Shards { h.Shards = under; return h })
 	s, err := r.KV.Pipeline(testContext(t))
 	if err != nil {
 		t.Fatal(err)
@@ -289,7 +289,7 @@ func TestPipelineIsBounded(t *testing.T) {
 func TestPipelineCanceled(t *testing.T) {
 	h := &holder{}
 	h.more.L = &h.mu
-	r := newRig(t, Config{}, func(real Shards) Shards { h.Shards = real; return h })
+	r := newRig(t, Config{}, func(under Shards) Shards { h.Shards = under; return h })
 	ctx, cancel := context.WithCancel(testContext(t))
 	s, err := r.KV.Pipeline(ctx)
 	if err != nil {
@@ -315,7 +315,7 @@ func TestPipelineCanceled(t *testing.T) {
 func TestPipelineStops(t *testing.T) {
 	h := &holder{}
 	h.more.L = &h.mu
-	r := newRig(t, Config{}, func(real Shards) Shards { h.Shards = real; return h })
+	r := newRig(t, Config{}, func(under Shards) Shards { h.Shards = under; return h })
 	s, err := r.KV.Pipeline(testContext(t))
 	if err != nil {
 		t.Fatal(err)

@@ -385,9 +385,9 @@ func TestPromptLeasesAndPins(t *testing.T) {
 	if got := remove("a", "nothing", "c"); got != "[DELETE_OUTCOME_LEASED DELETE_OUTCOME_ABSENT DELETE_OUTCOME_DELETED]" {
 		t.Errorf("delete: %s", got)
 	}
-	clear, err := p.Clear(ctx, &kvv1.ClearRequest{Namespace: promptSpace, Scope: testModel})
-	if err != nil || clear.Deleted != 1 || clear.Leased != 2 {
-		t.Errorf("clear: %v %v", clear, err)
+	cleared, err := p.Clear(ctx, &kvv1.ClearRequest{Namespace: promptSpace, Scope: testModel})
+	if err != nil || cleared.Deleted != 1 || cleared.Leased != 2 {
+		t.Errorf("clear: %v %v", cleared, err)
 	}
 	for _, token := range [][]byte{lease.Lease, lease.Lease, nil} { // also again, and with none
 		if _, err := p.Release(ctx, &kvv1.ReleaseRequest{Namespace: promptSpace, Lease: token}); err != nil {
@@ -473,9 +473,9 @@ func TestPromptListAndUsage(t *testing.T) {
 	if err != nil || one.Total.Blocks != 45 || len(one.Scopes) != 1 {
 		t.Errorf("usage of one scope: %v %v", one, err)
 	}
-	clear, err := p.Clear(ctx, &kvv1.ClearRequest{Namespace: promptSpace, AllScopes: true})
-	if err != nil || clear.Deleted != 69 {
-		t.Errorf("clear: %v %v", clear, err)
+	cleared, err := p.Clear(ctx, &kvv1.ClearRequest{Namespace: promptSpace, AllScopes: true})
+	if err != nil || cleared.Deleted != 69 {
+		t.Errorf("clear: %v %v", cleared, err)
 	}
 	if u, err = p.Usage(ctx, &kvv1.UsageRequest{Namespace: promptSpace}); err != nil || u.Total.Blocks != 0 || len(u.Scopes) != 0 {
 		t.Errorf("usage after the clear: %v %v", u, err)
@@ -569,7 +569,7 @@ func TestPromptLimits(t *testing.T) {
 		_, err := p.List(ctx, req)
 		return err
 	}
-	clear := func(req *kvv1.ClearRequest) error { _, err := p.Clear(ctx, req); return err }
+	clearOf := func(req *kvv1.ClearRequest) error { _, err := p.Clear(ctx, req); return err }
 	read := func(req *kvv1.ReadRequest) error {
 		stream, err := p.Read(ctx, req)
 		if err == nil {
@@ -598,8 +598,8 @@ func TestPromptLimits(t *testing.T) {
 		{"identity", pin(&kvv1.PinRequest{Identity: &kvv1.WriteIdentity{}}), kverr.InvalidArgument, "identity.client"},
 		{"page", list(&kvv1.PromptCacheServiceListRequest{PageSize: 1001}), kverr.InvalidArgument, "page_size"},
 		{"page token", list(&kvv1.PromptCacheServiceListRequest{PageToken: []byte("x")}), kverr.InvalidArgument, "page_token"},
-		{"clear nothing", clear(&kvv1.ClearRequest{Namespace: promptSpace}), kverr.InvalidArgument, "scope"},
-		{"clear both", clear(&kvv1.ClearRequest{Namespace: promptSpace, Scope: testModel, AllScopes: true}), kverr.InvalidArgument, "scope"},
+		{"clear nothing", clearOf(&kvv1.ClearRequest{Namespace: promptSpace}), kverr.InvalidArgument, "scope"},
+		{"clear both", clearOf(&kvv1.ClearRequest{Namespace: promptSpace, Scope: testModel, AllScopes: true}), kverr.InvalidArgument, "scope"},
 		{"no head", write(&kvv1.WriteRequest{Header: header(1)}), kverr.InvalidArgument, "head"},
 		{"nothing", write(), kverr.InvalidArgument, "head"},
 		{"two heads", write(&kvv1.WriteRequest{Head: head()}, &kvv1.WriteRequest{Head: head()}), kverr.InvalidArgument, "head"},

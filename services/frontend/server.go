@@ -137,7 +137,6 @@ func ServerOptions() []grpc.ServerOption {
 		grpc.MaxRecvMsgSize(maxRecvBytes),
 		grpc.NumStreamWorkers(streamWorkers),
 		grpc.MaxConcurrentStreams(4096),
-		grpc.SharedWriteBuffer(true),
 		grpc.WriteBufferSize(64 << 10),
 		grpc.ReadBufferSize(64 << 10),
 		grpc.WaitForHandlers(true),

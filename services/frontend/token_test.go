@@ -2,6 +2,7 @@ package frontend
 
 import (
 	"bytes"
+	"errors"
 	"testing"
 )
 
@@ -12,7 +13,7 @@ func TestPageToken(t *testing.T) {
 		if err != nil || !bytes.Equal(gotLast, last) || string(watch) != "watch" {
 			t.Fatalf("%v: last %x, watch %q", err, gotLast, watch)
 		}
-		if _, _, err := parsePageToken(token, 43); err != errTokenForeign {
+		if _, _, err := parsePageToken(token, 43); !errors.Is(err, errTokenForeign) {
 			t.Errorf("of another query: %v", err)
 		}
 		for i := range token {

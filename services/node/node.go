@@ -298,7 +298,7 @@ func whyNotReady(engine driver.Engine, shards *memhost.Host) error {
 	}
 	for _, s := range shards.Status() {
 		if s.State == memhost.StateReadOnly || s.State == memhost.StateFailed {
-			return fmt.Errorf("shard %s is %s: %v", s.ID, s.State, s.Reason)
+			return fmt.Errorf("shard %s is %s: %w", s.ID, s.State, s.Reason)
 		}
 	}
 	return nil

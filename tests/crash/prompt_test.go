@@ -160,7 +160,7 @@ func (w *promptWorker) read(ctx context.Context, ids []int) error {
 		switch {
 		case b.Miss && w.stored[i] == present:
 			usage, err := w.p.Usage(ctx)
-			return fmt.Errorf("block %d was acknowledged and is missing (%d evicted, %d damaged since the start; %v)", i, usage.EvictedBlocks, usage.DamagedBlocks, err)
+			return fmt.Errorf("block %d was acknowledged and is missing (%d evicted, %d damaged since the start; %s)", i, usage.EvictedBlocks, usage.DamagedBlocks, fmt.Sprint(err))
 		case !b.Miss && w.stored[i] == absent:
 			return fmt.Errorf("block %d was deleted and is there", i)
 		case !b.Miss && !bytes.Equal(b.Data, w.data(i)):

@@ -190,7 +190,7 @@ func (w *worker) putWrong(ctx context.Context, k *key) error {
 	if err != nil && unknown(err) {
 		return nil // whatever happened, it was not applied
 	}
-	return fmt.Errorf("put %s under a condition that does not hold: %v, want %v", k.name, err, want)
+	return fmt.Errorf("put %s under a condition that does not hold: %s, want %w", k.name, fmt.Sprint(err), want) // err may be nil
 }
 
 func (w *worker) delete(ctx context.Context, k *key) error {

@@ -76,7 +76,7 @@ func (s *session) batch(ctx context.Context, c *client.Client, steps []step, cal
 		if r.err != nil {
 			r.Error = r.err.Error()
 			if first == nil {
-				first = fmt.Errorf("%s %q: %w", r.Op, r.Key, r.err)
+				first = fmt.Errorf("%q: %w", r.Key, r.err)
 			}
 		}
 		if s.output == "json" {

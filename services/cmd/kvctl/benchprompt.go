@@ -43,11 +43,11 @@ Blocks go into a namespace of kind prompt that is made for the run and deleted b
 		fs.IntVar(&r.callers, "c", 32, "`number` of requests under way at once; with --rate the most")
 		fs.StringVar(&r.rate, "rate", "", "open loop: `R` requests a second, or xN: the trace's times N times as fast")
 		fs.Var(&r.blockBytes, "block-bytes", "`size` of a block")
-		fs.Int64Var(&r.capacity, "capacity", 0, "`blocks` that the namespace keeps; 0 = no limit")
+		fs.Int64Var(&r.capacity, "capacity", 0, "`blocks` that the namespace keeps; 0 = no limit, or what the namespace of --name has")
 		fs.IntVar(&r.from, "from", 0, "start with this request of the trace, counted from 0")
 		fs.IntVar(&r.limit, "limit", 0, "replay at most this `number` of requests; 0 = all")
 		fs.DurationVar(&r.lease, "lease", 0, "lease the hits for this `time` while they are read; 0 = no lease")
-		fs.StringVar(&r.name, "name", "", "`namespace` to use; made when it is not there")
+		fs.StringVar(&r.name, "name", "", "`namespace` to use; when it is not there it is made, and deleted behind the run without --keep")
 		fs.BoolVar(&r.keep, "keep", false, "do not delete the namespace")
 		fs.IntVar(&r.conns, "conns", 1, "`number` of connections")
 		fs.StringVar(&r.out, "out", "", "write the JSON result to this `file` too")
@@ -158,7 +158,7 @@ func (r *replay) command(ctx context.Context, s *session, _ []string) error {
 	if err != nil {
 		return err
 	}
-	ns, drop, err := benchNamespace(ctx, c, r.name, r.capacity, r.keep)
+	ns, drop, err := r.namespace(ctx, c)
 	if err != nil {
 		return err
 	}
@@ -179,21 +179,31 @@ func (r *replay) command(ctx context.Context, s *session, _ []string) error {
 	return failure
 }
 
-// benchNamespace finds or makes the namespace of a run. drop deletes it again when this run has made it.
-func benchNamespace(ctx context.Context, c *client.Client, name string, capacity int64, keep bool) (string, func() error, error) {
-	if name == "" {
+// namespace finds or makes the namespace of a run. drop deletes it again when this run has made it. The capacity of one that is
+// there is not changed behind its owner's back: another --capacity than it has is refused.
+func (r *replay) namespace(ctx context.Context, c *client.Client) (name string, drop func() error, err error) {
+	if name = r.name; name == "" {
 		name = "bench-" + strings.ToLower(rand.Text()[:10])
 	}
-	_, err := c.CreateNamespace(ctx, &kvstorev1.Namespace{
-		Name: name, Kind: kvstorev1.NamespaceKind_NAMESPACE_KIND_PROMPT, CapacityBlocks: capacity,
-	})
 	nothing := func() error { return nil }
+	_, err = c.CreateNamespace(ctx, &kvstorev1.Namespace{
+		Name: name, Kind: kvstorev1.NamespaceKind_NAMESPACE_KIND_PROMPT, CapacityBlocks: r.capacity,
+	})
 	switch {
 	case errors.Is(err, client.ErrAlreadyExists):
+		ns, err := c.GetNamespace(ctx, name)
+		if err != nil {
+			return "", nil, err
+		}
+		if r.capacity != 0 && r.capacity != ns.CapacityBlocks {
+			return "", nil, usagef("--capacity %d: namespace %s is there, with %d (0 = no limit); leave --capacity out, or change it before: "+
+				"kvctl namespace update %[2]s --capacity-blocks %[1]d", r.capacity, name, ns.CapacityBlocks)
+		}
+		r.capacity = ns.CapacityBlocks
 		return name, nothing, nil
 	case err != nil:
 		return "", nil, err
-	case keep:
+	case r.keep:
 		return name, nothing, nil
 	}
 	return name, func() error { return c.DeleteNamespace(context.WithoutCancel(ctx), name, name) }, nil

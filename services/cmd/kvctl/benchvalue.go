@@ -69,7 +69,7 @@ func (v *bigBlocks) command(ctx context.Context, s *session, _ []string) error {
 	if err != nil {
 		return err
 	}
-	ns, drop, err := benchNamespace(ctx, c, "", 0, false)
+	ns, drop, err := new(replay).namespace(ctx, c)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 
 	"kvstore/client"
+	"kvstore/components/kverr"
 )
 
 // commands are all there are. A name of two words belongs to the group of its first.
@@ -68,6 +69,7 @@ type system struct {
 	width          int               // columns of stdout; 0: no terminal
 	errWidth       int               // columns of stderr; 0: no terminal
 	dial           []grpc.DialOption // for tests
+	soon           time.Duration     // see connect; 0: 3 s
 }
 
 // Exit codes, a promise to scripts.
@@ -95,6 +97,8 @@ type session struct {
 	namespace string
 	output    string // "", "table", "json", "raw"
 	timeout   time.Duration
+	patient   bool   // --timeout was given
+	command   string // the name of the command that runs
 	c         *client.Client
 }
 
@@ -124,6 +128,7 @@ func (s *session) run(ctx context.Context, args []string) error {
 	} else if err != nil {
 		return s.help(nil)
 	}
+	s.noteTimeout(global)
 	args = global.Args()
 	if len(args) == 0 || args[0] == "help" {
 		if len(args) > 0 {
@@ -139,7 +144,9 @@ func (s *session) run(ctx context.Context, args []string) error {
 	fs.SetOutput(io.Discard)
 	s.globals(fs)
 	do := cmd.setup(fs)
+	s.command = name
 	pos, err := parseMixed(fs, rest)
+	s.noteTimeout(fs)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 		return s.help(strings.Fields(name))
@@ -166,7 +173,7 @@ func (s *session) globals(fs *flag.FlagSet) {
 	fs.StringVar(&s.keyspace, "keyspace", cmp.Or(s.keyspace, env("KVSTORE_KEYSPACE", "")), "`name` of the keyspace (KVSTORE_KEYSPACE)")
 	fs.StringVar(&s.namespace, "namespace", cmp.Or(s.namespace, env("KVSTORE_NAMESPACE", "")), "`name` of the namespace (KVSTORE_NAMESPACE)")
 	fs.StringVar(&s.output, "o", s.output, "output `format`: table, json or raw")
-	fs.DurationVar(&s.timeout, "timeout", cmp.Or(s.timeout, 30*time.Second), "give up after this `time`; measurements do not")
+	fs.DurationVar(&s.timeout, "timeout", cmp.Or(s.timeout, 30*time.Second), "give up after this `time`, also when waiting for a server that starts; measurements do not")
 }
 
 // find takes the command's name off args.
@@ -217,15 +224,32 @@ func (s *session) connect(ctx context.Context, more ...func(*client.Config)) (*c
 	for _, f := range more {
 		f(&cfg)
 	}
-	// A server that is not there is told soon, whatever the command may take.
-	ctx, cancel := context.WithTimeout(ctx, min(cmp.Or(s.timeout, 3*time.Second), 3*time.Second))
+	ctx, cancel := s.limited(ctx)
 	defer cancel()
-	c, err := client.Dial(ctx, cfg)
+	c, err := s.dialSoon(ctx, cfg)
+	// A server that takes connections without an answer is starting: recovering its data, most likely. One that does not even
+	// take them is waited for only by who said how long.
+	if k := kindOf(err); ctx.Err() == nil && (k == kverr.DeadlineExceeded || k == kverr.Unavailable && s.patient) {
+		fmt.Fprintf(s.stderr, "kvctl: no server answers at %s yet; waiting for it, %v at most (--timeout)\n", s.endpoint, s.timeout)
+		c, err = client.Dial(ctx, cfg)
+	}
 	if err != nil {
 		return nil, err
 	}
 	s.c = c
 	return c, nil
+}
+
+// dialSoon dials for as long as people wait without being told anything.
+func (s *session) dialSoon(ctx context.Context, cfg client.Config) (*client.Client, error) {
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(s.soon, 3*time.Second))
+	defer cancel()
+	return client.Dial(ctx, cfg)
+}
+
+// noteTimeout notes whether --timeout was given.
+func (s *session) noteTimeout(fs *flag.FlagSet) {
+	fs.Visit(func(f *flag.Flag) { s.patient = s.patient || f.Name == "timeout" })
 }
 
 // limited bounds ctx by --timeout.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 
@@ -26,6 +25,17 @@ func exitCode(err error) int {
 	return exitError
 }
 
+// kindOf is the kind of an error; of none it is one that no other has.
+func kindOf(err error) kverr.Kind {
+	if err == nil {
+		return none
+	}
+	return kverr.KindOf(err)
+}
+
+// none is the kind of no error.
+const none = kverr.Kind(0xff)
+
 // hint says what to do about an error; empty when there is nothing to say beyond the error.
 func hint(s *session, err error) string {
 	var usage usageError
@@ -47,11 +57,28 @@ func hint(s *session, err error) string {
 	case kverr.OutcomeUnknown, kverr.Expired:
 		return "the write may or may not have been applied: read to see"
 	case kverr.VersionMismatch:
+		switch s.command {
+		case "txn", "batch":
+			return ""
+		case "namespace update":
+			return fmt.Sprintf("somebody else was faster: get the namespace, and try again with --if-version %d", e.CurrentVersion)
+		}
 		if e.CurrentVersion != 0 {
 			return fmt.Sprintf("somebody else was faster: get the key, and try again with --if-version %d", e.CurrentVersion)
 		}
+		if s.command == "del" {
+			return "there is no such key now, so there is nothing to remove"
+		}
 		return "there is no such key now: --if-absent creates it"
 	case kverr.AlreadyExists:
+		switch s.command {
+		case "txn", "batch":
+			return ""
+		case "namespace create":
+			return "kvctl namespace ls shows what there is; kvctl namespace update changes limits"
+		case "keyspace create":
+			return "kvctl keyspace ls shows what there is"
+		}
 		return "without --if-absent it is overwritten; --if-version changes a version that you know"
 	case kverr.CrossPartition:
 		return "give the keys of a transaction a common {tag}, as in {user42}name and {user42}mail"
@@ -77,9 +104,4 @@ func noKey(key string, err error) error {
 		return fmt.Errorf("%q: %w", key, err)
 	}
 	return err
-}
-
-// ended tells that err is the caller's own end, not a failure.
-func ended(ctx context.Context, err error) bool {
-	return ctx.Err() != nil && errors.Is(err, context.Canceled)
 }

@@ -53,7 +53,7 @@ func (s *session) getRaw(ctx context.Context, c *client.Client, key string) erro
 	if err != nil {
 		return noKey(key, err)
 	}
-	defer r.Close()
+	defer func() { _ = r.Close() }()
 	_, err = io.Copy(s.stdout, r)
 	return err
 }

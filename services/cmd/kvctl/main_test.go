@@ -6,11 +6,15 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -117,7 +121,7 @@ func TestCommandLines(t *testing.T) {
 		{"txn", "", 2, `-f FILE is missing`},
 
 		{"batch -f - -o json", "put k1 v1\nput k2 v2\n", 0, `^\{"op":"put","key":"k1","version":\d+,"created":true\}\n\{"op":"put","key":"k2"`},
-		{"batch -f -", "get k1\nget none\ndel k2\n", 3, `get "none"`},
+		{"batch -f -", "get k1\nget none\ndel k2\n", 3, `"none": get`},
 		{"batch -f -", "get k1\n", 0, `OP +KEY +RESULT\nget +k1 +v1\n`},
 
 		{"status", "", 0, `(?s)^kvstore clienttest at passthrough:///t, engine memory.*SHARD`},
@@ -232,6 +236,61 @@ func TestNoServer(t *testing.T) {
 	code, _, errs := sh.run("", "get", "a", "--endpoint", addr, "--timeout", "300ms")
 	if code != exitUnavailable || !strings.Contains(errs, addr) || !strings.Contains(errs, "kvstored") {
 		t.Errorf("exit %d: %s", code, errs)
+	}
+}
+
+// opener is a standard error that opens a gate when kvctl says that it waits.
+type opener struct {
+	bytes.Buffer
+	gate chan struct{}
+}
+
+func (o *opener) Write(p []byte) (int, error) {
+	if strings.Contains(string(p), "waiting for it") {
+		close(o.gate)
+	}
+	return o.Buffer.Write(p)
+}
+
+// TestWaitsForAServer: a server that takes connections and says nothing, as one does that recovers, is waited for; one that is not
+// there only by who said for how long.
+func TestWaitsForAServer(t *testing.T) {
+	srv := clienttest.StartTCP(t)
+	for _, tc := range []struct {
+		name   string
+		silent bool // takes connections, answers nothing
+		args   []string
+		code   int
+		waits  bool
+	}{
+		{"recovering", true, []string{"ls", "--count"}, exitOK, true},
+		{"recovering, --timeout", true, []string{"ls", "--count", "--timeout", "20s"}, exitOK, true},
+		{"not there", false, []string{"ls", "--count"}, exitUnavailable, false},
+		{"not there, --timeout", false, []string{"--timeout", "20s", "ls", "--count"}, exitOK, true},
+	} {
+		stderr := &opener{gate: make(chan struct{})}
+		dialer := func(ctx context.Context, _ string) (net.Conn, error) {
+			select {
+			case <-stderr.gate:
+				return new(net.Dialer).DialContext(ctx, "tcp", srv.Addr())
+			default:
+			}
+			if !tc.silent {
+				return nil, syscall.ECONNREFUSED
+			}
+			ours, theirs := net.Pipe()
+			go func() { _, _ = io.Copy(io.Discard, theirs) }() // ends with ours
+			return ours, nil
+		}
+		var stdout bytes.Buffer
+		code := run(t.Context(), system{
+			stdout: &stdout, stderr: stderr, soon: 100 * time.Millisecond, dial: []grpc.DialOption{grpc.WithContextDialer(dialer)},
+			getenv: func(k string) string { return map[string]string{"KVSTORE_ENDPOINT": "passthrough:///t"}[k] },
+		}, tc.args)
+		waited := strings.Contains(stderr.String(), "waiting for it")
+		if code != tc.code || waited != tc.waits || (code == exitOK) != (stdout.String() == "0\n") {
+			t.Errorf("%s: exit %d, %q\n%s", tc.name, code, stdout.String(), stderr.String())
+		}
 	}
 }
 
@@ -431,6 +490,14 @@ func TestBenchPromptResumes(t *testing.T) {
 	}
 	if got := sh.ok("namespace", "get", "half"); !strings.Contains(got, "half") {
 		t.Error("a namespace that was there before the run is gone")
+	}
+	sh.ok("namespace", "update", "half", "--capacity-blocks", "50")
+	code, _, errs := sh.run("", "bench", "prompt", "--trace", tr, "--ordered", "--name", "half", "--capacity", "3")
+	if code != exitUsage || !strings.Contains(errs, "kvctl namespace update half --capacity-blocks 3") {
+		t.Errorf("another capacity than the namespace has: exit %d, %s", code, errs)
+	}
+	if c := sh.replay("--trace", tr, "--ordered", "--name", "half", "--limit", "1"); c.Capacity != 50 {
+		t.Errorf("the capacity of the namespace is 50, the result says %d", c.Capacity)
 	}
 }
 

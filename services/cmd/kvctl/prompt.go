@@ -366,7 +366,8 @@ func (s *session) listBlocks(ctx context.Context, p *client.Prompt, limit int) e
 		if err != nil {
 			return err
 		}
-		if s.output == "json" {
+		switch s.output {
+		case "json":
 			err := s.jsonLine(map[string]any{
 				"id": idText(b.ID), "rank": b.Rank, "group": b.Group, "depth": b.Depth, "parent": idText(b.Parent), "size": b.Size,
 				"checksum": fmt.Sprintf("%016x", b.Checksum), "created": optTime(b.Created), "touched": optTime(b.Touched),
@@ -375,9 +376,9 @@ func (s *session) listBlocks(ctx context.Context, p *client.Prompt, limit int) e
 			if err != nil {
 				return err
 			}
-		} else if s.output == "raw" {
+		case "raw":
 			fmt.Fprintln(s.stdout, idText(b.ID))
-		} else {
+		default:
 			rows = append(rows, []string{
 				idText(b.ID), fmt.Sprint(b.Rank), fmt.Sprint(b.Group), fmt.Sprint(b.Depth), bytesText(b.Size),
 				fmt.Sprintf("%016x", b.Checksum), timeText(b.Touched), timeText(b.PinnedUntil),
@@ -442,7 +443,11 @@ func usageJSON(u client.Usage) map[string]any {
 	rows := func(in []client.UsageRow) []map[string]any {
 		out := []map[string]any{}
 		for _, r := range in {
-			out = append(out, map[string]any{"scope": r.Scope, "blocks": r.Blocks, "bytes": r.Bytes})
+			scope := r.Scope
+			if scope == nil {
+				scope = client.Scope{} // {} in JSON, not null
+			}
+			out = append(out, map[string]any{"scope": scope, "blocks": r.Blocks, "bytes": r.Bytes})
 		}
 		return out
 	}
