@@ -137,7 +137,7 @@ func BenchmarkGet(b *testing.B) {
 		k := newBench(n, 256)
 		v := NewView(k.m.Tree().Clone())
 		for i := 0; b.Loop(); i++ {
-			if _, ok := v.Get(1, k.scatter(i*7919%n)); !ok {
+			if _, ok, _ := v.Get(1, k.scatter(i*7919%n)); !ok {
 				b.Fatal("a key is missing")
 			}
 		}

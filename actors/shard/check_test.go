@@ -394,7 +394,7 @@ func (k *checker) compare() error {
 func dump(v View) string {
 	var b bytes.Buffer
 	for ns := range NamespaceID(checkNamespaces) {
-		page, _ := v.List(ns+1, ListQuery{})
+		page, _, _ := v.List(ns+1, ListQuery{})
 		for _, e := range page {
 			fmt.Fprintf(&b, "%d %s %d %d %d %q %v\n", ns+1, e.Key, e.Version, e.UpdatedMS, e.ExpiresMS, e.Value.Inline, e.Value.Ref)
 		}
@@ -405,8 +405,8 @@ func dump(v View) string {
 func (k *checker) compareEntries(v View) error {
 	var items, size [checkNamespaces + 1]int64
 	for key, want := range k.model.entries {
-		e, ok := v.Get(key.ns, []byte(key.key))
-		if !ok {
+		e, ok, err := v.Get(key.ns, []byte(key.key))
+		if !ok || err != nil {
 			return fmt.Errorf("%v is gone, the model has %+v", key, want)
 		}
 		got := modelEntry{
@@ -458,7 +458,10 @@ func (k *checker) compareLists(v View) error {
 	}
 	for more := true; more; {
 		var page []Entry
-		page, more = v.List(ns, q)
+		var err *kverr.Error
+		if page, more, err = v.List(ns, q); err != nil {
+			return err
+		}
 		if more && len(page) == 0 || len(page) > q.Limit {
 			return fmt.Errorf("list of %+v: a page of %d, more %v", q, len(page), more)
 		}

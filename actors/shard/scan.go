@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 
 	"kvstore/components/btree"
+	"kvstore/components/kverr"
 )
 
 // ListQuery selects keys of a namespace, in byte order. Bounds that are empty leave that side open.
@@ -41,8 +42,9 @@ func (q *ListQuery) bounds(ns NamespaceID) (from, to []byte) {
 	return from, to
 }
 
-// List finds one page; more tells whether there are further keys. The cost is that of the page.
-func (v View) List(ns NamespaceID, q ListQuery) (page []Entry, more bool) {
+// List finds one page; more tells whether there are further keys. The cost is that of the page. An entry that cannot be decoded is
+// DataLoss, with the page up to it.
+func (v View) List(ns NamespaceID, q ListQuery) (page []Entry, more bool, err *kverr.Error) {
 	limit := q.Limit
 	if limit <= 0 {
 		limit = DefaultListLimit
@@ -51,23 +53,24 @@ func (v View) List(ns NamespaceID, q ListQuery) (page []Entry, more bool) {
 	var size int64
 	for typed, item := range v.tree.Ascend(from, to) {
 		if len(page) == limit {
-			return page, true
+			return page, true, nil
 		}
 		var e Entry
+		_, key, _ := splitDataKey(typed)
 		if !e.decode(item) {
-			continue
+			return page, true, errUndecodable(key, item)
 		}
-		_, e.Key, _ = splitDataKey(typed)
+		e.Key = key
 		size += int64(len(e.Key))
 		if !q.KeysOnly {
 			size += e.Size()
 		}
 		if q.MaxBytes > 0 && size > q.MaxBytes && len(page) > 0 {
-			return page, true
+			return page, true, nil
 		}
 		page = append(page, e)
 	}
-	return page, false
+	return page, false, nil
 }
 
 // Count is how many keys the query selects; Limit, MaxBytes and KeysOnly do not matter. For a whole namespace it is kept; for

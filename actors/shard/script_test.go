@@ -332,14 +332,14 @@ func (s *script) read(what string, a args) {
 	v := NewView(s.records[len(s.records)-1].tree)
 	switch what {
 	case "get":
-		e, ok := v.Get(a.namespace(), []byte(a["key"]))
+		e, ok, _ := v.Get(a.namespace(), []byte(a["key"]))
 		if !ok {
 			s.printf("absent at revision %d", v.Revision())
 			return
 		}
 		s.entry(e)
 	case "list":
-		page, more := v.List(a.namespace(), ListQuery{
+		page, more, _ := v.List(a.namespace(), ListQuery{
 			Prefix: []byte(a["prefix"]), Start: []byte(a["start"]), End: []byte(a["end"]), After: []byte(a["after"]),
 			Limit: int(a.num("limit")), MaxBytes: a.num("bytes"), KeysOnly: a["keys_only"] != "",
 		})

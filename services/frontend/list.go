@@ -51,7 +51,9 @@ func (k *kvService) List(ctx context.Context, req *kvv1.ListRequest) (*kvv1.List
 		}
 		return resp, nil
 	}
-	l.page(views, resp)
+	if err := l.page(views, resp); err != nil {
+		return nil, err
+	}
 	return resp, nil
 }
 
@@ -111,8 +113,11 @@ func (s *Server) views(ctx context.Context, ns *Namespace) ([]shard.View, map[*S
 }
 
 // page fills in one page, merged over the shards.
-func (l *listing) page(views []shard.View, resp *kvv1.ListResponse) {
-	m := newMerge(views, l)
+func (l *listing) page(views []shard.View, resp *kvv1.ListResponse) *kverr.Error {
+	m, err := newMerge(views, l)
+	if err != nil {
+		return err
+	}
 	room := maxReplyBytes - resp.SizeVT() - 2*key.MaxKey - len(l.watch)
 	for len(m) > 0 {
 		out := &kvv1.Entry{}
@@ -124,12 +129,15 @@ func (l *listing) page(views []shard.View, resp *kvv1.ListResponse) {
 		n += 1 + protowire.SizeVarint(uint64(n))
 		if shown := len(resp.Entries); shown == l.limit || shown > 0 && n > room {
 			resp.NextPageToken = appendPageToken(nil, l.query, resp.Entries[shown-1].Key, l.watch)
-			return
+			return nil
 		}
 		room -= n
 		resp.Entries = append(resp.Entries, out)
-		m.advance()
+		if err := m.advance(); err != nil {
+			return err
+		}
 	}
+	return nil
 }
 
 // merge walks several shards in the order of keys: a heap of cursors, none at its end. A key is in one shard alone.
@@ -146,40 +154,52 @@ type cursor struct {
 
 func (c *cursor) entry() *shard.Entry { return &c.step[0] }
 
-// fill takes the next step; false at the end.
-func (c *cursor) fill() bool {
-	c.step, c.more = c.view.List(c.ns, c.query)
-	return len(c.step) > 0
+// fill takes the next step; false at the end. What comes before an entry that is lost is walked first.
+func (c *cursor) fill() (bool, *kverr.Error) {
+	var err *kverr.Error
+	if c.step, c.more, err = c.view.List(c.ns, c.query); err != nil && len(c.step) == 0 {
+		return false, err
+	}
+	return len(c.step) > 0, nil
 }
 
-func (c *cursor) advance() bool {
+func (c *cursor) advance() (bool, *kverr.Error) {
 	if len(c.step) > 1 || !c.more {
 		c.step = c.step[1:]
-		return len(c.step) > 0
+		return len(c.step) > 0, nil
 	}
 	c.query.After = c.step[0].Key
 	return c.fill()
 }
 
-func newMerge(views []shard.View, l *listing) merge {
+func newMerge(views []shard.View, l *listing) (merge, *kverr.Error) {
 	var m merge
 	for _, v := range views {
 		c := &cursor{view: v, ns: l.ns.ID, query: l.bounds}
 		c.query.Limit = l.limit/len(views) + 8 // keys spread evenly, so a second step is rare
-		if c.fill() {
+		some, err := c.fill()
+		if err != nil {
+			return nil, err
+		}
+		if some {
 			m = append(m, c)
 		}
 	}
 	heap.Init(&m)
-	return m
+	return m, nil
 }
 
-func (m *merge) advance() {
-	if (*m)[0].advance() {
+func (m *merge) advance() *kverr.Error {
+	some, err := (*m)[0].advance()
+	switch {
+	case err != nil:
+		return err
+	case some:
 		heap.Fix(m, 0)
-		return
+	default:
+		heap.Pop(m)
 	}
-	heap.Pop(m)
+	return nil
 }
 
 func (m merge) Len() int           { return len(m) }

@@ -368,7 +368,10 @@ func (p *pipeline) get(o *operation, ns *Namespace) *kverr.Error {
 		}
 		p.views[sh] = view
 	}
-	e, found := view.Get(ns.ID, wanted)
+	e, found, lost := view.Get(ns.ID, wanted)
+	if lost != nil {
+		return lost
+	}
 	if !found {
 		return errKeyAbsent
 	}

@@ -34,7 +34,10 @@ func (k *kvService) GetStream(req *kvv1.GetStreamRequest, stream grpc.ServerStre
 		if verr != nil {
 			return kverr.From(verr)
 		}
-		e, found := v.Get(ns.ID, req.Key)
+		e, found, lost := v.Get(ns.ID, req.Key)
+		if lost != nil {
+			return lost
+		}
 		if !found {
 			return statusKeyAbsent
 		}
@@ -134,8 +137,8 @@ func (g *valueReader) rewritten(ns *Namespace, k []byte, ref shard.Ref) bool {
 	if err != nil {
 		return false
 	}
-	e, found := v.Get(ns.ID, k)
-	return !found || e.Value.Ref != ref
+	e, found, lost := v.Get(ns.ID, k)
+	return lost == nil && (!found || e.Value.Ref != ref)
 }
 
 // PutStream stores a value of any size with a few chunks in memory. The commit names the value only once size and

@@ -50,7 +50,10 @@ func (s *Server) find(ctx context.Context, ns *Namespace, sh *Shard, k []byte, a
 			return e, nil, false, v, kverr.From(verr)
 		}
 		view = v
-		e, found = v.Get(ns.ID, k)
+		var lost *kverr.Error
+		if e, found, lost = v.Get(ns.ID, k); lost != nil {
+			return e, nil, true, v, lost
+		}
 		if !found || !apart(&e.Value) || alloc == nil {
 			return e, e.Value.Inline, found, v, nil
 		}

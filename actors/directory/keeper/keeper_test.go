@@ -117,7 +117,7 @@ func (w *world) has(shardID string, ns shard.NamespaceID, key string) bool {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	_, ok := v.Get(ns, []byte(key))
+	_, ok, _ := v.Get(ns, []byte(key))
 	return ok
 }
 

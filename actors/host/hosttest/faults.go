@@ -93,7 +93,7 @@ func (c *cluster) life(name string, rule *fault.Armed) {
 		return err
 	})
 	for k, f := range keys {
-		e, ok := view.Get(ns, []byte(k))
+		e, ok, _ := view.Get(ns, []byte(k))
 		switch {
 		case f.acked && !ok:
 			c.t.Fatalf("%s: %s was acknowledged and is gone", name, k)

@@ -222,7 +222,7 @@ func (c *cluster) get(h Host, key string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	e, _ := v.Get(ns, []byte(key))
+	e, _, _ := v.Get(ns, []byte(key))
 	return string(e.Value.Inline), nil
 }
 

@@ -144,7 +144,7 @@ func testTwoOwners(c *cluster) {
 					if k := kverr.KindOf(err); k != kverr.Moved && k != kverr.Unavailable {
 						c.t.Errorf("reader %d: %v", who, err)
 					}
-				} else if e, _ := v.Get(ns, []byte("n")); e.Version < before {
+				} else if e, _, _ := v.Get(ns, []byte("n")); e.Version < before {
 					c.t.Errorf("reader %d: read version %d, %d was acknowledged before", who, e.Version, before)
 				}
 				time.Sleep(70 * time.Millisecond)

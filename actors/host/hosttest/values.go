@@ -41,7 +41,7 @@ func (c *cluster) holds(h Host, key string, want []byte) {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	e, ok := v.Get(ns, []byte(key))
+	e, ok, _ := v.Get(ns, []byte(key))
 	if !ok {
 		c.t.Fatalf("%s is not there", key)
 	}
@@ -330,7 +330,7 @@ func testCompact(c *cluster) {
 		c.t.Fatal(err)
 	}
 	for i := 17; i < 20; i++ {
-		e, _ := v.Get(ns, []byte(key(i)))
+		e, _, _ := v.Get(ns, []byte(key(i)))
 		before[key(i)] = e.Value.Ref
 	}
 	for range 3 { // the copies are made after one checkpoint, the object goes after another
@@ -348,7 +348,7 @@ func testCompact(c *cluster) {
 	}
 	for i := 17; i < 20; i++ {
 		c.holds(h, key(i), blob(i, 2000))
-		e, _ := v.Get(ns, []byte(key(i)))
+		e, _, _ := v.Get(ns, []byte(key(i)))
 		if e.Value.Ref.Object == before[key(i)].Object {
 			c.t.Fatalf("%s was not moved", key(i))
 		}

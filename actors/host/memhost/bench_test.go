@@ -106,7 +106,7 @@ func BenchmarkGet(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if _, ok := v.Get(1, key); !ok {
+		if _, ok, _ := v.Get(1, key); !ok {
 			b.Fatal("not there")
 		}
 	}

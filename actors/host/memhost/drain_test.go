@@ -81,7 +81,7 @@ func TestDoWhileDraining(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		e, ok := v.Get(1, []byte("first"))
+		e, ok, _ := v.Get(1, []byte("first"))
 		got := make([]byte, len(want))
 		if err := h.ReadValue(t.Context(), "a-0", e.Value.Ref, 0, got); !ok || err != nil || !bytes.Equal(got, want) {
 			t.Errorf("the acknowledged value: found %v, %v", ok, err)

@@ -129,7 +129,7 @@ func TestPutGet(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e, ok := v.Get(1, []byte("k"))
+	e, ok, _ := v.Get(1, []byte("k"))
 	if !ok || string(e.Value.Inline) != "v" || e.Version != c.Result.Write.Version {
 		t.Fatalf("%+v %v", e, ok)
 	}
