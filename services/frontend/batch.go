@@ -163,7 +163,7 @@ func (k *kvService) BatchPut(ctx context.Context, req *kvv1.BatchPutRequest) (*k
 	for i := range b.cmds {
 		item := &kvv1.BatchPutResponse_Item{}
 		if r := &b.cmds[i].Result; r.Err != nil {
-			item.Outcome = &kvv1.BatchPutResponse_Item_Error{Error: kverr.Item(r.Err)}
+			item.Outcome = &kvv1.BatchPutResponse_Item_Error{Error: k.item("BatchPut", r.Err)}
 		} else {
 			item.Outcome = &kvv1.BatchPutResponse_Item_Result{Result: &kvv1.PutResult{Version: r.Write.Version, Created: !r.Write.Existed}}
 		}
@@ -208,7 +208,7 @@ func (k *kvService) BatchDelete(ctx context.Context, req *kvv1.BatchDeleteReques
 	for i := range b.cmds {
 		item := &kvv1.BatchDeleteResponse_Item{}
 		if r := &b.cmds[i].Result; r.Err != nil {
-			item.Outcome = &kvv1.BatchDeleteResponse_Item_Error{Error: kverr.Item(r.Err)}
+			item.Outcome = &kvv1.BatchDeleteResponse_Item_Error{Error: k.item("BatchDelete", r.Err)}
 		} else {
 			result := &kvv1.DeleteResult{}
 			fillDelete(result, r.Write)
@@ -238,7 +238,7 @@ func (k *kvService) BatchGet(ctx context.Context, req *kvv1.BatchGetRequest) (*k
 		entry, err := k.batchGet(ctx, ns, op, seen, &room)
 		item := &kvv1.BatchGetResponse_Item{}
 		if err != nil {
-			item.Outcome = &kvv1.BatchGetResponse_Item_Error{Error: kverr.Item(within(fmt.Sprintf("gets[%d]", i), err))}
+			item.Outcome = &kvv1.BatchGetResponse_Item_Error{Error: k.item("BatchGet", within(fmt.Sprintf("gets[%d]", i), err))}
 		} else {
 			item.Outcome = &kvv1.BatchGetResponse_Item_Entry{Entry: entry}
 		}

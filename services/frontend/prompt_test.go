@@ -290,7 +290,7 @@ func TestPromptFirstWriterWins(t *testing.T) {
 // TestPromptDamage: whatever is wrong with a stored block, it is a counted miss and the next write stores it anew.
 func TestPromptDamage(t *testing.T) {
 	s := &spoiler{}
-	r := newRig(t, Config{}, func(real Shards) Shards { s.Shards = real; return s })
+	r := newRig(t, Config{}, func(under Shards) Shards { s.Shards = under; return s })
 	p := newPrompts(t, r)
 	damaged := int64(0)
 	for _, size := range []int{5000, 1 << 20, 3<<20 + 5} {
@@ -343,7 +343,7 @@ func TestPromptDamage(t *testing.T) {
 // TestPromptUnreachableIsNoMiss: a shard that cannot be reached is an error of the call; the block stays.
 func TestPromptUnreachableIsNoMiss(t *testing.T) {
 	s := &spoiler{}
-	r := newRig(t, Config{}, func(real Shards) Shards { s.Shards = real; return s })
+	r := newRig(t, Config{}, func(under Shards) Shards { s.Shards = under; return s })
 	p := newPrompts(t, r)
 	p.writeIDs(testModel, 5000, "a")
 	s.set(func(shard.Ref, int64, []byte) error { return kverr.New(kverr.Unavailable, "", "not now") })
@@ -659,7 +659,7 @@ func TestPromptLimits(t *testing.T) {
 // TestPromptMemory writes and reads a block of many chunks and counts what is held meanwhile by what is read at once.
 func TestPromptChunksAreRead(t *testing.T) {
 	s := &spoiler{}
-	r := newRig(t, Config{}, func(real Shards) Shards { s.Shards = real; return s })
+	r := newRig(t, Config{}, func(under Shards) Shards { s.Shards = under; return s })
 	p := newPrompts(t, r)
 	p.writeIDs(testModel, 9<<20, "big")
 	var mu sync.Mutex
@@ -718,7 +718,7 @@ func (s *storeCounter) WriteValue(ctx context.Context, id string, size int64, r 
 // TestPromptStoresOnce: the bytes of a block that is there are not stored again, be it small or large.
 func TestPromptStoresOnce(t *testing.T) {
 	s := &storeCounter{}
-	r := newRig(t, Config{}, func(real Shards) Shards { s.Shards = real; return s })
+	r := newRig(t, Config{}, func(under Shards) Shards { s.Shards = under; return s })
 	p := newPrompts(t, r)
 	blocks := []testBlock{{"a", contentOf("a", 5000)}, {"b", contentOf("b", 2<<20)}, {"c", contentOf("c", 100)}}
 	for range 3 {
@@ -732,7 +732,7 @@ func TestPromptStoresOnce(t *testing.T) {
 // TestPromptNoWrongByteLeaves: a chunk is verified before it is sent, so what came before a MISS is right, and nothing else came.
 func TestPromptNoWrongByteLeaves(t *testing.T) {
 	s := &spoiler{}
-	r := newRig(t, Config{}, func(real Shards) Shards { s.Shards = real; return s })
+	r := newRig(t, Config{}, func(under Shards) Shards { s.Shards = under; return s })
 	p := newPrompts(t, r)
 	want := contentOf("a", 3<<20)
 	p.write(testModel, chunkBytes, testBlock{"a", want})

@@ -180,7 +180,7 @@ func wrongBlock(want, got uint64) *kverr.Error {
 }
 
 func (w *blockWriter) failed(at int, err *kverr.Error) {
-	w.results[at].Outcome = &kvv1.WriteResponse_Result_Error{Error: kverr.Item(err)}
+	w.results[at].Outcome = &kvv1.WriteResponse_Result_Error{Error: w.service.item("Write", err)}
 }
 
 func (w *blockWriter) done(at int, stored bool) {

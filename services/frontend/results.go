@@ -87,7 +87,7 @@ func (p *pipeline) encode(first *operation) (buf mem.Buffer, last *operation) {
 	total := protowire.SizeTag(responseHeader) + protowire.SizeBytes(headerLen)
 	for o := first; o != nil; o = o.next {
 		if o.err != nil {
-			o.item = itemOf(o.err)
+			o.item = p.server.itemOf(o.err)
 		}
 		o.length = o.size()
 		n := protowire.SizeTag(responseResults) + protowire.SizeBytes(o.length)
@@ -139,11 +139,11 @@ func (p *pipeline) retire(first, last *operation) *operation {
 }
 
 // itemOf is kverr.Item, without an allocation for the one error that is common.
-func itemOf(err *kverr.Error) *kvv1.Error {
+func (s *Server) itemOf(err *kverr.Error) *kvv1.Error {
 	if err == errKeyAbsent {
 		return itemKeyAbsent
 	}
-	return kverr.Item(err)
+	return s.item("Pipeline", err)
 }
 
 var itemKeyAbsent = kverr.Item(errKeyAbsent)

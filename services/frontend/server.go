@@ -13,6 +13,7 @@ package frontend
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -41,6 +42,9 @@ type Config struct {
 	Status func() *kvv1.StatusResponse
 	// Version is what Status tells of the server; default "dev".
 	Version string
+	// Log gets what goes wrong here by no fault of the requests, with its cause, which users are not told; never keys or values.
+	// Default: nowhere.
+	Log *slog.Logger
 	// Now is the clock; default time.Now.
 	Now func() time.Time
 }
@@ -61,6 +65,9 @@ func (c *Config) EnsureDefaults() {
 	}
 	if c.Version == "" {
 		c.Version = "dev"
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
 	}
 	if c.Now == nil {
 		c.Now = time.Now
@@ -91,6 +98,7 @@ type Server struct {
 	shards  Shards
 	dir     Directory
 	started time.Time
+	faults  faults
 
 	catalog   atomic.Pointer[catalog]
 	reloading sync.Mutex // held while the catalog is made anew
@@ -105,7 +113,9 @@ func New(cfg Config, shards Shards, dir Directory) (*Server, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Server{cfg: cfg, shards: shards, dir: dir, started: cfg.Now(), stopping: make(chan struct{})}, nil
+	return &Server{
+		cfg: cfg, shards: shards, dir: dir, started: cfg.Now(), faults: faults{log: cfg.Log, now: cfg.Now}, stopping: make(chan struct{}),
+	}, nil
 }
 
 // Stop ends Pipeline streams, which clients would keep open for ever: each answers what it has taken, takes no more, and ends with
@@ -114,9 +124,9 @@ func (s *Server) Stop() { s.stop.Do(func() { close(s.stopping) }) }
 
 // Register adds the services to a gRPC server that was made with ServerOptions.
 func (s *Server) Register(g grpc.ServiceRegistrar) {
-	kvv1.RegisterKVServiceServer(g, &kvService{Server: s})
-	kvv1.RegisterPromptCacheServiceServer(g, &promptService{Server: s})
-	kvv1.RegisterAdminServiceServer(g, &adminService{Server: s})
+	g.RegisterService(s.noting(&kvv1.KVService_ServiceDesc), &kvService{Server: s})
+	g.RegisterService(s.noting(&kvv1.PromptCacheService_ServiceDesc), &promptService{Server: s})
+	g.RegisterService(s.noting(&kvv1.AdminService_ServiceDesc), &adminService{Server: s})
 }
 
 // Services are the full names of what Register adds, for health.

@@ -151,7 +151,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	}
 
 	front, err := frontend.New(frontend.Config{
-		MaxValueBytes: n.cfg.MaxValueBytes, DefaultShards: n.cfg.DefaultShards, Version: n.cfg.Version,
+		MaxValueBytes: n.cfg.MaxValueBytes, DefaultShards: n.cfg.DefaultShards, Version: n.cfg.Version, Log: log,
 		Status: func() *kvv1.StatusResponse { return statusOf(store, shards) },
 	}, shards, directoryOf{dir})
 	if err != nil {

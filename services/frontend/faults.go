@@ -1,0 +1,100 @@
+package frontend
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
+
+	"kvstore/components/kverr"
+	kvv1 "kvstore/proto/gen/kvstore/v1"
+)
+
+// Users are told "internal error" and no cause (see kverr); here is where the cause goes. Only what is the server's fault is
+// logged: unforeseen errors and damaged data. What users send is not part of such errors, so neither are keys and values.
+
+// faults logs, at most once in faultEvery, and says how many it left out.
+type faults struct {
+	log *slog.Logger
+	now func() time.Time
+
+	mu      sync.Mutex
+	next    time.Time // guarded by mu: when the next may be logged
+	leftOut int       // guarded by mu
+}
+
+const (
+	faultEvery   = time.Second
+	maxFaultText = 1 << 10
+)
+
+// note logs err if it is the server's fault.
+func (f *faults) note(where string, err error) {
+	if !ownFault(err) {
+		return
+	}
+	now := f.now()
+	f.mu.Lock()
+	if now.Before(f.next) {
+		f.leftOut++
+		f.mu.Unlock()
+		return
+	}
+	leftOut := f.leftOut
+	f.next, f.leftOut = now.Add(faultEvery), 0
+	f.mu.Unlock()
+	text := err.Error()
+	f.log.Error("a request failed by no fault of its own", "call", where, "kind", kverr.KindOf(err).String(),
+		"error", text[:min(len(text), maxFaultText)], "not_logged_before", leftOut)
+}
+
+// ownFault tells whether an error says that something is wrong here. What gRPC itself finds wrong is about the request or the
+// connection.
+func ownFault(err error) bool {
+	if e, ok := errors.AsType[*kverr.Error](err); ok {
+		return e.Kind == kverr.Unknown || e.Kind == kverr.DataLoss
+	}
+	var own interface{ GRPCStatus() *status.Status }
+	return !errors.As(err, &own) && kverr.KindOf(err) == kverr.Unknown
+}
+
+// item is kverr.Item for an error that has not been noted.
+func (s *Server) item(where string, err *kverr.Error) *kvv1.Error {
+	s.faults.note(where, err)
+	return kverr.Item(err)
+}
+
+// noting is a service whose calls' errors are noted. It wraps the handlers themselves, for an interceptor costs every call two
+// allocations.
+func (s *Server) noting(d *grpc.ServiceDesc) *grpc.ServiceDesc {
+	out := *d
+	out.Methods, out.Streams = slices.Clone(d.Methods), slices.Clone(d.Streams)
+	for i := range out.Methods {
+		m := &out.Methods[i]
+		name, handle := m.MethodName, m.Handler
+		m.Handler = func(srv any, ctx context.Context, dec func(any) error, in grpc.UnaryServerInterceptor) (any, error) {
+			resp, err := handle(srv, ctx, dec, in)
+			if err != nil {
+				s.faults.note(name, err)
+			}
+			return resp, err
+		}
+	}
+	for i := range out.Streams {
+		m := &out.Streams[i]
+		name, handle := m.StreamName, m.Handler
+		m.Handler = func(srv any, stream grpc.ServerStream) error {
+			err := handle(srv, stream)
+			if err != nil {
+				s.faults.note(name, err)
+			}
+			return err
+		}
+	}
+	return &out
+}
