@@ -32,9 +32,6 @@ type Ready[C Command] struct {
 	Head uint64
 	// TimeMS is shard time for the record's header.
 	TimeMS int64
-	// JumpMS is the longest step forward over 10 s that a Tick since the last Ready took; 0 when there was none. A machine that
-	// slept wakes with a jump as long as its sleep, so the host compares it with its monotonic clock before it raises an event.
-	JumpMS int64
 	// Replies are outcomes, in any order, each with what it depends on.
 	Replies []Gated[C]
 }

@@ -25,7 +25,6 @@ var _ host.Machine[*Command] = (*Machine)(nil)
 // Bounds that are part of the protocol.
 const (
 	maxNotAfterAheadMS = key.MaxNotAfterAheadMS // D11
-	jumpMS             = 10 * 1000              // D12
 	maxSlot            = 4095                   // D1
 )
 
@@ -38,8 +37,6 @@ type Machine struct {
 
 	body    []byte // effects since the last Ready
 	replies []host.Gated[*Command]
-	jump    int64
-	ticked  bool // Tick was called since the tree was replaced
 
 	removedAt   uint64 // revision of the last removal: what the absence of a key depends on
 	nextExpiry  int64  // first expiry in the index; 0 = none, unknownExpiry = look
@@ -99,10 +96,6 @@ func (m *Machine) Step(c *Command) {
 
 // Tick moves shard time forward and expires at most Config.TickBudget items.
 func (m *Machine) Tick(nowMS int64) {
-	if step := nowMS - m.now; step > jumpMS && m.ticked {
-		m.jump = max(m.jump, step)
-	}
-	m.ticked = true
 	m.now = max(m.now, nowMS)
 	m.expire(m.cfg.TickBudget)
 	m.tickPrompt(m.cfg.TickBudget)
@@ -111,10 +104,9 @@ func (m *Machine) Tick(nowMS int64) {
 
 // Ready seals the body: what is kept per body (history chunk, counters, meta) goes into the tree.
 func (m *Machine) Ready() host.Ready[*Command] {
-	r := host.Ready[*Command]{Replies: m.replies, JumpMS: m.jump}
+	r := host.Ready[*Command]{Replies: m.replies}
 	m.lastReplies = max(len(m.replies), m.lastReplies/2)
 	m.replies = nil
-	m.jump = 0
 	if len(m.body) > 0 {
 		m.ridePrompt()
 		m.seal(m.now)
@@ -151,7 +143,6 @@ func (m *Machine) Restore(t *btree.Tree) {
 	}
 	m.now = max(m.now, m.meta.timeMS)
 	m.body = nil
-	m.jump, m.ticked = 0, false
 	m.removedAt = 0
 	m.nextExpiry = unknownExpiry
 	m.remembered, m.sweepAsked, m.sweepAt = 0, 0, 0

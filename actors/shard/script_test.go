@@ -297,9 +297,6 @@ func (s *script) step(c *Command, words []string) {
 
 func (s *script) ready() {
 	r := s.m.Ready()
-	if r.JumpMS != 0 {
-		s.printf("time jumped by %d", r.JumpMS)
-	}
 	if len(r.Body) == 0 {
 		s.printf("nothing to append, head=%d", r.Head)
 	} else {

@@ -132,10 +132,10 @@ func From(err error) *Error {
 	return &Error{Kind: Unknown, Err: err}
 }
 
-// KindOf returns the Kind of any error, as From finds it; err must not be nil.
+// KindOf returns the Kind of any error, as From finds it. There is no kind of success: for nil it is Unknown, so ask first.
 func KindOf(err error) Kind {
-	if err == nil {
-		panic("kverr: KindOf(nil): there is no kind of success")
+	if e := From(err); e != nil {
+		return e.Kind
 	}
-	return From(err).Kind
+	return Unknown
 }

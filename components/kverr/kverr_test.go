@@ -226,6 +226,7 @@ func TestKindOf(t *testing.T) {
 		{context.Canceled, Canceled},
 		{errors.Join(io.EOF, Exists(1)), AlreadyExists},
 		{io.EOF, Unknown},
+		{nil, Unknown},
 	} {
 		if got := KindOf(tc.err); got != tc.want {
 			t.Errorf("KindOf(%v) = %v, want %v", tc.err, got, tc.want)
