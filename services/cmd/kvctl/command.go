@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -137,6 +138,9 @@ func (s *session) run(ctx context.Context, args []string) error {
 		return s.help(args)
 	}
 	name, cmd, rest, err := find(args)
+	if errors.Is(err, flag.ErrHelp) {
+		return s.help([]string{name})
+	}
 	if err != nil {
 		return err
 	}
@@ -187,7 +191,9 @@ func find(args []string) (name string, cmd command, rest []string, err error) {
 	if cmd, ok := commands[args[0]]; ok {
 		return args[0], cmd, args[1:], nil
 	}
-	if sub := group(args[0]); len(sub) > 0 {
+	if sub := group(args[0]); len(sub) > 0 && len(args) > 1 && slices.Contains([]string{"-h", "-help", "--help"}, args[1]) {
+		return args[0], command{}, nil, flag.ErrHelp
+	} else if len(sub) > 0 {
 		return "", command{}, nil, usagef("%s what? One of: %s", args[0], strings.Join(sub, ", "))
 	}
 	return "", command{}, nil, usagef("unknown command %q", args[0])

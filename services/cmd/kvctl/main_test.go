@@ -310,6 +310,17 @@ func TestEnvironmentAndGlobalFlags(t *testing.T) {
 	}
 }
 
+// TestHelpOfAGroup: a group of commands explains itself too.
+func TestHelpOfAGroup(t *testing.T) {
+	sh, _ := newShell(t)
+	want := sh.ok("help", "prompt")
+	for _, args := range [][]string{{"prompt", "--help"}, {"prompt", "-h"}} {
+		if got := sh.ok(args...); got != want || !strings.Contains(got, "prompt lookup") {
+			t.Errorf("%v: %q, want %q", args, got, want)
+		}
+	}
+}
+
 // TestHelp: every command explains itself with an example, and every example parses.
 func TestHelp(t *testing.T) {
 	sh, _ := newShell(t)

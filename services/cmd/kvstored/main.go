@@ -83,8 +83,11 @@ func parse(args []string, stderr io.Writer) (node.Config, error) {
 	f.DurationVar(&cfg.DrainTimeout, "drain-timeout", 0, "`time` that a stop may take, half of it for calls under way, which are then cut off (default 20s)")
 	format := f.String("log-format", "text", "`format` of the log on stderr: text or json")
 	level := f.String("log-level", "info", "least `level` that is logged: debug, info, warn or error")
-	f.Usage = func() { usage(f, stderr) }
+	f.Usage = func() {} // an unknown flag needs one line, not all of them
 	if err := f.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			usage(f, stderr)
+		}
 		return cfg, err
 	}
 	if f.NArg() > 0 {

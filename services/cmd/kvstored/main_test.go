@@ -1,0 +1,37 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"strings"
+	"testing"
+)
+
+// TestUsage: -h explains everything; a mistake is told in a line or two, each fault by the name of its flag.
+func TestUsage(t *testing.T) {
+	for _, tc := range []struct {
+		args  []string
+		code  int
+		lines int // at most
+		want  []string
+	}{
+		{[]string{"-h"}, exitOK, 100, []string{"kvctl put greeting hello", "-data-dir directory", "-reserve-bytes"}},
+		{[]string{"-bogus"}, exitUsage, 2, []string{"-bogus", "kvstored -h"}},
+		{[]string{"-shards", "many"}, exitUsage, 2, []string{"-shards"}},
+		{[]string{"serve"}, exitUsage, 2, []string{`"serve"`}},
+		{[]string{"-engine", "tape", "-max-value-bytes", "5", "-grpc-listen", "0.0.0.0:0"}, exitUsage, 4,
+			[]string{"-engine", "-max-value-bytes", "-grpc-listen", "-insecure"}},
+		{[]string{"-log-level", "loud"}, exitUsage, 2, []string{"-log-level", "debug, info"}},
+	} {
+		var stderr bytes.Buffer
+		code := run(context.Background(), tc.args, &stderr)
+		if lines := strings.Count(stderr.String(), "\n"); code != tc.code || lines > tc.lines {
+			t.Errorf("%v: exit %d, %d lines\n%s", tc.args, code, lines, stderr.String())
+		}
+		for _, want := range tc.want {
+			if !strings.Contains(stderr.String(), want) {
+				t.Errorf("%v does not tell of %s:\n%s", tc.args, want, stderr.String())
+			}
+		}
+	}
+}
