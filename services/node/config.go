@@ -50,6 +50,9 @@ type Config struct {
 	ReserveBytes int64
 	// CheckpointBytes is how much log a shard gathers before a checkpoint; 0 = the default of package host.
 	CheckpointBytes int64
+	// IdleAfter is how long nobody uses a shard before it sleeps: it is checkpointed and its memory is given back, and its next use
+	// brings it back first. Default 30 minutes; negative = never.
+	IdleAfter time.Duration
 	// DrainTimeout bounds a stop: calls under way, then checkpoints. Default 20 s. What is not done by then is cut off; nothing
 	// acknowledged is lost by that, but the next start replays more.
 	DrainTimeout time.Duration
@@ -85,6 +88,9 @@ func (c *Config) EnsureDefaults() {
 	}
 	if c.DefaultShards == 0 {
 		c.DefaultShards = 4
+	}
+	if c.IdleAfter == 0 {
+		c.IdleAfter = 30 * time.Minute
 	}
 	if c.DrainTimeout == 0 {
 		c.DrainTimeout = 20 * time.Second

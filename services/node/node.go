@@ -131,6 +131,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 
 	hostCfg := memhost.Config{MemoryBudget: memoryBudget(n.cfg.MemoryBudget, machineMemory()), Events: n.events()}
 	hostCfg.Actor.CheckpointBytes = n.cfg.CheckpointBytes
+	hostCfg.IdleAfter = max(n.cfg.IdleAfter, 0)
 	shards, err := memhost.New(store, hostCfg)
 	if err != nil {
 		return err

@@ -289,3 +289,38 @@ func TestMemoryBudget(t *testing.T) {
 		t.Error("nonsense has a size")
 	}
 }
+
+// TestIdleShardsSleep: shards that nobody uses give their memory back, the node stays ready, and the next use finds all.
+func TestIdleShardsSleep(t *testing.T) {
+	engines(t, func(t *testing.T, cfg Config) {
+		cfg.IdleAfter = 20 * time.Millisecond
+		n, conn, _ := run(t, cfg)
+		ctx := within(t)
+		kv, admin := kvv1.NewKVServiceClient(conn), kvv1.NewAdminServiceClient(conn)
+		put, err := kv.Put(ctx, &kvv1.PutRequest{Put: &kvv1.PutOp{Key: []byte("k"), Value: []byte("v")}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for asleep := 0; asleep < 4; {
+			status, err := admin.Status(ctx, &kvv1.StatusRequest{})
+			if err != nil { // of the patience, at last
+				t.Fatal(err)
+			}
+			asleep = 0
+			for _, s := range status.Shards {
+				if s.State == "asleep" {
+					asleep++
+				}
+			}
+		}
+		resp, err := http.Get("http://" + n.AdminAddr() + "/readyz")
+		if err != nil || resp.StatusCode != http.StatusOK {
+			t.Fatalf("readyz: %v, %v", resp, err)
+		}
+		_ = resp.Body.Close()
+		got, err := kv.Get(ctx, &kvv1.GetRequest{Get: &kvv1.GetOp{Key: []byte("k")}})
+		if err != nil || string(got.GetEntry().GetValue()) != "v" || got.Entry.Version != put.Result.Version {
+			t.Fatalf("after sleep: %v, %v", got, err)
+		}
+	})
+}
