@@ -284,7 +284,7 @@ func (m *Machine) Pending() int { return m.size }
 // Tree is all durable state, once Ready was taken.
 func (m *Machine) Tree() *btree.Tree { return m.tree }
 
-// WakeMS: the directory expires nothing.
+// WakeMS is 0: the directory expires nothing.
 func (m *Machine) WakeMS() int64 { return 0 }
 
 // Replay applies one durable body.

@@ -100,7 +100,7 @@ func (a *Actor[C]) Do(cmds ...C) error {
 		if err == nil {
 			continue
 		}
-		if err != errStarved {
+		if !errors.Is(err, errStarved) {
 			// Those behind it may count on their order: refuse them too.
 			for _, c := range cmds[i:] {
 				out = a.release(out, c, err)

@@ -43,10 +43,10 @@ func (h *hex) UnmarshalText(b []byte) error {
 func ruleOf(t *testing.T, name string) key.Rule {
 	t.Helper()
 	var n int
-	switch {
-	case name == "hash_tag":
+	switch name {
+	case "hash_tag":
 		return key.HashTag()
-	case name == "namespace":
+	case "namespace":
 		return key.WholeNamespace()
 	default:
 		if _, err := fmt.Sscanf(name, "path_elements:%d", &n); err != nil {

@@ -199,7 +199,7 @@ func (l *Log) cleanUp(ctx context.Context) error {
 	var faults []error
 	if err := l.engine.Trim(ctx, l.shard, l.epoch, l.releasedSeq.Load()+1); err != nil {
 		if errors.Is(err, driver.ErrFenced) {
-			l.end(fmt.Errorf("trim the log of shard %s: %w", l.shard, err))
+			_ = l.end(fmt.Errorf("trim the log of shard %s: %w", l.shard, err))
 		}
 		faults = append(faults, fmt.Errorf("trim the log: %w", err))
 	}

@@ -106,7 +106,7 @@ func (l *Log) end(err error) error {
 }
 
 // Close ends the epoch here without telling the store. It waits for nothing. A successor must wait for the lease.
-func (l *Log) Close() { l.end(fmt.Errorf("shard %s: %w: closed", l.shard, ErrEpochOver)) }
+func (l *Log) Close() { _ = l.end(fmt.Errorf("shard %s: %w: closed", l.shard, ErrEpochOver)) }
 
 // Append makes body durable as one record and then calls done once, with the record's seq, from another goroutine;
 // never from inside Append. One append may be outstanding: the next may be made from inside done. OutcomeOf(err) says

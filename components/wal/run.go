@@ -60,8 +60,6 @@ type runWriter struct {
 	read    int
 	frames  uint32
 	lastKey []byte
-	held    item // the next item, when hasHeld
-	hasHeld bool
 	ended   bool
 
 	items, removed, bytes int64

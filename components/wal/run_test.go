@@ -263,11 +263,11 @@ func TestMergeGivesErrors(t *testing.T) {
 		}
 		next := merge(cursorOf(randomItems(rng, 10, 3)), failing, cursorOf(randomItems(rng, 10, 3)))
 		_, err := drain(next)
-		if n <= 10 && err != broken || n > 10 && err != nil {
+		if n <= 10 && !errors.Is(err, broken) || n > 10 && err != nil {
 			t.Fatalf("failing after %d items: %v", n, err)
 		}
 		if err != nil {
-			if _, _, again := next(); again != broken {
+			if _, _, again := next(); !errors.Is(again, broken) {
 				t.Fatalf("after an error: %v", again)
 			}
 		}

@@ -79,8 +79,8 @@ func testClose(c *cluster) {
 	go func() { closed <- h.Close(context.Background(), true) }()
 	synctest.Wait()
 	select {
-	case <-closed:
-		c.t.Fatal("closed with an append in flight")
+	case err := <-closed:
+		c.t.Fatalf("closed with an append in flight: %v", err)
 	default:
 	}
 	frozen.Thaw()

@@ -72,7 +72,7 @@ func (c *Config) Validate() error {
 		faults = append(faults, fmt.Errorf("QueuedBytes is %d: at least 1", c.QueuedBytes))
 	}
 	if c.Writers < 1 || c.Writers > 64 {
-		faults = append(faults, fmt.Errorf("Writers is %d: 1 to 64", c.Writers))
+		faults = append(faults, fmt.Errorf("Config.Writers is %d: 1 to 64", c.Writers))
 	}
 	if c.WriteTimeout < 0 {
 		faults = append(faults, fmt.Errorf("WriteTimeout is %v: not negative", c.WriteTimeout))

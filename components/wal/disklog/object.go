@@ -108,7 +108,7 @@ func (o *objects) put(ctx context.Context, shard, name string, size int64, r io.
 			}
 			off += int64(n)
 		}
-		if readErr == io.EOF {
+		if readErr == io.EOF { //nolint:errorlint // an EOF that an error wraps is not r's end
 			break
 		}
 		if readErr != nil {

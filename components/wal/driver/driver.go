@@ -76,12 +76,12 @@ type Engine interface {
 	// ErrConflict otherwise. A lost reply is settled by reading back.
 	SwapManifest(ctx context.Context, shard string, old Tag, data []byte) (Tag, error)
 
-	// Fence durably appends the record that make returns as the first one of epoch e, and returns its seq: the number
-	// after the last record. make gets that number and the epoch counter of the last record (0 for an empty log whose
+	// Fence durably appends the record that record returns as the first one of epoch e, and returns its seq: the number
+	// after the last record. record gets that number and the epoch counter of the last record (0 for an empty log whose
 	// records were never trimmed). From its return on no append of a lower epoch can become visible, ever. Repeating it for
 	// the same epoch returns the same seq. ErrFenced when a higher epoch, or the same counter by another writer, was there.
-	// ErrNotExist when the shard has no manifest. When make returns nil, nothing is written and the error is ErrRefused: the caller saw that the log is not the one that it expects.
-	Fence(ctx context.Context, shard string, e Epoch, make func(seq, previousEpoch uint64) []byte) (uint64, error)
+	// ErrNotExist when the shard has no manifest. When record returns nil, nothing is written and the error is ErrRefused: the caller saw that the log is not the one that it expects.
+	Fence(ctx context.Context, shard string, e Epoch, record func(seq, previousEpoch uint64) []byte) (uint64, error)
 
 	// Append makes one record durable and then calls done, exactly once, from a goroutine of the engine or of another
 	// caller, never from inside Append itself. Seq must be one more than that of the last record, and e the epoch of the

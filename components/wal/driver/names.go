@@ -22,7 +22,7 @@ func CheckShard(name string) error {
 	}
 	for i := range len(name) {
 		if c := name[i]; !alphanumeric(c) && c != '-' && c != '.' {
-			return fmt.Errorf("%w: shard name %q: byte %#02x is not one of a-z 0-9 - .", ErrRefused, name, c)
+			return fmt.Errorf("%w: shard name %q: byte %#02x is none of '.', '-', 0-9 and a-z", ErrRefused, name, c)
 		}
 	}
 	return nil

@@ -41,7 +41,7 @@ func (c *Config) Validate() error {
 		faults = append(faults, fmt.Errorf("Term is %v: must not be negative", c.Term))
 	}
 	if c.Capacity < 0 || c.Reserve < 0 || c.Reserve > c.Capacity {
-		faults = append(faults, fmt.Errorf("Capacity is %d and Reserve %d: need 0 <= Reserve <= Capacity", c.Capacity, c.Reserve))
+		faults = append(faults, fmt.Errorf("Config.Capacity is %d and Reserve %d: need 0 <= Reserve <= Capacity", c.Capacity, c.Reserve))
 	}
 	return errors.Join(faults...)
 }

@@ -231,7 +231,7 @@ func everyErrorAtEveryStep(r *run) {
 	for name, verb := range verbs {
 		for _, failure := range failures {
 			for _, after := range []bool{false, true} {
-				if after && failure != io.ErrUnexpectedEOF {
+				if after && !errors.Is(failure, io.ErrUnexpectedEOF) {
 					continue // the others promise that nothing was written
 				}
 				for nth := 1; nth <= 2; nth++ {

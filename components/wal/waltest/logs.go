@@ -392,7 +392,7 @@ func everyErrorOfOpen(r *logRun) {
 		}
 	}
 	count := r.fault.Add(fault.Rule{Verb: fault.Any, Times: -1})
-	l, got := r.mustOpen("s")
+	_, got := r.mustOpen("s")
 	r.wantModel(got, want, "reopened")
 	calls := count.Hits()
 	count.Remove()

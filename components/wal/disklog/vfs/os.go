@@ -61,7 +61,7 @@ func ignoringEINTR(f *os.File, call func(fd int) error) error {
 	var result error
 	if err := conn.Control(func(fd uintptr) {
 		for {
-			if result = call(int(fd)); result != unix.EINTR {
+			if result = call(int(fd)); !errors.Is(result, unix.EINTR) {
 				return
 			}
 		}
@@ -108,7 +108,8 @@ func (osFS) Space(name string) (free, total int64, err error) {
 	if err := unix.Statfs(name, &st); err != nil {
 		return 0, 0, &os.PathError{Op: "statfs", Path: name, Err: err}
 	}
-	return int64(st.Bavail) * int64(st.Bsize), int64(st.Blocks) * int64(st.Bsize), nil
+	size := int64(st.Bsize) //nolint:unconvert // uint32 on darwin
+	return int64(st.Bavail) * size, int64(st.Blocks) * size, nil
 }
 
 func (osFS) Lock(name string) (io.Closer, error) {
