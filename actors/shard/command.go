@@ -83,7 +83,7 @@ type Put struct {
 	Metadata    []Pair // sorted by name
 	Tags        []Pair // sorted by name
 	TTLMS       int64  // 0 = for ever
-	KeepTTL     bool   // keep the expiry that the key has
+	KeepTTL     bool   // keep the expiry that the key has; TTLMS is for a key that is not there
 	If          Precondition
 	Slot        uint16 // slot of the key
 }

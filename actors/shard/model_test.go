@@ -122,10 +122,10 @@ func (d *model) put(ns NamespaceID, p *Put) {
 	if existed {
 		e.createdMS = old.createdMS
 	}
-	if p.TTLMS > 0 {
-		e.expiresMS = d.now + p.TTLMS
-	} else if p.KeepTTL {
+	if p.KeepTTL && existed {
 		e.expiresMS = old.expiresMS
+	} else if p.TTLMS > 0 {
+		e.expiresMS = d.now + p.TTLMS
 	}
 	if e.ref.Object.Epoch != 0 {
 		d.objects[e.ref.Object] = max(d.objects[e.ref.Object], e.ref.ObjectBytes)

@@ -75,11 +75,8 @@ func conditionFailed(k kverr.Kind, version uint64) *kverr.Error {
 
 // fault is what is wrong with a put's arguments; nil when nothing is.
 func (p *Put) fault() *kverr.Error {
-	switch {
-	case p.TTLMS < 0 || p.TTLMS > maxTTLMS:
+	if p.TTLMS < 0 || p.TTLMS > maxTTLMS {
 		return invalid("ttl_ms", fmt.Sprintf("%d is not a time to live: 0 to %d", p.TTLMS, int64(maxTTLMS)))
-	case p.KeepTTL && p.TTLMS != 0:
-		return invalid("ttl_ms", "ttl_ms must be 0 with keep_ttl")
 	}
 	return p.If.fault()
 }
@@ -122,10 +119,10 @@ func (m *Machine) emitPut(revision uint64, ns NamespaceID, p *Put, old *Entry, e
 		e.created = old.CreatedMS
 	}
 	switch {
-	case p.TTLMS > 0:
-		e.expires = m.now + p.TTLMS
 	case p.KeepTTL && exists:
 		e.expires = old.ExpiresMS
+	case p.TTLMS > 0:
+		e.expires = m.now + p.TTLMS
 	}
 	m.payload = e.append(m.payload[:0])
 	m.log(revision, kindPut, m.payload)

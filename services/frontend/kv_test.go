@@ -92,6 +92,40 @@ func TestPutGetDelete(t *testing.T) {
 	}
 }
 
+// TestKeepTTL: a key keeps the expiry that it has; one that is not there gets the namespace's, as from any write that names
+// none.
+func TestKeepTTL(t *testing.T) {
+	r := newRig(t, Config{}, nil)
+	ctx := testContext(t)
+	_, err := r.Dir.CreateNamespace(ctx, &kvv1.Namespace{
+		Keyspace: DefaultName, Name: "short", Kind: kvv1.NamespaceKind_NAMESPACE_KIND_KV, DefaultTtlMs: 60_000,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	put := func(k string, ttl int64, keep bool) (lives int64) {
+		t.Helper()
+		op := &kvv1.PutOp{Key: []byte(k), TtlMs: ttl, KeepTtl: keep}
+		if _, err := r.KV.Put(ctx, &kvv1.PutRequest{Namespace: "short", Put: op}); err != nil {
+			t.Fatal(err)
+		}
+		got, err := r.KV.Get(ctx, &kvv1.GetRequest{Namespace: "short", Get: &kvv1.GetOp{Key: op.Key}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got.Entry.ExpiresMs - got.Entry.CreatedMs
+	}
+	if lives := put("new", 0, true); lives != 60_000 {
+		t.Errorf("a new key with keep_ttl lives %d ms, want the namespace's 60000", lives)
+	}
+	if lives := put("own", 3_600_000, false); lives != 3_600_000 {
+		t.Errorf("ttl_ms 3600000: lives %d ms", lives)
+	}
+	if lives := put("own", 0, true); lives != 3_600_000 {
+		t.Errorf("keep_ttl: lives %d ms, want what it had", lives)
+	}
+}
+
 func TestPreconditions(t *testing.T) {
 	r := newRig(t, Config{}, nil)
 	ctx := testContext(t)

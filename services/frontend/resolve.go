@@ -75,7 +75,7 @@ func (ns *Namespace) placeDelete(d *shard.Delete) *Shard {
 
 // applyDefaults fills in what the namespace decides for writes that do not.
 func (ns *Namespace) applyDefaults(p *shard.Put) {
-	if p.TTLMS == 0 && !p.KeepTTL {
+	if p.TTLMS == 0 { // with KeepTTL it is for a key that is not there
 		p.TTLMS = ns.DefaultTTLMS
 	}
 }

@@ -54,7 +54,7 @@ func checkPut(p *shard.Put) *kverr.Error {
 	}
 	switch {
 	case p.TTLMS < 0 || p.TTLMS > maxTTLMS:
-		return kverr.Invalid("ttl_ms", "is %d, must be 0 (for ever) to %d", p.TTLMS, maxTTLMS)
+		return kverr.Invalid("ttl_ms", "is %d, must be 0 (the namespace's default) to %d", p.TTLMS, maxTTLMS)
 	case p.KeepTTL && p.TTLMS != 0:
 		return kverr.Invalid("keep_ttl", "is set together with ttl_ms %d; only one of them may be", p.TTLMS)
 	}

@@ -36,9 +36,9 @@ type PutOp struct {
 	Metadata map[string]string `protobuf:"bytes,5,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Tags: at most 32, each (name plus value) at most 256 bytes.
 	Tags map[string]string `protobuf:"bytes,6,rep,name=tags,proto3" json:"tags,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Time to live in milliseconds; 0 = for ever.
+	// Time to live in milliseconds; 0 = the namespace's default.
 	TtlMs int64 `protobuf:"varint,7,opt,name=ttl_ms,json=ttlMs,proto3" json:"ttl_ms,omitempty"`
-	// Keep the expiry that the key has (ttl_ms must be 0).
+	// Keep the expiry that the key has (ttl_ms must be 0); a key that is not there gets the namespace's default.
 	KeepTtl bool `protobuf:"varint,8,opt,name=keep_ttl,json=keepTtl,proto3" json:"keep_ttl,omitempty"`
 	// Must hold, or nothing is written.
 	Precondition  *Precondition `protobuf:"bytes,9,opt,name=precondition,proto3" json:"precondition,omitempty"`
@@ -1464,7 +1464,7 @@ type TransactionRequest struct {
 	// Checked first, in order, together with the preconditions of the operations, all against the state before the
 	// transaction.
 	Conditions []*TransactionRequest_Condition `protobuf:"bytes,3,rep,name=conditions,proto3" json:"conditions,omitempty"`
-	// Applied in order; with conditions at most 2,000 and 8 MiB together.
+	// Applied in order, each to a key of its own; with conditions at most 2,000 and 8 MiB together.
 	Ops []*TransactionRequest_Op `protobuf:"bytes,4,rep,name=ops,proto3" json:"ops,omitempty"`
 	// Identity for safe repetition.
 	Identity      *WriteIdentity `protobuf:"bytes,5,opt,name=identity,proto3" json:"identity,omitempty"`
