@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -557,6 +558,78 @@ func TestListPages(t *testing.T) {
 	bad[len(bad)/2] ^= 1
 	_, err = r.KV.List(ctx, &kvv1.ListRequest{Prefix: []byte("p/"), PageSize: 5, PageToken: bad})
 	wantKind(t, "damaged token", err, kverr.InvalidArgument)
+}
+
+// TestListPagesWhileKeysGo: keys that are deleted between two pages, the last one of a page among them, cost no other key its place;
+// a namespace made anew under the same name is another one for page tokens.
+func TestListPagesWhileKeysGo(t *testing.T) {
+	r := newRig(t, Config{}, nil)
+	ctx := testContext(t)
+	for i := range 60 {
+		r.put(t, fmt.Sprintf("k%02d", i), "v")
+	}
+	var got []string
+	req := &kvv1.ListRequest{PageSize: 10}
+	for {
+		resp, err := r.KV.List(ctx, req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range resp.Entries {
+			got = append(got, string(e.Key))
+		}
+		if req.PageToken = resp.NextPageToken; len(req.PageToken) == 0 {
+			break
+		}
+		var n int
+		if _, err := fmt.Sscanf(got[len(got)-1], "k%d", &n); err != nil {
+			t.Fatal(err)
+		}
+		for _, gone := range []int{n, n + 1, n + 5} { // the last of this page, the first of the next, one within
+			if _, err := r.KV.Delete(ctx, &kvv1.DeleteRequest{Delete: &kvv1.DeleteOp{Key: fmt.Appendf(nil, "k%02d", gone)}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if !slices.IsSorted(got) || len(slices.Compact(slices.Clone(got))) != len(got) {
+		t.Errorf("out of order or twice: %v", got)
+	}
+	for i := range 60 {
+		k := fmt.Sprintf("k%02d", i)
+		if _, err := r.KV.Get(ctx, &kvv1.GetRequest{Get: &kvv1.GetOp{Key: []byte(k)}}); err == nil && !slices.Contains(got, k) {
+			t.Errorf("%s is there and was not listed", k)
+		}
+	}
+	count, err := r.KV.List(ctx, &kvv1.ListRequest{Prefix: []byte("\xff\xff"), CountOnly: true})
+	if err != nil || count.Count != 0 {
+		t.Errorf("a prefix of 0xff bytes: %v, %v", count, err)
+	}
+
+	space := &kvv1.Namespace{Keyspace: DefaultName, Name: "again", Kind: kvv1.NamespaceKind_NAMESPACE_KIND_KV}
+	var token []byte
+	for range 2 {
+		if _, err := r.Dir.CreateNamespace(ctx, space); err != nil {
+			t.Fatal(err)
+		}
+		if token != nil {
+			_, err := r.KV.List(ctx, &kvv1.ListRequest{Namespace: "again", PageSize: 1, PageToken: token})
+			wantKind(t, "a page token of the namespace before", err, kverr.InvalidArgument)
+			break
+		}
+		for _, k := range []string{"a", "b"} {
+			if _, err := r.KV.Put(ctx, &kvv1.PutRequest{Namespace: "again", Put: &kvv1.PutOp{Key: []byte(k)}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		page, err := r.KV.List(ctx, &kvv1.ListRequest{Namespace: "again", PageSize: 1})
+		if err != nil || len(page.NextPageToken) == 0 {
+			t.Fatalf("%v, %v", page, err)
+		}
+		token = page.NextPageToken
+		if err := r.Dir.DeleteNamespace(ctx, DefaultName, "again"); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // TestListPageEndsBeforeReplyOutgrows lists entries with large metadata: the page ends early, nothing is lost.

@@ -80,6 +80,10 @@ func hint(s *session, err error) string {
 			return "kvctl keyspace ls shows what there is"
 		}
 		return "without --if-absent it is overwritten; --if-version changes a version that you know"
+	case kverr.TooLarge:
+		if s.command == "put" && (e.Field == "head.size" || e.Field == "put.value") {
+			return "the server decides: kvstored -max-value-bytes allows up to 512 MiB"
+		}
 	case kverr.CrossPartition:
 		return "give the keys of a transaction a common {tag}, as in {user42}name and {user42}mail"
 	case kverr.WrongKind:

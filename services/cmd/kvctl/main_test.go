@@ -158,6 +158,7 @@ func TestCommandLines(t *testing.T) {
 		{"prompt lookup b0 --scope model=m", "", 1, `right kind`},
 		{"prompt lookup hex:xyz --namespace prompts", "", 2, `hex:xyz`},
 		{"prompt read b0 hex:ff01 --namespace prompts --scope model=m", "", 0, `^firstsecond$`},
+		{"prompt read b0 hex:ff01 --namespace prompts --scope model=m -o json", "", 0, `^\{"id":"b0","size":5,"value":"first"\}\n\{"id":"hex:ff01","size":6,"value":"second"\}\n$`},
 		{"prompt read b9 --namespace prompts --scope model=m", "", 3, `b9 is not stored`},
 		{"prompt pin b0 b9 --for 1h --namespace prompts --scope model=m", "", 0, `(?s)b0 +pinned.*b9 +not there`},
 		{"prompt ls --namespace prompts", "", 0, `\{"model":"m"\}`},

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"kvstore/client"
 	"kvstore/components/kverr"
@@ -146,7 +147,8 @@ var promptReadCommand = command{
 Blocks come one behind the other, each verified before a byte of it is written. At a missing block it ends with exit
 code 3.
 
-  kvctl prompt read --namespace prompts --scope model=llama b0 > b0.bin`,
+  kvctl prompt read --namespace prompts --scope model=llama b0 > b0.bin
+  kvctl prompt read --namespace prompts --scope model=llama b0 b1 -o json      one line a block`,
 	setup: promptSetup(nil, func(ctx context.Context, s *session, p *client.Prompt, refs []client.BlockRef) error {
 		for b, err := range p.Read(ctx, refs, nil) {
 			if err != nil {
@@ -155,12 +157,27 @@ code 3.
 			if b.Miss {
 				return kverr.New(kverr.NotFound, "read", "block %s is not stored", idText(refs[b.Index].ID))
 			}
-			if _, err := s.stdout.Write(b.Data); err != nil {
+			if err := s.showBlock(refs[b.Index], b.Data); err != nil {
 				return err
 			}
 		}
 		return nil
 	}),
+}
+
+// showBlock writes the bytes of a block as they are, or with -o json as a line that tells whose they are.
+func (s *session) showBlock(ref client.BlockRef, data []byte) error {
+	if s.output != "json" {
+		_, err := s.stdout.Write(data)
+		return err
+	}
+	line := map[string]any{"id": idText(ref.ID), "size": len(data)}
+	if utf8.Valid(data) {
+		line["value"] = string(data)
+	} else {
+		line["value_base64"] = data // JSON has []byte as base64
+	}
+	return s.jsonLine(line)
 }
 
 var promptWriteCommand = command{
