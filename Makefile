@@ -57,7 +57,7 @@ crash: build ## ROUNDS (20) rounds of kill -9 under 32 checked clients; make cra
 
 .PHONY: e2e
 e2e: build ## The built binaries, from outside: trace replays, restarts, damage, command lines.
-	KVSTORE_E2E=1 KVSTORE_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 25m ./tests/e2e/...
+	KVSTORE_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 25m ./tests/e2e/...
 
 .PHONY: bench
 bench: build ## Peers (etcd, Redis) and this store in one run on one disk; prints ratios.
