@@ -281,6 +281,7 @@ func TestLostBeforeAckAfter(t *testing.T) {
 			read := b.do(a, &command{op: get, name: "a"})
 			b.waits(write, read)
 			end(t, b, a)
+			await(t, write, read) // a confirmation that finds the loss releases on its own goroutine
 			b.left(kverr.OutcomeUnknown, write)
 			b.left(kverr.Moved, read)
 		})
