@@ -28,7 +28,7 @@ import (
 const (
 	DefaultObjectBytes  = 8 << 20
 	DefaultQueuedBytes  = 64 << 20
-	DefaultWriters      = 2
+	DefaultWriters      = 1
 	DefaultWriteTimeout = time.Minute
 )
 
@@ -40,7 +40,8 @@ type Config struct {
 	// QueuedBytes bounds the values that wait to be written or are being written by Put; beyond it Put fails with
 	// kverr.Exhausted. Default 64 MiB. One call is always let in when nothing waits.
 	QueuedBytes int
-	// Writers is how many objects are written at once; while that many are, callers' values gather. Default 2.
+	// Writers is how many objects are written at once; while that many are, callers' values gather. Default 1: a second writer makes
+	// more and smaller files, each with its own syncs (trace replay at 32 callers: 4.5M tokens/s with 2, 5.2M with 1).
 	Writers int
 	// WriteTimeout bounds one write of packed values. Default 1 minute.
 	WriteTimeout time.Duration
