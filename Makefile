@@ -49,7 +49,7 @@ fuzz: ## Every fuzz target for FUZZTIME (30s).
 
 .PHONY: fault
 fault: build ## Disk faults with real kernels: full ext4, strace-observed syncs (needs root and strace).
-	KVSTORE_FAULT=1 KVSTORE_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 10m ./tests/fault/...
+	KVSTORE_FAULT=1 $(GO) test -count=1 -timeout 10m ./tests/fault/...
 
 .PHONY: crash
 crash: build ## ROUNDS (20) rounds of kill -9 under 32 checked clients; make crash ROUNDS=200 is the full run.
@@ -57,7 +57,7 @@ crash: build ## ROUNDS (20) rounds of kill -9 under 32 checked clients; make cra
 
 .PHONY: e2e
 e2e: build ## The built binaries, from outside: trace replays, restarts, damage, command lines.
-	KVSTORE_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 25m ./tests/e2e/...
+	KVSTORE_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 25m -v ./tests/e2e ./tests/damage ./tests/replay
 
 .PHONY: bench
 bench: build ## Peers (etcd, Redis) and this store in one run on one disk; prints ratios.
