@@ -102,6 +102,8 @@ func (b *bench) main(ctx context.Context, out string) error {
 			return err
 		}
 		defer os.RemoveAll(b.dir)
+	} else if err = os.MkdirAll(b.dir, 0o755); err != nil {
+		return err
 	}
 	b.report.When = time.Now().UTC().Format(time.RFC3339)
 	parts := []struct {
