@@ -113,11 +113,15 @@ func (b *bench) blocks(ctx context.Context) error {
 	}
 	defer srv.stop()
 	for _, mib := range []int{1, 4, 32, 80} {
-		var r blockResult
+		var rs []blockResult
 		count := max(4, 320/mib)
-		if err := b.kvctl(ctx, addr, &r, "bench", "value", "--size", fmt.Sprintf("%dMiB", mib), "-n", strconv.Itoa(count), "-c", "2"); err != nil {
+		if err := b.kvctl(ctx, addr, &rs, "bench", "value", "--size", fmt.Sprintf("%dMiB", mib), "--count", strconv.Itoa(count), "-c", "2"); err != nil {
 			return err
 		}
+		if len(rs) != 1 || rs[0].Wrong != 0 {
+			return fmt.Errorf("blocks of %d MiB: %+v", mib, rs)
+		}
+		r := rs[0]
 		now, peak, err := srv.memory()
 		if err != nil {
 			return err
