@@ -29,6 +29,7 @@ type bench struct {
 	d      time.Duration
 	rounds int
 	only   string
+	keys   int // of the growth part
 	report report
 }
 
@@ -77,6 +78,7 @@ func main() {
 	flag.DurationVar(&b.d, "d", 5*time.Second, "length of a run")
 	flag.IntVar(&b.rounds, "rounds", 3, "interleaved rounds of each comparison")
 	flag.StringVar(&b.only, "only", "", "comma-separated parts: kv, prompt, blocks, growth (default all)")
+	flag.IntVar(&b.keys, "keys", 10_000_000, "keys of the growth part, more than a million")
 	flag.StringVar(&out, "out", "", "write the result as JSON to this file")
 	flag.Parse()
 	if *quick {
