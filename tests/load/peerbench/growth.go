@@ -27,6 +27,10 @@ const (
 // growth shows that cost follows the work, not the number of keys: processor time of a put with 10k and with 10M keys,
 // memory per small key, restart after kill -9.
 func (b *bench) growth(ctx context.Context) error {
+	small, err := b.smallStore(ctx)
+	if err != nil {
+		return err
+	}
 	dir := filepath.Join(b.dir, "growth")
 	srv, addr, admin, err := startOursAdmin(ctx, b.bin, dir)
 	if err != nil {
@@ -43,15 +47,7 @@ func (b *bench) growth(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := b.load(ctx, cl, 0, growSmall); err != nil {
-		return err
-	}
-	small, err := b.cpuPerPut(ctx, srv, cl, growSmall)
-	if err != nil {
-		return err
-	}
-
-	if err := b.load(ctx, cl, growSmall, growMillion); err != nil {
+	if err := b.load(ctx, cl, 0, growMillion); err != nil {
 		return err
 	}
 	full, err := heapInUse(ctx, admin)
@@ -92,6 +88,24 @@ func (b *bench) growth(ctx context.Context) error {
 	b.figure(figure{Name: fmt.Sprintf("processor time per put, %dk keys", b.keys/1000), Value: large, Unit: "us"})
 	b.figure(figure{Name: fmt.Sprintf("growth of processor time per put, 10k to %dk keys", b.keys/1000), Value: large / small, Unit: "x", Target: 2.5, AtMost: true})
 	return nil
+}
+
+// smallStore is the processor time of a put with few keys, in a store of its own: every put of that run leaves an identity behind
+// for as long as the client may repeat it, which is no cost of the keys that are measured next.
+func (b *bench) smallStore(ctx context.Context) (float64, error) {
+	srv, addr, _, err := startOursAdmin(ctx, b.bin, filepath.Join(b.dir, "small"))
+	if err != nil {
+		return 0, err
+	}
+	defer srv.stop()
+	c, err := newOurs(ctx, addr, false)
+	if err != nil {
+		return 0, err
+	}
+	if err := b.load(ctx, c.c[0], 0, growSmall); err != nil {
+		return 0, err
+	}
+	return b.cpuPerPut(ctx, srv, c.c[0], growSmall)
 }
 
 // figure notes a figure, and shows it at once: a run takes minutes.
