@@ -48,10 +48,13 @@ type Namespace struct {
 	Version        uint64
 }
 
+// Revision is that of the last change which a Catalog of this state shows.
+func Revision(t *btree.Tree) uint64 { return metaOf(t).visible }
+
 // NewCatalog reads a durable state of the directory. Its cost is the number of namespaces.
 func NewCatalog(t *btree.Tree) (*Catalog, error) {
 	c := &Catalog{byName: make(map[string]*Keyspace)}
-	c.Revision, _ = metaOf(t)
+	c.Revision = Revision(t)
 	for _, item := range t.Ascend([]byte{prefixKeyspace}, []byte{prefixKeyspace + 1}) {
 		var p dataplanev1.DirectoryKeyspace
 		if err := p.UnmarshalVT(item); err != nil {

@@ -12,6 +12,7 @@ const (
 	MaxTotal      = 20_000 // namespaces of all keyspaces
 	MaxShards     = 65_536 // shards of all keyspaces
 	MaxChores     = 10_000 // chores that are not done
+	MaxMarks      = 8_192  // marks of one command
 )
 
 // DefaultName is the keyspace, and in it the namespace, that exists unasked.
@@ -30,6 +31,8 @@ const (
 	OpUpdateNamespace    // Namespace and Fields
 	OpDeleteNamespace    // Namespace: Keyspace, Name
 	OpFinishChore        // Chore: its id
+	OpRemember           // Marks
+	OpAcceptLoss         // Marks: one, of which the shard alone counts
 )
 
 // Fields says which fields of a namespace to change.
@@ -69,10 +72,12 @@ type Command struct {
 	Fields    Fields
 	Version   uint64 // update and delete: the version that the resource must have; 0 = any
 	Chore     uint64
+	Marks     []Mark
 
 	// Err is why nothing was done; nil otherwise. Valid once Done is called with a nil error, as is Revision.
 	Err *kverr.Error
-	// Revision at which the command took effect; the catalog of that revision shows it. 0 when it changed nothing.
+	// Revision at which the command took effect; the catalog of that revision shows it, unless it changed marks alone. 0 when it
+	// changed nothing.
 	Revision uint64
 	// Done is called exactly once, by Release; it must not block.
 	Done func(c *Command, err error)
@@ -82,7 +87,7 @@ type Command struct {
 func (c *Command) Release(err error) { c.Done(c, err) }
 
 // Size is an estimate of the bytes that the command holds.
-func (c *Command) Size() int { return 512 }
+func (c *Command) Size() int { return 512 + 64*len(c.Marks) }
 
 // Grows tells whether the command may make the state larger.
 func (c *Command) Grows() bool { return c.Op == OpCreateKeyspace || c.Op == OpCreateNamespace }

@@ -2,7 +2,8 @@
 // pure state machine like a shard's, with a log of its own.
 //
 // It holds no data of users and touches no shards. What a change leaves to do there (create shards, remove data) it keeps as
-// chores until somebody reports them as done; package keeper does them. Readers use a Catalog.
+// chores until somebody reports them as done; package keeper does them. Readers use a Catalog. It also remembers how far the
+// logs of shards have come, so that a store which lost records is known by it (Mark).
 package directory
 
 import (
@@ -26,7 +27,8 @@ var _ host.Machine[*Command] = (*Machine)(nil)
 type Machine struct {
 	tree     *btree.Tree
 	revision uint64
-	now      int64 // directory time: never goes back
+	visible  uint64 // revision of the last change that a Catalog shows: marks are none
+	now      int64  // directory time: never goes back
 
 	body    dataplanev1.DirectoryBody // effects since the last Ready
 	size    int                       // of body, about
@@ -34,7 +36,8 @@ type Machine struct {
 
 	// Counts of what the tree holds, so that limits cost nothing to check.
 	keyspaces, namespaces, shards, chores int
-	perKeyspace                           map[string]int // namespaces
+	perKeyspace                           map[string]int    // namespaces
+	names                                 map[string]string // of keyspaces, by uid
 }
 
 // New makes a machine that knows nothing.
@@ -64,6 +67,10 @@ func (m *Machine) Step(c *Command) {
 		err = m.deleteNamespace(c.Namespace.Keyspace, c.Namespace.Name, c.Version)
 	case OpFinishChore:
 		m.finishChore(c.Chore)
+	case OpRemember:
+		err = m.remember(c.Marks)
+	case OpAcceptLoss:
+		err = m.acceptLoss(c.Marks)
 	default:
 		err = kverr.Invalid("op", "is %d; this release does not know it", c.Op)
 	}

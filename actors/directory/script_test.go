@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -11,6 +12,7 @@ import (
 	"testing"
 
 	"kvstore/components/btree"
+	dataplanev1 "kvstore/proto/gen/kvstore/dataplane/v1"
 	kvv1 "kvstore/proto/gen/kvstore/v1"
 )
 
@@ -22,6 +24,7 @@ var update = flag.Bool("update", false, "write what scripts print into testdata"
 //	namespace KEYSPACE NAME [kind=K] [path=N] [whole] [blocks=N] [bytes=N] [ttl=MS]
 //	update KEYSPACE NAME [blocks=N] [bytes=N] [ttl=MS] [version=V] | delete-namespace KEYSPACE NAME [version=V]
 //	finish CHORE | tick MS | ready | rollback | list
+//	remember SHARD@EPOCH@SEQ ... | accept SHARD ... | marks SHARD ...
 //
 // After each file all bodies are replayed by a machine that never saw a command, and by one that was restored half-way: the
 // trees must be the same.
@@ -142,6 +145,22 @@ func (s *script) step(line string) string {
 		}
 	case "delete-namespace":
 		c.Op, c.Namespace = OpDeleteNamespace, NamespaceSpec{Keyspace: arg(0), Name: arg(1)}
+	case "remember":
+		c.Op = OpRemember
+		for _, a := range args {
+			var mark Mark
+			if _, err := fmt.Sscanf(strings.ReplaceAll(a, "@", " "), "%s %d %d", &mark.Shard, &mark.Epoch, &mark.Seq); err != nil {
+				s.t.Fatalf("%s: %v", line, err)
+			}
+			c.Marks = append(c.Marks, mark)
+		}
+	case "accept":
+		c.Op = OpAcceptLoss
+		for _, a := range args {
+			c.Marks = append(c.Marks, Mark{Shard: a})
+		}
+	case "marks":
+		return s.marks(args)
 	case "finish":
 		c.Op, c.Chore = OpFinishChore, uint64(number(arg(0)))
 	default:
@@ -199,6 +218,9 @@ func (s *script) list() string {
 	}
 	for _, chore := range Chores(s.m.Tree()) {
 		fmt.Fprintf(&b, "chore %d: %s of %s %s, %d shards", chore.Id, strings.TrimPrefix(chore.Kind.String(), "KIND_"), chore.Keyspace, chore.KeyspaceUid, chore.Shards)
+		if chore.Kind == dataplanev1.DirectoryChore_KIND_RECREATE_SHARD {
+			fmt.Fprintf(&b, ", number %d", chore.Number)
+		}
 		if chore.Namespace != 0 {
 			fmt.Fprintf(&b, ", namespace #%d", chore.Namespace)
 		}
@@ -207,6 +229,20 @@ func (s *script) list() string {
 	if b.Len() == 0 {
 		return "nothing\n"
 	}
+	return b.String()
+}
+
+// marks prints what is remembered, and what that means for a log that ends just before it.
+func (s *script) marks(shards []string) string {
+	var b strings.Builder
+	for _, m := range MarksOf(s.m.Tree(), shards...) {
+		fmt.Fprintf(&b, "%s: record %d of epoch %d, made %v, accepted %v; without a manifest lost: %v", m.Shard, m.Seq, m.Epoch, m.Made, m.Accepted, m.Missing())
+		if m.Epoch > 0 {
+			fmt.Fprintf(&b, "; behind: %v one record before, %v in the epoch before, %v there", m.Behind(m.Epoch, m.Seq-1), m.Behind(m.Epoch-1, m.Seq), m.Behind(m.Epoch, m.Seq))
+		}
+		b.WriteByte('\n')
+	}
+	fmt.Fprintf(&b, "the catalog has revision %d\n", Revision(s.m.Tree()))
 	return b.String()
 }
 
@@ -239,6 +275,10 @@ func (s *script) replay() {
 		r := m.Ready()
 		if len(r.Body) != 0 || r.Head != s.m.revision {
 			s.t.Errorf("replayed from %d: head %d, want %d; body of %d bytes", from.at, r.Head, s.m.revision, len(r.Body))
+		}
+		if m.visible != s.m.visible || !maps.Equal(m.names, s.m.names) {
+			t := s.t
+			t.Errorf("replayed from %d: visible revision %d, names %v; want %d, %v", from.at, m.visible, m.names, s.m.visible, s.m.names)
 		}
 		if m.keyspaces != s.m.keyspaces || m.namespaces != s.m.namespaces || m.shards != s.m.shards || m.chores != s.m.chores {
 			s.t.Errorf("replayed from %d: counts differ: %d %d %d %d, want %d %d %d %d", from.at, m.keyspaces, m.namespaces, m.shards, m.chores,

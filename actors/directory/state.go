@@ -12,15 +12,17 @@ import (
 
 // State layout: one tree, as of a shard. Values are the messages of directory.proto.
 //
-//	01                          revision, time (uvarints)
+//	01                          revision, time, visible revision (uvarints)
 //	02 keyspace                 DirectoryKeyspace
 //	03 keyspace 00 namespace    DirectoryNamespace
 //	04 id:8                     DirectoryChore
+//	05 shard                    DirectoryMark
 const (
 	prefixMeta      = 0x01
 	prefixKeyspace  = 0x02
 	prefixNamespace = 0x03
 	prefixChore     = 0x04
+	prefixMark      = 0x05
 )
 
 // wholePartition is DirectoryNamespace.partition of the rule that takes the whole namespace.
@@ -104,11 +106,15 @@ func shardsOf(ks *dataplanev1.DirectoryKeyspace) int {
 
 // apply makes one change, in the same way when it is decided and when it is replayed.
 func (m *Machine) apply(e *dataplanev1.DirectoryEffect) error {
+	if _, marks := e.Kind.(*dataplanev1.DirectoryEffect_PutMarks); !marks {
+		m.visible = e.Revision
+	}
 	switch k := e.Kind.(type) {
 	case *dataplanev1.DirectoryEffect_PutKeyspace:
 		if old := m.keyspace(k.PutKeyspace.Name); old == nil {
 			m.keyspaces++
 			m.shards += shardsOf(k.PutKeyspace)
+			m.names[k.PutKeyspace.Uid] = k.PutKeyspace.Name
 		}
 		return m.set(keyspaceKey(k.PutKeyspace.Name), k.PutKeyspace)
 	case *dataplanev1.DirectoryEffect_DeleteKeyspace:
@@ -136,6 +142,13 @@ func (m *Machine) apply(e *dataplanev1.DirectoryEffect) error {
 			m.chores--
 		}
 		return nil
+	case *dataplanev1.DirectoryEffect_PutMarks:
+		for _, mark := range k.PutMarks.Marks {
+			if err := m.set(markKey(mark.Shard), mark); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
 	return fmt.Errorf("directory: an effect at revision %d that this release does not know", e.Revision)
 }
@@ -149,9 +162,15 @@ func (m *Machine) applyDeleteKeyspace(name string) {
 	m.shards -= shardsOf(ks)
 	m.namespaces -= m.perKeyspace[name]
 	delete(m.perKeyspace, name)
+	delete(m.names, ks.Uid)
 	m.tree.Delete(keyspaceKey(name))
 	from := namespaceKey(name, "")
-	to := append(from[:len(from)-1:len(from)-1], 1)
+	m.deleteRange(from, append(from[:len(from)-1:len(from)-1], 1))
+	from = markKey(ks.Uid + "-")
+	m.deleteRange(from, append(from[:len(from)-1:len(from)-1], '-'+1))
+}
+
+func (m *Machine) deleteRange(from, to []byte) {
 	var gone [][]byte
 	for k := range m.tree.Ascend(from, to) {
 		gone = append(gone, k)
@@ -163,42 +182,50 @@ func (m *Machine) applyDeleteKeyspace(name string) {
 
 // seal writes what is kept once per body.
 func (m *Machine) seal(timeMS int64) {
-	m.tree.Set([]byte{prefixMeta}, binary.AppendUvarint(binary.AppendUvarint(nil, m.revision), uint64(max(timeMS, timeOf(m.tree)))))
+	item := binary.AppendUvarint(nil, m.revision)
+	item = binary.AppendUvarint(item, uint64(max(timeMS, metaOf(m.tree).timeMS)))
+	m.tree.Set([]byte{prefixMeta}, binary.AppendUvarint(item, m.visible))
 }
 
-func timeOf(t *btree.Tree) int64 {
-	_, ms := metaOf(t)
-	return ms
+// meta is what a state has once.
+type meta struct {
+	revision uint64
+	timeMS   int64
+	visible  uint64
 }
 
-// metaOf reads a state's revision and time.
-func metaOf(t *btree.Tree) (revision uint64, timeMS int64) {
+// metaOf reads it.
+func metaOf(t *btree.Tree) meta {
 	item, ok := t.Get([]byte{prefixMeta})
 	if !ok {
-		return 0, 0
+		return meta{}
 	}
-	revision, n := binary.Uvarint(item)
-	if n <= 0 {
-		return 0, 0
+	var numbers [3]uint64
+	for i := range numbers {
+		v, n := binary.Uvarint(item)
+		if n <= 0 {
+			numbers[i] = numbers[0] // an earlier release had no visible revision: all were
+			break
+		}
+		numbers[i], item = v, item[n:]
 	}
-	ms, _ := binary.Uvarint(item[n:])
-	return revision, int64(ms)
+	return meta{revision: numbers[0], timeMS: int64(numbers[1]), visible: numbers[2]}
 }
 
 // Restore replaces all state by a tree. Effects that no Ready took are dropped.
 func (m *Machine) Restore(t *btree.Tree) {
 	m.tree = t
-	m.revision, m.now = 0, 0
-	revision, timeMS := metaOf(t)
-	m.revision, m.now = revision, max(m.now, timeMS)
+	stored := metaOf(t)
+	m.revision, m.visible, m.now = stored.revision, stored.visible, stored.timeMS
 	m.body, m.size = dataplanev1.DirectoryBody{}, 0
 	m.keyspaces, m.namespaces, m.shards, m.chores = 0, 0, 0, len(choresOf(t))
-	m.perKeyspace = make(map[string]int)
+	m.perKeyspace, m.names = make(map[string]int), make(map[string]string)
 	for _, item := range t.Ascend([]byte{prefixKeyspace}, []byte{prefixKeyspace + 1}) {
 		var ks dataplanev1.DirectoryKeyspace
 		if ks.UnmarshalVT(item) == nil {
 			m.keyspaces++
 			m.shards += shardsOf(&ks)
+			m.names[ks.Uid] = ks.Name
 		}
 	}
 	for _, item := range t.Ascend([]byte{prefixNamespace}, []byte{prefixNamespace + 1}) {

@@ -73,6 +73,11 @@ func (k *Keeper) chore(ctx context.Context, c *dataplanev1.DirectoryChore) error
 				return err
 			}
 			return nil
+		case dataplanev1.DirectoryChore_KIND_RECREATE_SHARD:
+			if err := k.shards.Create(ctx, ring.ShardID(c.KeyspaceUid, int(c.Number)), []byte(c.Keyspace)); err != nil && !errors.Is(err, wal.ErrExists) {
+				return err
+			}
+			return nil
 		case dataplanev1.DirectoryChore_KIND_REMOVE_SHARDS:
 			return k.shards.Remove(ctx, id)
 		case dataplanev1.DirectoryChore_KIND_DROP_NAMESPACE:

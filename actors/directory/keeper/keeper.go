@@ -93,6 +93,7 @@ type Keeper struct {
 	actor   atomic.Pointer[host.Actor[*directory.Command]]
 	opening chan struct{} // a token: whoever holds it may replace actor
 	catalog atomic.Pointer[directory.Catalog]
+	visible atomic.Pointer[visible]
 	reading sync.Mutex // held while a catalog is made, so that one does it for all
 
 	checkpointDue chan struct{} // one token
@@ -170,7 +171,7 @@ func (k *Keeper) use(ctx context.Context) (*host.Actor[*directory.Command], erro
 		_ = old.End(ctx, false)
 	}
 	hooks := host.Hooks{
-		Published: func(*host.State) { k.tellChanged() },
+		Published: k.published,
 		CheckpointDue: func() {
 			select {
 			case k.checkpointDue <- struct{}{}:
@@ -185,6 +186,14 @@ func (k *Keeper) use(ctx context.Context) (*host.Actor[*directory.Command], erro
 	k.actor.Store(a)
 	k.tellChanged()
 	return a, nil
+}
+
+// published tells of a new durable state, unless marks alone are new in it.
+func (k *Keeper) published(s *host.State) {
+	v := &visible{state: s, revision: directory.Revision(s.Tree)}
+	if before := k.visible.Swap(v); before == nil || before.revision != v.revision {
+		k.tellChanged()
+	}
 }
 
 var errClosed = &kverr.Error{Kind: kverr.Unavailable, Op: "read the directory", Message: "it is closed"}
@@ -230,7 +239,18 @@ func (k *Keeper) Revision(ctx context.Context) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return s.Revision, nil
+	if v := k.visible.Load(); v != nil && v.state == s {
+		return v.revision, nil
+	}
+	v := &visible{state: s, revision: directory.Revision(s.Tree)}
+	k.visible.Store(v)
+	return v.revision, nil
+}
+
+// visible keeps what Revision read from a state, since it is asked for every request.
+type visible struct {
+	state    *host.State
+	revision uint64
 }
 
 // Catalog returns the directory as it is: everything acknowledged before the call is in it. It is made once for each change.
@@ -239,12 +259,13 @@ func (k *Keeper) Catalog(ctx context.Context) (*directory.Catalog, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c := k.catalog.Load(); c != nil && c.Revision == s.Revision {
+	revision := directory.Revision(s.Tree)
+	if c := k.catalog.Load(); c != nil && c.Revision == revision {
 		return c, nil
 	}
 	k.reading.Lock()
 	defer k.reading.Unlock()
-	if c := k.catalog.Load(); c != nil && c.Revision >= s.Revision {
+	if c := k.catalog.Load(); c != nil && c.Revision >= revision {
 		return c, nil
 	}
 	c, err := directory.NewCatalog(s.Tree)

@@ -338,3 +338,55 @@ func TestResources(t *testing.T) {
 }
 
 func second[T any](_ T, err error) error { return err }
+
+// TestMarks: what is remembered survives a restart and changes nothing for readers; a shard that the store lost is there again, empty,
+// once an operator accepts it.
+func TestMarks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		ctx := t.Context()
+		ks, _ := w.settle().Keyspace("default")
+		id := ks.ShardIDs[1]
+		w.put(id, 1, "k")
+		before, err := w.keeper.Revision(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		changed := w.keeper.Changed()
+		var marks []directory.Mark
+		for _, id := range ks.ShardIDs {
+			marks = append(marks, directory.Mark{Shard: id, Epoch: 1, Seq: 2})
+		}
+		if err := w.keeper.Remember(ctx, marks...); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-changed:
+			t.Fatal("marks are told as a change")
+		default:
+		}
+		w.end()
+		w.begin()
+		if after, err := w.keeper.Revision(ctx); err != nil || after != before {
+			t.Fatalf("revision %d, %v; want %d", after, err, before)
+		}
+		if err := w.store.Remove(ctx, id); err != nil {
+			t.Fatal(err)
+		}
+		found, err := w.keeper.Marks(ctx, id, "00000000000000ff-0")
+		if err != nil || found[0] != (directory.Mark{Shard: id, Epoch: 1, Seq: 2, Made: true}) || found[1] != (directory.Mark{Shard: "00000000000000ff-0"}) {
+			t.Fatalf("%+v, %v", found, err)
+		}
+		accepted, err := w.keeper.AcceptLoss(ctx, id)
+		if err != nil || !accepted.Accepted || accepted.Missing() || accepted.Behind(0, 0) {
+			t.Fatalf("%+v, %v", accepted, err)
+		}
+		if w.has(id, 1, "k") {
+			t.Fatal("it is not empty")
+		}
+		if err := w.keeper.Remember(ctx, make([]directory.Mark, directory.MaxMarks+1)...); err == nil || kverr.KindOf(err) != kverr.TooLarge {
+			t.Fatal(err)
+		}
+		w.close()
+	})
+}

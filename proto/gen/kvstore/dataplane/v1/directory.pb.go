@@ -33,6 +33,8 @@ const (
 	DirectoryChore_KIND_REMOVE_SHARDS DirectoryChore_Kind = 2
 	// Remove a namespace from all shards of its keyspace.
 	DirectoryChore_KIND_DROP_NAMESPACE DirectoryChore_Kind = 3
+	// Create one shard that the store has lost, empty.
+	DirectoryChore_KIND_RECREATE_SHARD DirectoryChore_Kind = 4
 )
 
 // Enum value maps for DirectoryChore_Kind.
@@ -42,12 +44,14 @@ var (
 		1: "KIND_CREATE_SHARDS",
 		2: "KIND_REMOVE_SHARDS",
 		3: "KIND_DROP_NAMESPACE",
+		4: "KIND_RECREATE_SHARD",
 	}
 	DirectoryChore_Kind_value = map[string]int32{
 		"KIND_UNSPECIFIED":    0,
 		"KIND_CREATE_SHARDS":  1,
 		"KIND_REMOVE_SHARDS":  2,
 		"KIND_DROP_NAMESPACE": 3,
+		"KIND_RECREATE_SHARD": 4,
 	}
 )
 
@@ -140,6 +144,7 @@ type DirectoryEffect struct {
 	//	*DirectoryEffect_DeleteNamespace
 	//	*DirectoryEffect_PutChore
 	//	*DirectoryEffect_DeleteChore
+	//	*DirectoryEffect_PutMarks
 	Kind          isDirectoryEffect_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -243,6 +248,15 @@ func (x *DirectoryEffect) GetDeleteChore() uint64 {
 	return 0
 }
 
+func (x *DirectoryEffect) GetPutMarks() *DirectoryMarks {
+	if x != nil {
+		if x, ok := x.Kind.(*DirectoryEffect_PutMarks); ok {
+			return x.PutMarks
+		}
+	}
+	return nil
+}
+
 type isDirectoryEffect_Kind interface {
 	isDirectoryEffect_Kind()
 }
@@ -277,6 +291,11 @@ type DirectoryEffect_DeleteChore struct {
 	DeleteChore uint64 `protobuf:"varint,7,opt,name=delete_chore,json=deleteChore,proto3,oneof"`
 }
 
+type DirectoryEffect_PutMarks struct {
+	// Marks were raised, or a loss was accepted. It changes nothing that readers of the directory see.
+	PutMarks *DirectoryMarks `protobuf:"bytes,8,opt,name=put_marks,json=putMarks,proto3,oneof"`
+}
+
 func (*DirectoryEffect_PutKeyspace) isDirectoryEffect_Kind() {}
 
 func (*DirectoryEffect_DeleteKeyspace) isDirectoryEffect_Kind() {}
@@ -288,6 +307,8 @@ func (*DirectoryEffect_DeleteNamespace) isDirectoryEffect_Kind() {}
 func (*DirectoryEffect_PutChore) isDirectoryEffect_Kind() {}
 
 func (*DirectoryEffect_DeleteChore) isDirectoryEffect_Kind() {}
+
+func (*DirectoryEffect_PutMarks) isDirectoryEffect_Kind() {}
 
 // DirectoryKeyspace is a keyspace as the directory keeps it.
 type DirectoryKeyspace struct {
@@ -586,7 +607,9 @@ type DirectoryChore struct {
 	// Number of shards.
 	Shards int32 `protobuf:"varint,5,opt,name=shards,proto3" json:"shards,omitempty"`
 	// KIND_DROP_NAMESPACE: its uid.
-	Namespace     uint32 `protobuf:"varint,6,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Namespace uint32 `protobuf:"varint,6,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// KIND_RECREATE_SHARD: the shard's number.
+	Number        int32 `protobuf:"varint,7,opt,name=number,proto3" json:"number,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -663,13 +686,140 @@ func (x *DirectoryChore) GetNamespace() uint32 {
 	return 0
 }
 
+func (x *DirectoryChore) GetNumber() int32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+// DirectoryMark is the highest record of a shard that its owners have told to be durable: a log that ends before it has lost
+// acknowledged records (D6).
+type DirectoryMark struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the shard.
+	Shard string `protobuf:"bytes,1,opt,name=shard,proto3" json:"shard,omitempty"`
+	// Counter of the epoch that wrote the record. Marks are ordered by epoch, then by seq.
+	Epoch uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Number of the record.
+	Seq uint64 `protobuf:"varint,3,opt,name=seq,proto3" json:"seq,omitempty"`
+	// An operator has accepted the loss of what the log lacks up to here. It ends with the first mark of a higher epoch.
+	Accepted      bool `protobuf:"varint,4,opt,name=accepted,proto3" json:"accepted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DirectoryMark) Reset() {
+	*x = DirectoryMark{}
+	mi := &file_kvstore_dataplane_v1_directory_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DirectoryMark) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DirectoryMark) ProtoMessage() {}
+
+func (x *DirectoryMark) ProtoReflect() protoreflect.Message {
+	mi := &file_kvstore_dataplane_v1_directory_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DirectoryMark.ProtoReflect.Descriptor instead.
+func (*DirectoryMark) Descriptor() ([]byte, []int) {
+	return file_kvstore_dataplane_v1_directory_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *DirectoryMark) GetShard() string {
+	if x != nil {
+		return x.Shard
+	}
+	return ""
+}
+
+func (x *DirectoryMark) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *DirectoryMark) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *DirectoryMark) GetAccepted() bool {
+	if x != nil {
+		return x.Accepted
+	}
+	return false
+}
+
+// DirectoryMarks are marks of different shards.
+type DirectoryMarks struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The marks.
+	Marks         []*DirectoryMark `protobuf:"bytes,1,rep,name=marks,proto3" json:"marks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DirectoryMarks) Reset() {
+	*x = DirectoryMarks{}
+	mi := &file_kvstore_dataplane_v1_directory_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DirectoryMarks) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DirectoryMarks) ProtoMessage() {}
+
+func (x *DirectoryMarks) ProtoReflect() protoreflect.Message {
+	mi := &file_kvstore_dataplane_v1_directory_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DirectoryMarks.ProtoReflect.Descriptor instead.
+func (*DirectoryMarks) Descriptor() ([]byte, []int) {
+	return file_kvstore_dataplane_v1_directory_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *DirectoryMarks) GetMarks() []*DirectoryMark {
+	if x != nil {
+		return x.Marks
+	}
+	return nil
+}
+
 var File_kvstore_dataplane_v1_directory_proto protoreflect.FileDescriptor
 
 const file_kvstore_dataplane_v1_directory_proto_rawDesc = "" +
 	"\n" +
 	"$kvstore/dataplane/v1/directory.proto\x12\x14kvstore.dataplane.v1\"P\n" +
 	"\rDirectoryBody\x12?\n" +
-	"\aeffects\x18\x01 \x03(\v2%.kvstore.dataplane.v1.DirectoryEffectR\aeffects\"\xc4\x03\n" +
+	"\aeffects\x18\x01 \x03(\v2%.kvstore.dataplane.v1.DirectoryEffectR\aeffects\"\x89\x04\n" +
 	"\x0fDirectoryEffect\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12L\n" +
 	"\fput_keyspace\x18\x02 \x01(\v2'.kvstore.dataplane.v1.DirectoryKeyspaceH\x00R\vputKeyspace\x12)\n" +
@@ -677,7 +827,8 @@ const file_kvstore_dataplane_v1_directory_proto_rawDesc = "" +
 	"\rput_namespace\x18\x04 \x01(\v2(.kvstore.dataplane.v1.DirectoryNamespaceH\x00R\fputNamespace\x12Y\n" +
 	"\x10delete_namespace\x18\x05 \x01(\v2,.kvstore.dataplane.v1.DirectoryNamespaceNameH\x00R\x0fdeleteNamespace\x12C\n" +
 	"\tput_chore\x18\x06 \x01(\v2$.kvstore.dataplane.v1.DirectoryChoreH\x00R\bputChore\x12#\n" +
-	"\fdelete_chore\x18\a \x01(\x04H\x00R\vdeleteChoreB\x06\n" +
+	"\fdelete_chore\x18\a \x01(\x04H\x00R\vdeleteChore\x12C\n" +
+	"\tput_marks\x18\b \x01(\v2$.kvstore.dataplane.v1.DirectoryMarksH\x00R\bputMarksB\x06\n" +
 	"\x04kind\"\xc1\x01\n" +
 	"\x11DirectoryKeyspace\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
@@ -703,19 +854,28 @@ const file_kvstore_dataplane_v1_directory_proto_rawDesc = "" +
 	"\n" +
 	"created_ms\x18\t \x01(\x03R\tcreatedMs\x12\x18\n" +
 	"\aversion\x18\n" +
-	" \x01(\x04R\aversion\"\xbb\x02\n" +
+	" \x01(\x04R\aversion\"\xec\x02\n" +
 	"\x0eDirectoryChore\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12=\n" +
 	"\x04kind\x18\x02 \x01(\x0e2).kvstore.dataplane.v1.DirectoryChore.KindR\x04kind\x12!\n" +
 	"\fkeyspace_uid\x18\x03 \x01(\tR\vkeyspaceUid\x12\x1a\n" +
 	"\bkeyspace\x18\x04 \x01(\tR\bkeyspace\x12\x16\n" +
 	"\x06shards\x18\x05 \x01(\x05R\x06shards\x12\x1c\n" +
-	"\tnamespace\x18\x06 \x01(\rR\tnamespace\"e\n" +
+	"\tnamespace\x18\x06 \x01(\rR\tnamespace\x12\x16\n" +
+	"\x06number\x18\a \x01(\x05R\x06number\"~\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12KIND_CREATE_SHARDS\x10\x01\x12\x16\n" +
 	"\x12KIND_REMOVE_SHARDS\x10\x02\x12\x17\n" +
-	"\x13KIND_DROP_NAMESPACE\x10\x03B\xd0\x01\n" +
+	"\x13KIND_DROP_NAMESPACE\x10\x03\x12\x17\n" +
+	"\x13KIND_RECREATE_SHARD\x10\x04\"i\n" +
+	"\rDirectoryMark\x12\x14\n" +
+	"\x05shard\x18\x01 \x01(\tR\x05shard\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x10\n" +
+	"\x03seq\x18\x03 \x01(\x04R\x03seq\x12\x1a\n" +
+	"\baccepted\x18\x04 \x01(\bR\baccepted\"K\n" +
+	"\x0eDirectoryMarks\x129\n" +
+	"\x05marks\x18\x01 \x03(\v2#.kvstore.dataplane.v1.DirectoryMarkR\x05marksB\xd0\x01\n" +
 	"\x18com.kvstore.dataplane.v1B\x0eDirectoryProtoP\x01Z2kvstore/proto/gen/kvstore/dataplane/v1;dataplanev1\xa2\x02\x03KDX\xaa\x02\x14Kvstore.Dataplane.V1\xca\x02\x14Kvstore\\Dataplane\\V1\xe2\x02 Kvstore\\Dataplane\\V1\\GPBMetadata\xea\x02\x16Kvstore::Dataplane::V1b\x06proto3"
 
 var (
@@ -731,7 +891,7 @@ func file_kvstore_dataplane_v1_directory_proto_rawDescGZIP() []byte {
 }
 
 var file_kvstore_dataplane_v1_directory_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_kvstore_dataplane_v1_directory_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_kvstore_dataplane_v1_directory_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_kvstore_dataplane_v1_directory_proto_goTypes = []any{
 	(DirectoryChore_Kind)(0),       // 0: kvstore.dataplane.v1.DirectoryChore.Kind
 	(*DirectoryBody)(nil),          // 1: kvstore.dataplane.v1.DirectoryBody
@@ -740,6 +900,8 @@ var file_kvstore_dataplane_v1_directory_proto_goTypes = []any{
 	(*DirectoryNamespaceName)(nil), // 4: kvstore.dataplane.v1.DirectoryNamespaceName
 	(*DirectoryNamespace)(nil),     // 5: kvstore.dataplane.v1.DirectoryNamespace
 	(*DirectoryChore)(nil),         // 6: kvstore.dataplane.v1.DirectoryChore
+	(*DirectoryMark)(nil),          // 7: kvstore.dataplane.v1.DirectoryMark
+	(*DirectoryMarks)(nil),         // 8: kvstore.dataplane.v1.DirectoryMarks
 }
 var file_kvstore_dataplane_v1_directory_proto_depIdxs = []int32{
 	2, // 0: kvstore.dataplane.v1.DirectoryBody.effects:type_name -> kvstore.dataplane.v1.DirectoryEffect
@@ -747,12 +909,14 @@ var file_kvstore_dataplane_v1_directory_proto_depIdxs = []int32{
 	5, // 2: kvstore.dataplane.v1.DirectoryEffect.put_namespace:type_name -> kvstore.dataplane.v1.DirectoryNamespace
 	4, // 3: kvstore.dataplane.v1.DirectoryEffect.delete_namespace:type_name -> kvstore.dataplane.v1.DirectoryNamespaceName
 	6, // 4: kvstore.dataplane.v1.DirectoryEffect.put_chore:type_name -> kvstore.dataplane.v1.DirectoryChore
-	0, // 5: kvstore.dataplane.v1.DirectoryChore.kind:type_name -> kvstore.dataplane.v1.DirectoryChore.Kind
-	6, // [6:6] is the sub-list for method output_type
-	6, // [6:6] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	8, // 5: kvstore.dataplane.v1.DirectoryEffect.put_marks:type_name -> kvstore.dataplane.v1.DirectoryMarks
+	0, // 6: kvstore.dataplane.v1.DirectoryChore.kind:type_name -> kvstore.dataplane.v1.DirectoryChore.Kind
+	7, // 7: kvstore.dataplane.v1.DirectoryMarks.marks:type_name -> kvstore.dataplane.v1.DirectoryMark
+	8, // [8:8] is the sub-list for method output_type
+	8, // [8:8] is the sub-list for method input_type
+	8, // [8:8] is the sub-list for extension type_name
+	8, // [8:8] is the sub-list for extension extendee
+	0, // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_kvstore_dataplane_v1_directory_proto_init() }
@@ -767,6 +931,7 @@ func file_kvstore_dataplane_v1_directory_proto_init() {
 		(*DirectoryEffect_DeleteNamespace)(nil),
 		(*DirectoryEffect_PutChore)(nil),
 		(*DirectoryEffect_DeleteChore)(nil),
+		(*DirectoryEffect_PutMarks)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -774,7 +939,7 @@ func file_kvstore_dataplane_v1_directory_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kvstore_dataplane_v1_directory_proto_rawDesc), len(file_kvstore_dataplane_v1_directory_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   6,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
