@@ -6,8 +6,6 @@ import (
 	"time"
 
 	"kvstore/actors/host"
-	"kvstore/actors/host/values"
-	"kvstore/actors/shard"
 	"kvstore/components/kverr"
 	"kvstore/components/wal"
 	"kvstore/components/wal/driver"
@@ -30,10 +28,8 @@ const failPause = 500 * time.Millisecond
 func (h *Host) use(ctx context.Context, shardID string) (*live, error) {
 	if v, ok := h.slots.Load(shardID); ok {
 		s := v.(*slot)
-		if l := s.live.Load(); l != nil && l.actor.Err() == nil {
-			if !s.used.Load() {
-				s.used.Store(true)
-			}
+		if l := s.live.Load(); l != nil && l.Err() == nil {
+			s.touch()
 			return l, nil
 		}
 		return h.activate(ctx, s)
@@ -43,6 +39,13 @@ func (h *Host) use(ctx context.Context, shardID string) (*live, error) {
 		return nil, err
 	}
 	return h.activate(ctx, s)
+}
+
+// touch notes that the slot is used.
+func (s *slot) touch() {
+	if !s.used.Load() {
+		s.used.Store(true)
+	}
 }
 
 // useNext is use after an actor took nothing: it may be draining, to sleep or to be given up. Whoever has the turn is waited for.
@@ -79,7 +82,11 @@ func (h *Host) slot(shardID string) (*slot, error) {
 	return s, nil
 }
 
+// forget gives the place of a shard that does not exist back. The turn is held.
 func (h *Host) forget(s *slot) {
+	if s.open != nil {
+		return // it is registered
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.slots.CompareAndDelete(s.id, s) {
@@ -108,7 +115,7 @@ func (h *Host) activate(ctx context.Context, s *slot) (*live, error) {
 		return nil, err
 	}
 	if l := s.live.Load(); l != nil {
-		if l.actor.Err() == nil {
+		if l.Err() == nil {
 			s.give()
 			return l, nil
 		}
@@ -164,7 +171,8 @@ func (h *Host) open(s *slot) (*live, error) {
 	if err := h.keepPeace(s, before); err != nil {
 		return nil, err
 	}
-	s.state.Store(&condition{name: StateActivating})
+	activating := &condition{name: StateActivating}
+	s.state.Store(activating)
 	began := h.cfg.Actor.Clock.Now()
 	l, err := h.openLive(s)
 	if err != nil {
@@ -173,8 +181,10 @@ func (h *Host) open(s *slot) (*live, error) {
 	}
 	s.live.Store(l)
 	s.used.Store(true)
-	s.state.Store(asleep)
-	h.sweep(s, l)
+	s.state.CompareAndSwap(activating, asleep) // unless it is over by now
+	if l.shard != nil {
+		h.sweep(s, l)
+	}
 	if f := h.cfg.Events.Activated; f != nil {
 		f(s.id, l.epoch, h.cfg.Actor.Clock.Now().Sub(began))
 	}
@@ -204,12 +214,16 @@ func (h *Host) openLive(s *slot) (*live, error) {
 			f(s.id, p)
 		}
 	}
-	actor, err := host.Open(h.ctx, h.store, s.id, shard.New(h.cfg.Shard), h.cfg.Actor, hooks, opts)
+	open := s.open
+	if open == nil {
+		open = h.openShard
+	}
+	resident, err := open(h.ctx, host.Opening{Store: h.store, ID: s.id, Config: h.cfg.Actor, Hooks: hooks, Options: opts})
 	if err != nil {
 		return nil, err
 	}
-	l.actor, l.epoch = actor, actor.Log().Epoch().Counter
-	l.values = values.New(h.cfg.Values, actor.Log(), l)
+	l.Resident, l.epoch = resident, resident.Log().Epoch().Counter
+	l.shard, _ = resident.(*shardActor)
 	return l, nil
 }
 
@@ -278,39 +292,22 @@ func (h *Host) bury(s *slot, l *live) {
 	// its lease. An error costs that wait.
 	ctx, cancel := context.WithTimeout(h.ctx, buryTimeout)
 	defer cancel()
-	_ = l.actor.End(ctx, l.actor.Err().Kind != kverr.Moved)
-	l.values.Close()
+	_ = l.End(ctx, l.Err().Kind != kverr.Moved)
 }
 
 // buryTimeout bounds the yield of an epoch that ended by itself.
 const buryTimeout = 2 * time.Second
 
-// sweep removes what earlier epochs left behind, in the background.
-func (h *Host) sweep(s *slot, l *live) {
-	v := shard.NewView(l.actor.Latest().Tree)
-	h.background.Go(func() {
-		ctx, cancel := context.WithTimeout(h.ctx, h.cfg.BackgroundTimeout)
-		defer cancel()
-		stats, err := l.values.Sweep(ctx, v)
-		switch {
-		case err != nil:
-			h.tellFailed(s, l, "sweep", err)
-		case h.cfg.Events.Swept != nil:
-			h.cfg.Events.Swept(s.id, stats)
-		}
-	})
-}
-
 func (h *Host) tellFailed(s *slot, l *live, what string, err error) {
-	if f := h.cfg.Events.Failed; f != nil && l.actor.Err() == nil && h.ctx.Err() == nil {
+	if f := h.cfg.Events.Failed; f != nil && l.Err() == nil && h.ctx.Err() == nil {
 		f(s.id, what, err)
 	}
 }
 
 // due runs when a shard's wake-up has come: an active one ticks, one that sleeps is opened for it.
 func (h *Host) due(s *slot) {
-	if l := s.live.Load(); l != nil && l.actor.Err() == nil {
-		l.actor.Tick()
+	if l := s.live.Load(); l != nil && l.Err() == nil {
+		l.Tick()
 		return
 	}
 	if !h.enter() {
@@ -321,7 +318,7 @@ func (h *Host) due(s *slot) {
 		l, err := h.activate(h.ctx, s)
 		switch {
 		case err == nil:
-			l.actor.Tick()
+			l.Tick()
 		case h.ctx.Err() == nil && asKind(err).Kind != kverr.Moved:
 			h.timers.set(&s.wish, h.cfg.Actor.Clock.Now().Add(failPause).UnixMilli())
 		}

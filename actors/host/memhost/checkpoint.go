@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"kvstore/actors/host/values"
 	"kvstore/actors/shard"
 )
 
@@ -45,7 +46,7 @@ func (c *checkpoints) run() {
 		}
 		s := c.queue[0]
 		c.mu.Unlock()
-		if l := s.live.Load(); l != nil && l.actor.Err() == nil {
+		if l := s.live.Load(); l != nil && l.Err() == nil {
 			if err := c.host.checkpoint(c.host.ctx, s, l); err != nil {
 				c.host.tellFailed(s, l, "checkpoint", err)
 				c.pause()
@@ -81,21 +82,24 @@ func (c *checkpoints) close() {
 	c.done.Wait()
 }
 
-// checkpoint stores a shard's durable state and collects the values that died before it.
+// checkpoint stores an actor's durable state and collects the values that died before it.
 func (h *Host) checkpoint(ctx context.Context, s *slot, l *live) error {
 	ctx, cancel := context.WithTimeout(ctx, h.cfg.BackgroundTimeout)
 	defer cancel()
-	state := l.actor.Latest()
-	stats, err := l.actor.CheckpointState(ctx, state)
+	state := l.Latest()
+	stats, err := l.CheckpointState(ctx, state)
 	if err != nil {
 		return err
 	}
 	if stats.TotalBytes > 0 {
 		l.checkpointBytes.Store(stats.TotalBytes)
 	}
-	collected, err := l.values.Collect(ctx, shard.NewView(state.Tree), state.Seq, h.cfg.MoveBytes)
-	if err != nil {
-		return err
+	var collected values.Collected
+	if l.shard != nil {
+		collected, err = l.shard.values.Collect(ctx, shard.NewView(state.Tree), state.Seq, h.cfg.MoveBytes)
+		if err != nil {
+			return err
+		}
 	}
 	if f := h.cfg.Events.Checkpointed; f != nil {
 		f(s.id, stats, collected)

@@ -1,4 +1,4 @@
-// Package memhost runs shards inside one process: the runtime of the embedded store, of edge nodes, tests and the simulator
+// Package memhost runs shards, and the few other actors that it is told of, inside one process: the runtime of the embedded store, of edge nodes, tests and the simulator
 // (DESIGN D5). It activates a shard when it is first used, puts it to sleep when it is not used, keeps its checkpoints, values and
 // wake-ups in order, and yields it to another host that asks. It satisfies frontend.Shards.
 //
@@ -13,13 +13,11 @@ package memhost
 import (
 	"context"
 	"errors"
-	"io"
+	"fmt"
 	"sync"
 	"sync/atomic"
 
 	"kvstore/actors/host"
-	"kvstore/actors/host/values"
-	"kvstore/actors/shard"
 	"kvstore/components/kverr"
 	"kvstore/components/wal"
 	"kvstore/components/wal/driver"
@@ -48,10 +46,11 @@ type Host struct {
 	closed bool // guarded by mu
 }
 
-// slot is a shard's place in a host, active or not.
+// slot is an actor's place in a host, active or not.
 type slot struct {
 	id   string
 	host *Host
+	open host.Opener          // nil: a shard; changed with the turn
 	live atomic.Pointer[live] // nil while it is not active
 	used atomic.Bool          // since the idler looked last
 	wish wish
@@ -60,37 +59,14 @@ type slot struct {
 	state atomic.Pointer[condition] // for Status and for failing fast
 }
 
-// live is an active shard.
+// live is an active actor.
 type live struct {
-	actor  *host.Actor[*shard.Command]
-	values *values.Store
-	epoch  uint64
-	view   atomic.Pointer[durableView] // of the last state that was read
+	host.Resident
+	shard *shardActor // the same, when it is a shard; nil for other kinds
+	epoch uint64
 
 	checkpointBytes atomic.Int64
 }
-
-// durableView keeps the view of a state, since making one costs more than reading from it.
-type durableView struct {
-	state *host.State
-	view  shard.View
-}
-
-// viewOf returns the view of a durable state.
-func (l *live) viewOf(s *host.State) shard.View {
-	if v := l.view.Load(); v != nil && v.state == s {
-		return v.view
-	}
-	v := &durableView{state: s, view: shard.NewView(s.Tree)}
-	l.view.Store(v)
-	return v.view
-}
-
-// Seq is for values.Host.
-func (l *live) Seq() uint64 { return l.actor.Latest().Seq }
-
-// Do is for values.Host.
-func (l *live) Do(cmds ...*shard.Command) error { return l.actor.Do(cmds...) }
 
 // New makes a host on a store. It opens nothing by itself.
 func New(store *wal.Store, cfg Config) (*Host, error) {
@@ -136,120 +112,52 @@ func (h *Host) Remove(ctx context.Context, shardID string) error {
 	return nil
 }
 
-// tries is how often a call opens a shard anew when its ownership ends meanwhile.
+// tries is how often a call opens an actor anew when its ownership ends meanwhile.
 const tries = 3
-
-// Do hands commands to a shard, in order, activating it first if need be. Each is released exactly once, possibly before Do
-// returns.
-func (h *Host) Do(ctx context.Context, shardID string, cmds ...*shard.Command) {
-	l, err := h.use(ctx, shardID)
-	var tracked *live
-	for range tries {
-		if err != nil {
-			releaseAll(cmds, asKind(err))
-			return
-		}
-		if l != tracked { // once for each epoch: a command settles what it names once
-			cmds, tracked = l.values.Track(cmds), l
-		}
-		if l.actor.Do(cmds...) == nil {
-			return
-		}
-		l, err = h.useNext(ctx, shardID)
-	}
-	releaseAll(cmds, errUnsteady)
-}
 
 var errUnsteady = &kverr.Error{Kind: kverr.Unavailable, Op: "reach the shard", Message: "the shard changes hands too fast", RetryAfterMS: 100}
 
-func releaseAll(cmds []*shard.Command, err *kverr.Error) {
-	for _, c := range cmds {
-		c.Release(err)
-	}
-}
-
-// View returns the shard's last durable state for linearizable reads: everything that was acknowledged before the call is in it.
-func (h *Host) View(ctx context.Context, shardID string) (shard.View, error) {
-	l, err := h.use(ctx, shardID)
-	for range tries {
-		if err != nil {
-			return shard.View{}, asKind(err)
-		}
-		s, derr := l.actor.Durable(ctx)
-		if derr == nil {
-			return l.viewOf(s), nil
-		}
-		if !errors.Is(derr, host.ErrOver) {
-			return shard.View{}, asKind(derr)
-		}
-		l, err = h.useNext(ctx, shardID)
-	}
-	return shard.View{}, errUnsteady
-}
-
-// PutValues stores values apart from keys; see values.Store.Put.
-func (h *Host) PutValues(ctx context.Context, shardID string, values ...[]byte) ([]shard.Ref, error) {
-	l, err := h.use(ctx, shardID)
+// Register makes actors of another kind known, by id: it is opened by open when it is used, and is kept in all respects as shards
+// are. It comes before any use of the id.
+func (h *Host) Register(id string, open host.Opener) error {
+	s, err := h.slot(id)
 	if err != nil {
-		return nil, asKind(err)
+		return err
 	}
-	refs, err := l.values.Put(ctx, values...)
-	if err != nil {
-		return nil, asKind(err)
+	if err := s.take(h.ctx); err != nil {
+		return err
 	}
-	h.checkValues(shardID, l)
-	return refs, nil
-}
-
-// WriteValue stores one value of exactly size bytes from a stream; see values.Store.WriteStream.
-func (h *Host) WriteValue(ctx context.Context, shardID string, size int64, r io.Reader) (shard.Ref, error) {
-	l, err := h.use(ctx, shardID)
-	if err != nil {
-		return shard.Ref{}, asKind(err)
+	defer s.give()
+	if s.open != nil {
+		return fmt.Errorf("memhost: %s is registered already", id)
 	}
-	ref, err := l.values.WriteStream(ctx, size, r)
-	if err != nil {
-		return shard.Ref{}, asKind(err)
-	}
-	h.checkValues(shardID, l)
-	return ref, nil
-}
-
-// checkValues asks for a checkpoint when many values were written since the last.
-func (h *Host) checkValues(shardID string, l *live) {
-	if l.values.Written() >= h.cfg.CheckpointValueBytes {
-		if s, ok := h.slots.Load(shardID); ok {
-			h.checkpoints.due(s.(*slot))
-		}
-	}
-}
-
-// DropValues gives up references that no command will name.
-func (h *Host) DropValues(shardID string, refs ...shard.Ref) {
-	s, ok := h.slots.Load(shardID)
-	if !ok {
-		return
-	}
-	// A shard that is not active, or in another epoch, sweeps them.
-	if l := s.(*slot).live.Load(); l != nil {
-		for i := range refs {
-			if refs[i].Object.Epoch == l.epoch {
-				l.values.Drop(refs[i])
-			}
-		}
-	}
-}
-
-// ReadValue fills p from offset off of a value; see values.Store.Read for its errors.
-func (h *Host) ReadValue(ctx context.Context, shardID string, ref shard.Ref, off int64, p []byte) error {
-	l, err := h.use(ctx, shardID)
-	if err != nil {
-		return asKind(err)
-	}
-	if err := l.values.Read(ctx, ref, off, p); err != nil {
-		return asKind(err)
-	}
+	s.open = open
 	return nil
+}
+
+// Use returns an actor, activating it if need be; what it can do is known to whoever registered its kind. When it turns out to be
+// over, Use tells why, or returns the next one.
+func (h *Host) Use(ctx context.Context, id string) (host.Resident, error) {
+	l, err := h.use(ctx, id)
+	if err != nil {
+		return nil, asKind(err)
+	}
+	return l.Resident, nil
+}
+
+// Here returns an actor if it is active on this host, and activates nothing.
+func (h *Host) Here(id string) (host.Resident, bool) {
+	v, ok := h.slots.Load(id)
+	if !ok {
+		return nil, false
+	}
+	s := v.(*slot)
+	l := s.live.Load()
+	if l == nil || l.Err() != nil {
+		return nil, false
+	}
+	s.touch()
+	return l.Resident, true
 }
 
 // asKind makes a *kverr.Error of what is none yet. Nothing was applied when it is used for commands.

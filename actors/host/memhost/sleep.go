@@ -44,7 +44,7 @@ func (i *idler) round() {
 	defer h.background.Done()
 	h.slots.Range(func(_, v any) bool {
 		s := v.(*slot)
-		if l := s.live.Load(); l != nil && !s.used.Swap(false) && !l.values.Busy() {
+		if l := s.live.Load(); l != nil && !s.used.Swap(false) && !l.Busy() {
 			if err := h.sleep(h.ctx, s, false); err != nil {
 				h.tellFailed(s, l, "sleep", err)
 			}
@@ -65,7 +65,7 @@ func (h *Host) sleep(ctx context.Context, s *slot, always bool) error {
 	}
 	defer s.give()
 	l := s.live.Load()
-	if l == nil || l.actor.Err() != nil || !always && s.used.Load() {
+	if l == nil || l.Err() != nil || !always && s.used.Load() {
 		return nil
 	}
 	// Checkpoint while commands still pass, so that what is left for afterwards is little.
@@ -88,15 +88,14 @@ func (h *Host) sleep(ctx context.Context, s *slot, always bool) error {
 func (h *Host) stop(ctx context.Context, s *slot, l *live, patient bool) error {
 	ctx, cancel := context.WithTimeout(ctx, sleepPatience)
 	defer cancel()
-	if err := l.actor.Drain(ctx); err != nil && patient {
-		l.actor.Resume()
+	if err := l.Drain(ctx); err != nil && patient {
+		l.Resume()
 		return err
 	}
-	wake := l.actor.WakeMS()
+	wake := l.WakeMS()
 	s.live.Store(nil)
 	s.state.Store(asleep)
-	err := l.actor.End(ctx, true)
-	l.values.Close()
+	err := l.End(ctx, true)
 	h.timers.set(&s.wish, wake)
 	return err
 }
@@ -114,18 +113,17 @@ func (h *Host) Yield(ctx context.Context, shardID string, epoch driver.Epoch) bo
 	}
 	defer s.give()
 	l := s.live.Load()
-	if l == nil || l.actor.Log().Epoch() != epoch {
+	if l == nil || l.Log().Epoch() != epoch {
 		return false
 	}
-	_ = l.actor.Drain(ctx) // whatever is left is released by End, as unknown or moved
+	_ = l.Drain(ctx) // whatever is left is released by End, as unknown or moved
 	s.live.Store(nil)
 	why := &kverr.Error{Kind: kverr.Moved, Op: "reach the shard", Message: "the shard has another owner"}
 	s.state.Store(&condition{name: StateAsleep, reason: why, peace: h.cfg.Actor.Clock.Now().Add(h.cfg.Peace)})
-	err := l.actor.End(ctx, true)
-	l.values.Close()
+	err := l.End(ctx, true)
 	h.timers.set(&s.wish, 0)
 	// Also with an error: it means that the manifest does not say so, not that anything goes on here.
-	return err == nil || l.actor.Err() != nil
+	return err == nil || l.Err() != nil
 }
 
 // Close finishes what was begun, checkpoints every shard if told so, and yields them all. Calls that come later fail. When ctx ends
@@ -177,8 +175,8 @@ func (h *Host) closeSlot(ctx context.Context, s *slot, checkpoint bool) error {
 		return nil
 	}
 	var err error
-	if checkpoint && l.actor.Err() == nil {
-		_, err = l.actor.Checkpoint(ctx)
+	if checkpoint && l.Err() == nil {
+		_, err = l.CheckpointState(ctx, l.Latest())
 	}
 	return errors.Join(err, h.stop(ctx, s, l, false))
 }

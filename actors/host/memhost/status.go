@@ -16,7 +16,7 @@ const (
 	StateFailed     = "failed"
 )
 
-// Status is how one shard is on this host. Of a shard that is not active only ID, State and Reason are known.
+// Status is how one shard, or other actor, is on this host. Of one that is not active only ID, State and Reason are known.
 type Status struct {
 	ID              string
 	State           string
@@ -46,21 +46,23 @@ func (h *Host) Status() []Status {
 
 func (h *Host) statusOf(s *slot) Status {
 	l := s.live.Load()
-	if l == nil || l.actor.Err() != nil {
+	if l == nil || l.Err() != nil {
 		c := s.state.Load()
 		return Status{ID: s.id, State: c.name, Reason: c.reason}
 	}
-	state, log := l.actor.Latest(), l.actor.Log()
+	state, log := l.Latest(), l.Log()
 	records, bytes := log.SinceCheckpoint()
 	st := Status{
 		ID: s.id, State: StateActive, Epoch: l.epoch, Revision: state.Revision, Seq: state.Seq, MemoryBytes: state.Tree.Bytes(),
 		LogBytes: bytes, LogRecords: records, CheckpointBytes: l.checkpointBytes.Load(),
 	}
-	if why := l.actor.ReadOnly(); why != nil {
+	if why := l.ReadOnly(); why != nil {
 		st.State, st.Reason = StateReadOnly, why
 	}
-	t := l.viewOf(state).Totals()
-	st.Entries, st.ValueBytes, st.ValueObjects = t.Items, t.ObjectBytes, t.Objects
+	if l.shard != nil {
+		t := l.shard.viewOf(state).Totals()
+		st.Entries, st.ValueBytes, st.ValueObjects = t.Items, t.ObjectBytes, t.Objects
+	}
 	return st
 }
 
