@@ -2,13 +2,11 @@ package memhost
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"kvstore/actors/host"
 	"kvstore/components/kverr"
 	"kvstore/components/wal"
-	"kvstore/components/wal/driver"
 )
 
 // condition is what a slot that is not active waits for.
@@ -17,6 +15,10 @@ type condition struct {
 	reason *kverr.Error // why; nil when all is well
 	until  time.Time    // calls fail with reason until then; zero = they try
 	peace  time.Time    // another host's shard until then, unless that one yields
+	absent bool         // there was no such shard: reason is for those who do not wait, others look again
+
+	holder       wal.Holder // with peace: whom the manifest named when it was last read; zero before
+	holderPlaced bool       // what holder said of itself then
 }
 
 var asleep = &condition{name: StateAsleep}
@@ -33,6 +35,9 @@ func (h *Host) use(ctx context.Context, shardID string) (*live, error) {
 			return l, nil
 		}
 		return h.activate(ctx, s)
+	}
+	if !h.placed(shardID) {
+		return nil, errElsewhere // without a place for every shard that anybody asks for
 	}
 	s, err := h.slot(shardID)
 	if err != nil {
@@ -66,7 +71,7 @@ func (h *Host) slot(shardID string) (*slot, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {
-		return nil, errClosed
+		return nil, h.closedReason()
 	}
 	if v, ok := h.slots.Load(shardID); ok {
 		return v.(*slot), nil
@@ -94,8 +99,6 @@ func (h *Host) forget(s *slot) {
 	}
 }
 
-var errClosed = &kverr.Error{Kind: kverr.Unavailable, Op: "reach the shard", Message: "the host is closed", RetryAfterMS: 1000}
-
 // take waits for the right to change the slot's state.
 func (s *slot) take(ctx context.Context) error {
 	select {
@@ -114,38 +117,54 @@ func (h *Host) activate(ctx context.Context, s *slot) (*live, error) {
 	if err := s.take(ctx); err != nil {
 		return nil, err
 	}
-	if l := s.live.Load(); l != nil {
-		if l.Err() == nil {
-			s.give()
-			return l, nil
-		}
-		h.bury(s, l)
+	if l := s.live.Load(); l != nil && l.Err() == nil {
+		s.give()
+		return l, nil
 	}
-	if c := s.state.Load(); h.cfg.Actor.Clock.Now().Before(c.until) {
+	if c := s.state.Load(); !c.absent && h.cfg.Actor.Clock.Now().Before(c.until) {
 		s.give()
 		return nil, c.reason
 	}
-	if !h.enter() {
+	if !h.placed(s.id) {
 		s.give()
-		return nil, errClosed
+		return nil, errElsewhere
 	}
-	type opened struct {
-		l   *live
-		err error
+	result := h.begin(s)
+	if result == nil {
+		s.give()
+		return nil, h.closedReason()
 	}
-	result := make(chan opened, 1)
-	go func() {
-		defer h.background.Done()
-		defer s.give()
-		l, err := h.open(s)
-		result <- opened{l, err}
-	}()
 	select {
 	case r := <-result:
 		return r.l, r.err
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
+}
+
+// opened is what became of an activation.
+type opened struct {
+	l   *live
+	err error
+}
+
+// begin opens a slot in the background and gives its turn, which is held, when that is over. It returns nil, and keeps the turn, when
+// the host is closed.
+func (h *Host) begin(s *slot) <-chan opened {
+	if !h.enter() {
+		return nil
+	}
+	result := make(chan opened, 1)
+	go func() {
+		defer h.background.Done()
+		defer s.give()
+		if l := s.live.Load(); l != nil {
+			h.bury(s, l)
+		}
+		l, err := h.open(s)
+		result <- opened{l, err}
+	}()
+	return result
 }
 
 // enter registers a goroutine, unless the host is closed.
@@ -165,7 +184,7 @@ func (h *Host) open(s *slot) (*live, error) {
 	case h.activations <- struct{}{}:
 		defer func() { <-h.activations }()
 	case <-h.ctx.Done():
-		return nil, errClosed
+		return nil, h.closedReason()
 	}
 	before := s.state.Load()
 	if err := h.keepPeace(s, before); err != nil {
@@ -207,7 +226,12 @@ func (h *Host) openLive(s *slot) (*live, error) {
 		hooks.Jumped = func(by time.Duration) { f(s.id, by) }
 	}
 	opts := host.OpenOptions{Log: wal.OpenOptions{Address: h.cfg.Address}}
-	opts.Log.Yield = func(ctx context.Context, holder wal.Holder) { h.cfg.Peers.yield(ctx, h, s.id, holder) }
+	opts.Log.Yield = func(ctx context.Context, holder wal.Holder) {
+		// A host does not ask itself: what it held it has given up before.
+		if h.cfg.Peers != nil && holder.Address != h.cfg.Address {
+			h.cfg.Peers.Yield(ctx, s.id, holder)
+		}
+	}
 	opts.Progress = func(p wal.Progress) {
 		l.checkpointBytes.Store(p.CheckpointBytesTotal)
 		if f := h.cfg.Events.Activating; f != nil {
@@ -225,39 +249,6 @@ func (h *Host) openLive(s *slot) (*live, error) {
 	l.Resident, l.epoch = resident, resident.Log().Epoch().Counter
 	l.shard, _ = resident.(*shardActor)
 	return l, nil
-}
-
-// keepPeace refuses to take back a shard that was lost a short while ago, unless its holder has yielded (D3).
-func (h *Host) keepPeace(s *slot, c *condition) error {
-	if !h.cfg.Actor.Clock.Now().Before(c.peace) {
-		return nil
-	}
-	holder, err := h.store.Holder(h.ctx, s.id)
-	if err != nil {
-		return err
-	}
-	if holder.Yielded {
-		return nil
-	}
-	return c.reason
-}
-
-// failed remembers why an activation failed, so that calls fail fast for a while.
-func (h *Host) failed(s *slot, err error) {
-	why := asKind(err)
-	c := &condition{name: StateFailed, reason: why, until: h.cfg.Actor.Clock.Now().Add(failPause)}
-	if errors.Is(err, driver.ErrFenced) {
-		// Another host was quicker.
-		c = &condition{name: StateAsleep, reason: why, peace: h.cfg.Actor.Clock.Now().Add(h.cfg.Peace)}
-	}
-	s.state.Store(c)
-	if errors.Is(err, driver.ErrNotExist) {
-		h.forget(s) // nobody is kept waiting, and nothing is kept of a shard that does not exist
-		return
-	}
-	if f := h.cfg.Events.Failed; f != nil {
-		f(s.id, "activate", err)
-	}
 }
 
 // over runs when an actor's ownership ended by itself. The slot is freed by the next use, or by Close.
@@ -304,10 +295,14 @@ func (h *Host) tellFailed(s *slot, l *live, what string, err error) {
 	}
 }
 
-// due runs when a shard's wake-up has come: an active one ticks, one that sleeps is opened for it.
+// due runs when a shard's wake-up has come: an active one ticks, one that sleeps is opened for it, here or where it is placed.
 func (h *Host) due(s *slot) {
 	if l := s.live.Load(); l != nil && l.Err() == nil {
 		l.Tick()
+		return
+	}
+	if !h.placed(s.id) {
+		h.cfg.Placement.Wake(s.id)
 		return
 	}
 	if !h.enter() {

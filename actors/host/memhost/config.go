@@ -31,8 +31,10 @@ type Config struct {
 	Values values.Config
 	// Address is what manifests name this host by; required with Peers.
 	Address string
-	// Peers are the hosts of this process that share the engine; may be nil.
-	Peers *Peers
+	// Peers are the other hosts that share the engine; may be nil.
+	Peers Peers
+	// Placement tells which shards are this host's to open. nil: all that it is asked for.
+	Placement Placement
 	// MemoryBudget is how many bytes the states of all shards may take together, by the trees' own count; 0 = no limit. At
 	// MemoryBudget-MemoryReserve commands that grow a state are refused with kverr.Exhausted; others pass.
 	MemoryBudget int64
@@ -42,7 +44,7 @@ type Config struct {
 	IdleAfter time.Duration
 	// Activations is how many shards are activated at once. Default 2.
 	Activations int
-	// Peace is how long a host that lost a shard leaves it to the new holder. Default 30 s.
+	// Peace is how long a host that lost a shard leaves it to the new holder while that serves it. Default 30 s.
 	Peace time.Duration
 	// CheckpointValueBytes of values written since the last checkpoint make one due, so that dead values go in time.
 	// Default 256 MiB.

@@ -80,9 +80,6 @@ func New(store *wal.Store, cfg Config) (*Host, error) {
 	h.checkpoints.host, h.checkpoints.stopped = h, make(chan struct{})
 	h.idle.host = h
 	h.idle.start()
-	if cfg.Peers != nil {
-		cfg.Peers.join(cfg.Address, h)
-	}
 	return h, nil
 }
 

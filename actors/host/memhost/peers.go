@@ -7,40 +7,56 @@ import (
 	"kvstore/components/wal"
 )
 
-// Peers is where the hosts of one process find each other by address, so that one can ask another to yield a shard. The
-// zero value is ready.
-type Peers struct {
+// Peers is the way to the other hosts that share an engine. What they answer is a hint: only a shard's manifest and log decide.
+type Peers interface {
+	// Yield asks a shard's holder to give it up, and returns when it has answered or cannot be asked.
+	Yield(ctx context.Context, shardID string, holder wal.Holder)
+	// Serves asks a shard's holder whether it still serves the shard in that epoch. An error says that it could not be asked, which
+	// is not the same as that nobody is there.
+	Serves(ctx context.Context, shardID string, holder wal.Holder) (Serving, error)
+}
+
+// Serving is what a host says of a shard.
+type Serving struct {
+	Serves bool // it is the owner, as far as it knows
+	Placed bool // and it may open it again; see Placement
+}
+
+// LocalPeers are the hosts of one process, which find each other by address. The zero value is ready.
+type LocalPeers struct {
 	mu    sync.RWMutex
 	hosts map[string]*Host // guarded by mu
 }
 
-func (p *Peers) join(address string, h *Host) {
+var _ Peers = (*LocalPeers)(nil)
+
+// Join makes a host known by its address, in place of an earlier one. One that is closed may stay: it serves nothing.
+func (p *LocalPeers) Join(h *Host) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.hosts == nil {
 		p.hosts = make(map[string]*Host)
 	}
-	p.hosts[address] = h
+	p.hosts[h.cfg.Address] = h
 }
 
-func (p *Peers) leave(address string, h *Host) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.hosts[address] == h {
-		delete(p.hosts, address)
-	}
-}
-
-// yield asks a shard's holder to give it up. The manifest tells whether it did. A host does not ask itself: what it held it has
-// given up before.
-func (p *Peers) yield(ctx context.Context, asking *Host, shardID string, holder wal.Holder) {
-	if p == nil {
-		return
-	}
+func (p *LocalPeers) host(address string) *Host {
 	p.mu.RLock()
-	h := p.hosts[holder.Address]
-	p.mu.RUnlock()
-	if h != nil && h != asking {
+	defer p.mu.RUnlock()
+	return p.hosts[address]
+}
+
+// Yield is for Peers.
+func (p *LocalPeers) Yield(ctx context.Context, shardID string, holder wal.Holder) {
+	if h := p.host(holder.Address); h != nil {
 		h.Yield(ctx, shardID, holder.Epoch)
 	}
+}
+
+// Serves is for Peers.
+func (p *LocalPeers) Serves(_ context.Context, shardID string, holder wal.Holder) (Serving, error) {
+	if h := p.host(holder.Address); h != nil {
+		return h.Serves(shardID, holder.Epoch), nil
+	}
+	return Serving{}, nil
 }

@@ -137,9 +137,6 @@ func (h *Host) Close(ctx context.Context, checkpoint bool) error {
 	h.closed = true
 	h.mu.Unlock()
 	defer context.AfterFunc(ctx, h.cancel)() // background work, too
-	if h.cfg.Peers != nil {
-		h.cfg.Peers.leave(h.cfg.Address, h)
-	}
 	h.idle.close()
 	h.timers.close()
 	h.checkpoints.close()
