@@ -1,7 +1,9 @@
 package directory
 
 import (
+	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"kvstore/actors/shard"
 	"kvstore/components/btree"
@@ -15,7 +17,7 @@ import (
 type Catalog struct {
 	Revision  uint64
 	Keyspaces []*Keyspace // by name
-	Chores    int         // that are not done
+	Chores    int         // that were never done
 
 	byName map[string]*Keyspace
 }
@@ -125,6 +127,25 @@ func (k *Keyspace) Namespace(name string) (*Namespace, bool) {
 
 // Chores returns what a durable state leaves to do on shards, oldest first.
 func Chores(t *btree.Tree) []*dataplanev1.DirectoryChore { return choresOf(t) }
+
+// NextDueMS is when the first of the chores that were done once is to be done again (see Quarantine), in milliseconds since the
+// Unix epoch; 0 = there is none.
+func NextDueMS(t *btree.Tree) int64 {
+	for k := range t.Ascend([]byte{prefixSettled}, []byte{prefixSettled + 1}) {
+		return int64(binary.BigEndian.Uint64(k[1:])) + Quarantine.Milliseconds()
+	}
+	return 0
+}
+
+// Due returns the chores that are to be done again at a time in milliseconds since the Unix epoch.
+func Due(t *btree.Tree, nowMS int64) []*dataplanev1.DirectoryChore {
+	if due := NextDueMS(t); due == 0 || due > nowMS {
+		return nil
+	}
+	return slices.DeleteFunc(choresIn(t, prefixSettled), func(c *dataplanev1.DirectoryChore) bool {
+		return c.SettledMs+Quarantine.Milliseconds() > nowMS
+	})
+}
 
 // Proto returns the keyspace as users see it.
 func (k *Keyspace) Proto() *kvv1.Keyspace {

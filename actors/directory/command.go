@@ -1,6 +1,8 @@
 package directory
 
 import (
+	"time"
+
 	"kvstore/components/kverr"
 	kvv1 "kvstore/proto/gen/kvstore/v1"
 )
@@ -12,8 +14,14 @@ const (
 	MaxTotal      = 20_000 // namespaces of all keyspaces
 	MaxShards     = 65_536 // shards of all keyspaces
 	MaxChores     = 10_000 // chores that are not done
+	MaxSettled    = 50_000 // keyspaces removed within Quarantine
 	MaxMarks      = 8_192  // marks of one command
 )
+
+// Quarantine is how long the uid of a removed keyspace is remembered. Until then it is not given out again, so that a request to
+// create it that was repeated late makes nothing; and at its end the removal of its shards is done once more, for what an
+// owner that did not know yet that it was none any more created meanwhile.
+const Quarantine = time.Hour
 
 // DefaultName is the keyspace, and in it the namespace, that exists unasked.
 const DefaultName = "default"
@@ -26,10 +34,10 @@ const (
 	OpNone            Op = iota
 	OpBootstrap          // make default/default, unless the directory was ever used: Keyspace.UID and Shards
 	OpCreateKeyspace     // Keyspace: Name, UID, Shards
-	OpDeleteKeyspace     // Keyspace: Name
+	OpDeleteKeyspace     // Keyspace: Name, UID
 	OpCreateNamespace    // Namespace: all but what is output only
 	OpUpdateNamespace    // Namespace and Fields
-	OpDeleteNamespace    // Namespace: Keyspace, Name
+	OpDeleteNamespace    // Namespace: Keyspace, KeyspaceUID, Name, UID
 	OpFinishChore        // Chore: its id
 	OpRemember           // Marks
 	OpAcceptLoss         // Marks: one, of which the shard alone counts
@@ -47,15 +55,20 @@ const (
 
 // KeyspaceSpec says what keyspace to make or find.
 type KeyspaceSpec struct {
-	Name   string
-	UID    string // 16 hexadecimal digits, drawn at random by whoever sends the command; a machine draws nothing
-	Shards int    // 1 to ring.MaxShards
+	Name string
+	// UID has 16 hexadecimal digits, drawn at random by whoever makes the keyspace; a machine draws nothing. It also is the identity of the
+	// request: made again with the same one it is made once. With OpDeleteKeyspace it is which keyspace of that name is
+	// meant; empty = whichever.
+	UID    string
+	Shards int // 1 to ring.MaxShards
 }
 
 // NamespaceSpec says what namespace to make, change or find. Names are checked by the sender (key.CheckName) and by the machine.
 type NamespaceSpec struct {
 	Keyspace       string
+	KeyspaceUID    string // which keyspace of that name is meant; empty = whichever
 	Name           string
+	UID            uint32             // change and delete: which namespace of that name is meant; 0 = whichever
 	Kind           kvv1.NamespaceKind // UNSPECIFIED means KV
 	PathElements   int                // partition rule: so many path elements; 0 = see Whole
 	Whole          bool               // partition rule: the whole namespace; false and no PathElements = hash tag
@@ -70,9 +83,12 @@ type Command struct {
 	Keyspace  KeyspaceSpec
 	Namespace NamespaceSpec
 	Fields    Fields
-	Version   uint64 // update and delete: the version that the resource must have; 0 = any
-	Chore     uint64
-	Marks     []Mark
+	// Identity is drawn at random, 16 bytes, by whoever asks to make or change a namespace: asked again with the same one, unless
+	// something else changed it meanwhile, it is done once and succeeds. Empty = none.
+	Identity []byte
+	Version  uint64 // update and delete: the version that the resource must have; 0 = any
+	Chore    uint64
+	Marks    []Mark
 
 	// Err is why nothing was done; nil otherwise. Valid once Done is called with a nil error, as is Revision.
 	Err *kverr.Error

@@ -7,6 +7,7 @@
 package directory
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 
@@ -35,9 +36,11 @@ type Machine struct {
 	replies []host.Gated[*Command]
 
 	// Counts of what the tree holds, so that limits cost nothing to check.
-	keyspaces, namespaces, shards, chores int
-	perKeyspace                           map[string]int    // namespaces
-	names                                 map[string]string // of keyspaces, by uid
+	keyspaces, namespaces, shards, chores, settled int
+
+	perKeyspace map[string]int    // namespaces
+	names       map[string]string // of keyspaces, by uid
+	removed     map[string]bool   // uids of keyspaces whose shards are being removed or were a while ago
 }
 
 // New makes a machine that knows nothing.
@@ -58,13 +61,13 @@ func (m *Machine) Step(c *Command) {
 	case OpCreateKeyspace:
 		err = m.createKeyspace(c.Keyspace)
 	case OpDeleteKeyspace:
-		err = m.deleteKeyspace(c.Keyspace.Name, c.Version)
+		err = m.deleteKeyspace(c.Keyspace, c.Version)
 	case OpCreateNamespace:
-		err = m.createNamespace(&c.Namespace)
+		err = m.createNamespace(&c.Namespace, c.Identity)
 	case OpUpdateNamespace:
-		err = m.updateNamespace(&c.Namespace, c.Fields, c.Version)
+		err = m.updateNamespace(&c.Namespace, c.Fields, c.Version, c.Identity)
 	case OpDeleteNamespace:
-		err = m.deleteNamespace(c.Namespace.Keyspace, c.Namespace.Name, c.Version)
+		err = m.deleteNamespace(&c.Namespace, c.Version)
 	case OpFinishChore:
 		m.finishChore(c.Chore)
 	case OpRemember:
@@ -90,7 +93,7 @@ func (m *Machine) bootstrap(spec KeyspaceSpec) *kverr.Error {
 	if err := m.createKeyspace(spec); err != nil {
 		return err
 	}
-	return m.createNamespace(&NamespaceSpec{Keyspace: DefaultName, Name: DefaultName})
+	return m.createNamespace(&NamespaceSpec{Keyspace: DefaultName, Name: DefaultName}, nil)
 }
 
 func (m *Machine) createKeyspace(spec KeyspaceSpec) *kverr.Error {
@@ -101,7 +104,13 @@ func (m *Machine) createKeyspace(spec KeyspaceSpec) *kverr.Error {
 		return kverr.Invalid("keyspace.uid", "is %q; it must have 16 hexadecimal digits", spec.UID)
 	}
 	if old := m.keyspace(spec.Name); old != nil {
+		if old.Uid == spec.UID && shardsOf(old) == spec.Shards {
+			return nil // this request has made it
+		}
 		return exists("keyspace", old.Version)
+	}
+	if m.names[spec.UID] != "" || m.removed[spec.UID] {
+		return kverr.Invalid("keyspace.uid", "is %q, which another keyspace has or had", spec.UID)
 	}
 	slots, err := ring.New(spec.UID, spec.Shards)
 	if err != nil {
@@ -125,10 +134,15 @@ func (m *Machine) createKeyspace(spec KeyspaceSpec) *kverr.Error {
 	return nil
 }
 
-func (m *Machine) deleteKeyspace(name string, version uint64) *kverr.Error {
+func (m *Machine) deleteKeyspace(spec KeyspaceSpec, version uint64) *kverr.Error {
+	name := spec.Name
 	ks := m.keyspace(name)
-	if err := meets(ks != nil, ks.GetVersion(), version, "keyspace", name); err != nil {
+	there := ks != nil && (spec.UID == "" || spec.UID == ks.Uid)
+	if err := meets(there, ks.GetVersion(), version, "keyspace", name); err != nil {
 		return err
+	}
+	if m.settled >= MaxSettled {
+		return full("keyspaces removed within the last hour", MaxSettled)
 	}
 	m.revision++
 	// What was to be done for it is overtaken.
@@ -144,15 +158,18 @@ func (m *Machine) deleteKeyspace(name string, version uint64) *kverr.Error {
 	return nil
 }
 
-func (m *Machine) createNamespace(spec *NamespaceSpec) *kverr.Error {
+func (m *Machine) createNamespace(spec *NamespaceSpec, identity []byte) *kverr.Error {
 	if err := checkNamespace(spec); err != nil {
 		return err
 	}
-	ks := m.keyspace(spec.Keyspace)
+	ks := m.keyspaceMeant(spec)
 	if ks == nil {
 		return missing("keyspace", spec.Keyspace)
 	}
 	if old := m.namespace(spec.Keyspace, spec.Name); old != nil {
+		if repeats(old, identity) {
+			return nil
+		}
 		return exists("namespace", old.Version)
 	}
 	switch {
@@ -178,13 +195,42 @@ func (m *Machine) createNamespace(spec *NamespaceSpec) *kverr.Error {
 	m.emit(&dataplanev1.DirectoryEffect{Kind: &dataplanev1.DirectoryEffect_PutNamespace{PutNamespace: &dataplanev1.DirectoryNamespace{
 		Keyspace: spec.Keyspace, Name: spec.Name, Uid: next.LastNamespace, Kind: int32(kind), Partition: partition,
 		CapacityBlocks: spec.CapacityBlocks, CapacityBytes: spec.CapacityBytes, DefaultTtlMs: spec.DefaultTTLMS,
-		CreatedMs: m.now, Version: m.revision,
+		CreatedMs: m.now, Version: m.revision, ChangedBy: identity,
 	}}})
 	return nil
 }
 
-func (m *Machine) updateNamespace(spec *NamespaceSpec, fields Fields, version uint64) *kverr.Error {
+// keyspaceMeant returns the keyspace that a spec of a namespace means, nil when it is not there.
+func (m *Machine) keyspaceMeant(spec *NamespaceSpec) *dataplanev1.DirectoryKeyspace {
+	ks := m.keyspace(spec.Keyspace)
+	if ks == nil || spec.KeyspaceUID != "" && spec.KeyspaceUID != ks.Uid {
+		return nil
+	}
+	return ks
+}
+
+// namespaceMeant returns the namespace that a spec means, nil when it is not there.
+func (m *Machine) namespaceMeant(spec *NamespaceSpec) *dataplanev1.DirectoryNamespace {
+	if m.keyspaceMeant(spec) == nil {
+		return nil
+	}
 	ns := m.namespace(spec.Keyspace, spec.Name)
+	if ns == nil || spec.UID != 0 && spec.UID != ns.Uid {
+		return nil
+	}
+	return ns
+}
+
+// repeats tells whether the request of that identity made the last change of a namespace.
+func repeats(ns *dataplanev1.DirectoryNamespace, identity []byte) bool {
+	return len(identity) > 0 && bytes.Equal(ns.GetChangedBy(), identity)
+}
+
+func (m *Machine) updateNamespace(spec *NamespaceSpec, fields Fields, version uint64, identity []byte) *kverr.Error {
+	ns := m.namespaceMeant(spec)
+	if repeats(ns, identity) {
+		return nil
+	}
 	if err := meets(ns != nil, ns.GetVersion(), version, "namespace", spec.Name); err != nil {
 		return err
 	}
@@ -202,13 +248,14 @@ func (m *Machine) updateNamespace(spec *NamespaceSpec, fields Fields, version ui
 		return err
 	}
 	m.revision++
-	next.Version = m.revision
+	next.Version, next.ChangedBy = m.revision, identity
 	m.emit(&dataplanev1.DirectoryEffect{Kind: &dataplanev1.DirectoryEffect_PutNamespace{PutNamespace: next}})
 	return nil
 }
 
-func (m *Machine) deleteNamespace(keyspace, name string, version uint64) *kverr.Error {
-	ns := m.namespace(keyspace, name)
+func (m *Machine) deleteNamespace(spec *NamespaceSpec, version uint64) *kverr.Error {
+	keyspace, name := spec.Keyspace, spec.Name
+	ns := m.namespaceMeant(spec)
 	if err := meets(ns != nil, ns.GetVersion(), version, "namespace", name); err != nil {
 		return err
 	}
@@ -226,22 +273,31 @@ func (m *Machine) deleteNamespace(keyspace, name string, version uint64) *kverr.
 	return nil
 }
 
-// finishChore forgets a chore. One that is not there was finished before, or overtaken.
+// finishChore notes that a chore was done. One that is not there was finished before, or overtaken. A removal of shards is done twice,
+// see Quarantine.
 func (m *Machine) finishChore(id uint64) {
 	c := m.chore(id)
 	if c == nil {
+		if c = settledOf(m.tree, id); c != nil && c.SettledMs+Quarantine.Milliseconds() <= m.now {
+			m.revision++
+			m.emit(&dataplanev1.DirectoryEffect{Kind: &dataplanev1.DirectoryEffect_DeleteSettled{DeleteSettled: c}})
+		}
 		return
 	}
 	m.revision++
-	m.emit(&dataplanev1.DirectoryEffect{Kind: &dataplanev1.DirectoryEffect_DeleteChore{DeleteChore: id}})
-	if c.Kind != dataplanev1.DirectoryChore_KIND_CREATE_SHARDS {
+	switch c.Kind {
+	case dataplanev1.DirectoryChore_KIND_REMOVE_SHARDS:
+		c.SettledMs = max(m.now, 1)
+		m.emit(&dataplanev1.DirectoryEffect{Kind: &dataplanev1.DirectoryEffect_PutSettled{PutSettled: c}})
 		return
+	case dataplanev1.DirectoryChore_KIND_CREATE_SHARDS:
+		if ks := m.keyspace(c.Keyspace); ks != nil && ks.Uid == c.KeyspaceUid {
+			next := proto.CloneOf(ks)
+			next.Ready = true
+			m.emit(&dataplanev1.DirectoryEffect{Kind: &dataplanev1.DirectoryEffect_PutKeyspace{PutKeyspace: next}})
+		}
 	}
-	if ks := m.keyspace(c.Keyspace); ks != nil && ks.Uid == c.KeyspaceUid {
-		next := proto.CloneOf(ks)
-		next.Ready = true
-		m.emit(&dataplanev1.DirectoryEffect{Kind: &dataplanev1.DirectoryEffect_PutKeyspace{PutKeyspace: next}})
-	}
+	m.emit(&dataplanev1.DirectoryEffect{Kind: &dataplanev1.DirectoryEffect_DeleteChore{DeleteChore: id}})
 }
 
 func (m *Machine) addChore(c *dataplanev1.DirectoryChore) {
@@ -291,8 +347,14 @@ func (m *Machine) Pending() int { return m.size }
 // Tree is all durable state, once Ready was taken.
 func (m *Machine) Tree() *btree.Tree { return m.tree }
 
-// WakeMS is 0: the directory expires nothing.
-func (m *Machine) WakeMS() int64 { return 0 }
+// WakeMS is when the directory must be active although nobody asks for it: soon while there are chores, at the end of
+// Quarantine for those that rest.
+func (m *Machine) WakeMS() int64 {
+	if m.chores > 0 {
+		return (m.now/1000 + 2) * 1000
+	}
+	return NextDueMS(m.tree)
+}
 
 // Replay applies one durable body.
 func (m *Machine) Replay(body []byte, timeMS int64) error {

@@ -20,9 +20,10 @@ var update = flag.Bool("update", false, "write what scripts print into testdata"
 
 // TestScripts runs testdata/*.txt: steps, a line "----", and what the step prints up to an empty line.
 //
-//	bootstrap UID SHARDS | keyspace NAME UID SHARDS | delete-keyspace NAME [version=V]
-//	namespace KEYSPACE NAME [kind=K] [path=N] [whole] [blocks=N] [bytes=N] [ttl=MS]
-//	update KEYSPACE NAME [blocks=N] [bytes=N] [ttl=MS] [version=V] | delete-namespace KEYSPACE NAME [version=V]
+//	bootstrap UID SHARDS | keyspace NAME UID SHARDS | delete-keyspace NAME [version=V] [uid=U]
+//	namespace KEYSPACE NAME [of=UID] [kind=K] [path=N] [whole] [blocks=N] [bytes=N] [ttl=MS] [by=IDENTITY]
+//	update KEYSPACE NAME [of=UID] [uid=N] [blocks=N] [bytes=N] [ttl=MS] [version=V] [by=IDENTITY]
+//	delete-namespace KEYSPACE NAME [of=UID] [uid=N] [version=V]
 //	finish CHORE | tick MS | ready | rollback | list
 //	remember SHARD@EPOCH@SEQ ... | accept SHARD ... | marks SHARD ...
 //
@@ -108,7 +109,7 @@ func (s *script) step(line string) string {
 		}
 		return n
 	}
-	c := &Command{Version: uint64(number(options["version"]))}
+	c := &Command{Version: uint64(number(options["version"])), Identity: []byte(options["by"])}
 	switch f[0] {
 	case "tick":
 		s.m.Tick(number(arg(0)))
@@ -126,12 +127,12 @@ func (s *script) step(line string) string {
 	case "keyspace":
 		c.Op, c.Keyspace = OpCreateKeyspace, KeyspaceSpec{Name: arg(0), UID: arg(1), Shards: int(number(arg(2)))}
 	case "delete-keyspace":
-		c.Op, c.Keyspace.Name = OpDeleteKeyspace, arg(0)
+		c.Op, c.Keyspace.Name, c.Keyspace.UID = OpDeleteKeyspace, arg(0), options["uid"]
 	case "namespace", "update":
 		c.Op = OpCreateNamespace
 		_, whole := options["whole"]
 		c.Namespace = NamespaceSpec{
-			Keyspace: arg(0), Name: arg(1), PathElements: int(number(options["path"])), Whole: whole,
+			Keyspace: arg(0), KeyspaceUID: options["of"], Name: arg(1), UID: uint32(number(options["uid"])), PathElements: int(number(options["path"])), Whole: whole,
 			Kind:           kvv1.NamespaceKind(kvv1.NamespaceKind_value["NAMESPACE_KIND_"+strings.ToUpper(options["kind"])]),
 			CapacityBlocks: number(options["blocks"]), CapacityBytes: number(options["bytes"]), DefaultTTLMS: number(options["ttl"]),
 		}
@@ -144,7 +145,8 @@ func (s *script) step(line string) string {
 			}
 		}
 	case "delete-namespace":
-		c.Op, c.Namespace = OpDeleteNamespace, NamespaceSpec{Keyspace: arg(0), Name: arg(1)}
+		c.Op = OpDeleteNamespace
+		c.Namespace = NamespaceSpec{Keyspace: arg(0), KeyspaceUID: options["of"], Name: arg(1), UID: uint32(number(options["uid"]))}
 	case "remember":
 		c.Op = OpRemember
 		for _, a := range args {
@@ -226,6 +228,9 @@ func (s *script) list() string {
 		}
 		b.WriteByte('\n')
 	}
+	if due := NextDueMS(s.m.Tree()); due != 0 {
+		fmt.Fprintf(&b, "%d chores rest, the first until %d; due now: %d\n", s.m.settled, due, len(Due(s.m.Tree(), s.m.now)))
+	}
 	if b.Len() == 0 {
 		return "nothing\n"
 	}
@@ -280,6 +285,9 @@ func (s *script) replay() {
 			t := s.t
 			t.Errorf("replayed from %d: visible revision %d, names %v; want %d, %v", from.at, m.visible, m.names, s.m.visible, s.m.names)
 		}
+		if m.settled != s.m.settled || !maps.Equal(m.removed, s.m.removed) || NextDueMS(m.Tree()) != NextDueMS(s.m.Tree()) {
+			s.t.Errorf("replayed from %d: %d settled, removed %v, wake %d; want %d, %v, %d", from.at, m.settled, m.removed, NextDueMS(m.Tree()), s.m.settled, s.m.removed, NextDueMS(s.m.Tree()))
+		}
 		if m.keyspaces != s.m.keyspaces || m.namespaces != s.m.namespaces || m.shards != s.m.shards || m.chores != s.m.chores {
 			s.t.Errorf("replayed from %d: counts differ: %d %d %d %d, want %d %d %d %d", from.at, m.keyspaces, m.namespaces, m.shards, m.chores,
 				s.m.keyspaces, s.m.namespaces, s.m.shards, s.m.chores)
@@ -321,13 +329,13 @@ func TestLimits(t *testing.T) {
 	for i := 1; i <= 63; i++ {
 		must(&Command{Op: OpCreateKeyspace, Keyspace: KeyspaceSpec{Name: fmt.Sprint("k", i), UID: uid(i), Shards: 1024}})
 	}
-	refused("shards in all keyspaces", &Command{Op: OpCreateKeyspace, Keyspace: KeyspaceSpec{Name: "last", UID: uid(99), Shards: 1024}})
+	refused("shards in all keyspaces", &Command{Op: OpCreateKeyspace, Keyspace: KeyspaceSpec{Name: "last", UID: uid(1_000_000), Shards: 1024}})
 	for i := 64; i < MaxKeyspaces; i++ {
 		must(&Command{Op: OpCreateKeyspace, Keyspace: KeyspaceSpec{Name: fmt.Sprint("k", i), UID: uid(i), Shards: 1}})
 	}
-	refused("keyspaces", &Command{Op: OpCreateKeyspace, Keyspace: KeyspaceSpec{Name: "last", UID: uid(99), Shards: 1}})
+	refused("keyspaces", &Command{Op: OpCreateKeyspace, Keyspace: KeyspaceSpec{Name: "last", UID: uid(1_000_000), Shards: 1}})
 	must(&Command{Op: OpDeleteKeyspace, Keyspace: KeyspaceSpec{Name: "k1"}})
-	must(&Command{Op: OpCreateKeyspace, Keyspace: KeyspaceSpec{Name: "last", UID: uid(99), Shards: 1}})
+	must(&Command{Op: OpCreateKeyspace, Keyspace: KeyspaceSpec{Name: "last", UID: uid(1_000_000), Shards: 1}})
 }
 
 // TestDamage: a body that was damaged, or that a later release wrote, is refused and never skipped.

@@ -17,12 +17,14 @@ import (
 //	03 keyspace 00 namespace    DirectoryNamespace
 //	04 id:8                     DirectoryChore
 //	05 shard                    DirectoryMark
+//	06 settled:8 id:8           DirectoryChore that was done once and rests
 const (
 	prefixMeta      = 0x01
 	prefixKeyspace  = 0x02
 	prefixNamespace = 0x03
 	prefixChore     = 0x04
 	prefixMark      = 0x05
+	prefixSettled   = 0x06
 )
 
 // wholePartition is DirectoryNamespace.partition of the rule that takes the whole namespace.
@@ -32,6 +34,10 @@ func keyspaceKey(name string) []byte { return append([]byte{prefixKeyspace}, nam
 
 func namespaceKey(keyspace, name string) []byte {
 	return append(append(append([]byte{prefixNamespace}, keyspace...), 0), name...)
+}
+
+func settledKey(c *dataplanev1.DirectoryChore) []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64([]byte{prefixSettled}, uint64(c.SettledMs)), c.Id)
 }
 
 func choreKey(id uint64) []byte { return binary.BigEndian.AppendUint64([]byte{prefixChore}, id) }
@@ -85,9 +91,25 @@ func (m *Machine) chore(id uint64) *dataplanev1.DirectoryChore {
 func (m *Machine) allChores() []*dataplanev1.DirectoryChore { return choresOf(m.tree) }
 
 // choresOf lists the chores of a state in order.
-func choresOf(t *btree.Tree) []*dataplanev1.DirectoryChore {
+func choresOf(t *btree.Tree) []*dataplanev1.DirectoryChore { return choresIn(t, prefixChore) }
+
+// settledOf finds a chore that rests, by its id.
+func settledOf(t *btree.Tree, id uint64) *dataplanev1.DirectoryChore {
+	for k, item := range t.Ascend([]byte{prefixSettled}, []byte{prefixSettled + 1}) {
+		if binary.BigEndian.Uint64(k[9:]) != id {
+			continue
+		}
+		c := new(dataplanev1.DirectoryChore)
+		if c.UnmarshalVT(item) == nil {
+			return c
+		}
+	}
+	return nil
+}
+
+func choresIn(t *btree.Tree, prefix byte) []*dataplanev1.DirectoryChore {
 	var all []*dataplanev1.DirectoryChore
-	for _, item := range t.Ascend([]byte{prefixChore}, []byte{prefixChore + 1}) {
+	for _, item := range t.Ascend([]byte{prefix}, []byte{prefix + 1}) {
 		c := new(dataplanev1.DirectoryChore)
 		if c.UnmarshalVT(item) == nil {
 			all = append(all, c)
@@ -136,11 +158,24 @@ func (m *Machine) apply(e *dataplanev1.DirectoryEffect) error {
 		if _, was := m.tree.Get(choreKey(k.PutChore.Id)); !was {
 			m.chores++
 		}
+		m.noteRemoval(k.PutChore, true)
 		return m.set(choreKey(k.PutChore.Id), k.PutChore)
 	case *dataplanev1.DirectoryEffect_DeleteChore:
 		if _, was := m.tree.Delete(choreKey(k.DeleteChore)); was {
 			m.chores--
 		}
+		return nil
+	case *dataplanev1.DirectoryEffect_PutSettled:
+		if _, was := m.tree.Delete(choreKey(k.PutSettled.Id)); was {
+			m.chores--
+		}
+		m.settled++
+		return m.set(settledKey(k.PutSettled), k.PutSettled)
+	case *dataplanev1.DirectoryEffect_DeleteSettled:
+		if _, was := m.tree.Delete(settledKey(k.DeleteSettled)); was {
+			m.settled--
+		}
+		m.noteRemoval(k.DeleteSettled, false)
 		return nil
 	case *dataplanev1.DirectoryEffect_PutMarks:
 		for _, mark := range k.PutMarks.Marks {
@@ -151,6 +186,17 @@ func (m *Machine) apply(e *dataplanev1.DirectoryEffect) error {
 		return nil
 	}
 	return fmt.Errorf("directory: an effect at revision %d that this release does not know", e.Revision)
+}
+
+// noteRemoval keeps which uids may not be given out.
+func (m *Machine) noteRemoval(c *dataplanev1.DirectoryChore, there bool) {
+	switch {
+	case c.Kind != dataplanev1.DirectoryChore_KIND_REMOVE_SHARDS:
+	case there:
+		m.removed[c.KeyspaceUid] = true
+	default:
+		delete(m.removed, c.KeyspaceUid)
+	}
 }
 
 func (m *Machine) applyDeleteKeyspace(name string) {
@@ -218,8 +264,12 @@ func (m *Machine) Restore(t *btree.Tree) {
 	stored := metaOf(t)
 	m.revision, m.visible, m.now = stored.revision, stored.visible, stored.timeMS
 	m.body, m.size = dataplanev1.DirectoryBody{}, 0
-	m.keyspaces, m.namespaces, m.shards, m.chores = 0, 0, 0, len(choresOf(t))
-	m.perKeyspace, m.names = make(map[string]int), make(map[string]string)
+	chores, settled := choresOf(t), choresIn(t, prefixSettled)
+	m.keyspaces, m.namespaces, m.shards, m.chores, m.settled = 0, 0, 0, len(chores), len(settled)
+	m.perKeyspace, m.names, m.removed = make(map[string]int), make(map[string]string), make(map[string]bool)
+	for _, c := range append(chores, settled...) {
+		m.noteRemoval(c, true)
+	}
 	for _, item := range t.Ascend([]byte{prefixKeyspace}, []byte{prefixKeyspace + 1}) {
 		var ks dataplanev1.DirectoryKeyspace
 		if ks.UnmarshalVT(item) == nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"kvstore/actors/directory/keeper"
+	kvv1 "kvstore/proto/gen/kvstore/v1"
 	"kvstore/services/frontend"
 )
 
@@ -31,4 +32,24 @@ func (d directoryOf) Snapshot(ctx context.Context) (*frontend.Snapshot, error) {
 		s.Keyspaces = append(s.Keyspaces, r)
 	}
 	return s, nil
+}
+
+// DeleteKeyspace removes a keyspace, its namespaces, its shards and all that they hold.
+func (d directoryOf) DeleteKeyspace(ctx context.Context, name string) error {
+	return d.Keeper.DeleteKeyspace(ctx, name, "")
+}
+
+// CreateNamespace makes a namespace.
+func (d directoryOf) CreateNamespace(ctx context.Context, ns *kvv1.Namespace) (*kvv1.Namespace, error) {
+	return d.Keeper.CreateNamespace(ctx, ns, keeper.Request{})
+}
+
+// UpdateNamespace changes the fields that mask names.
+func (d directoryOf) UpdateNamespace(ctx context.Context, ns *kvv1.Namespace, mask []string) (*kvv1.Namespace, error) {
+	return d.Keeper.UpdateNamespace(ctx, ns, mask, keeper.Request{})
+}
+
+// DeleteNamespace removes a namespace and all that it holds.
+func (d directoryOf) DeleteNamespace(ctx context.Context, keyspace, name string) error {
+	return d.Keeper.DeleteNamespace(ctx, keyspace, name, keeper.Request{})
 }

@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"kvstore/actors/directory"
+	"kvstore/actors/host"
 	"kvstore/actors/shard"
 	"kvstore/components/ring"
 	"kvstore/components/wal"
@@ -17,82 +18,84 @@ import (
 // choreWidth is how many shards a chore works on at once.
 const choreWidth = 8
 
-// chores does what there is to do, then waits for a change.
-func (k *Keeper) chores() {
-	for k.ctx.Err() == nil {
-		changed := k.Changed()
-		done, failed := k.choresOnce()
-		switch {
-		case failed:
-			k.pause()
-		case done > 0:
-			// Look again at once: finishing them was a change.
-		default:
-			select {
-			case <-changed:
-			case <-k.ctx.Done():
-			}
-		}
-	}
-}
-
-// choresOnce does each chore that there is now, oldest first. One that fails does not hold up the others.
-func (k *Keeper) choresOnce() (done int, failed bool) {
-	s, err := k.state(k.ctx)
+// choresOnce does each chore that there is now, oldest first. One that fails does not hold up the others; the error, the last one, has
+// been told.
+func (o *owner) choresOnce() (done int, _ error) {
+	s, err := o.Durable(o.ctx)
 	if err != nil {
-		if k.ctx.Err() == nil {
-			k.tellFailed("read chores", err)
-		}
-		return 0, true
+		return 0, o.failed("read chores", err)
 	}
-	for _, c := range directory.Chores(s.Tree) {
-		err := k.chore(k.ctx, c)
+	if s.Revision == 0 {
+		if err := o.do(o.ctx, bootstrap(o.keeper.cfg.DefaultShards)); err != nil {
+			return 0, o.failed("make default/default", err)
+		}
+		return 1, nil
+	}
+	var last error
+	for _, c := range append(directory.Chores(s.Tree), directory.Due(s.Tree, o.clock.Now().UnixMilli())...) {
+		err := o.chore(c)
 		if err == nil {
-			err = k.do(k.ctx, &directory.Command{Op: directory.OpFinishChore, Chore: c.Id})
+			err = o.do(o.ctx, &directory.Command{Op: directory.OpFinishChore, Chore: c.Id})
 		}
-		switch {
-		case err == nil:
+		if err == nil {
 			done++
-		case k.ctx.Err() != nil:
-			return done, true
-		default:
-			failed = true
-			k.tellFailed(fmt.Sprintf("%v of keyspace %s", c.Kind, c.Keyspace), err)
+			continue
+		}
+		if last = o.failed(fmt.Sprintf("%v of keyspace %s", c.Kind, c.Keyspace), err); o.Err() != nil || o.ctx.Err() != nil {
+			return done, last
 		}
 	}
-	return done, failed
+	return done, last
 }
 
-// chore does one chore on all its shards. Each step can be repeated.
-func (k *Keeper) chore(ctx context.Context, c *dataplanev1.DirectoryChore) error {
+// failed tells of an error, unless it comes of the end of the ownership, and returns it.
+func (o *owner) failed(what string, err error) error {
+	if o.Err() == nil && o.ctx.Err() == nil && !errors.Is(err, host.ErrOver) {
+		o.keeper.tellFailed(what, err)
+	}
+	return err
+}
+
+// chore does one chore on all its shards. Each step can be repeated, also by an owner that does not know yet that it is none any more:
+// what is to be done was decided in the log, by the one who owned it, and neither the uid of a keyspace nor that of a namespace
+// in it ever means another. All that such a late step can leave behind is a shard of a keyspace that was removed meanwhile
+// (directory.Quarantine).
+func (o *owner) chore(c *dataplanev1.DirectoryChore) error {
 	return eachShard(int(c.Shards), func(n int) error {
-		id := ring.ShardID(c.KeyspaceUid, n)
+		ctx, cancel := context.WithTimeout(o.ctx, o.keeper.cfg.StepTimeout)
+		defer cancel()
+		if _, err := o.Durable(ctx); err != nil {
+			return err
+		}
+		id, shards := ring.ShardID(c.KeyspaceUid, n), o.keeper.shards
 		switch c.Kind {
 		case dataplanev1.DirectoryChore_KIND_CREATE_SHARDS:
-			if err := k.shards.Create(ctx, id, []byte(c.Keyspace)); err != nil && !errors.Is(err, wal.ErrExists) {
-				return err
-			}
-			return nil
+			return absent(shards.Create(ctx, id, []byte(c.Keyspace)))
 		case dataplanev1.DirectoryChore_KIND_RECREATE_SHARD:
-			if err := k.shards.Create(ctx, ring.ShardID(c.KeyspaceUid, int(c.Number)), []byte(c.Keyspace)); err != nil && !errors.Is(err, wal.ErrExists) {
-				return err
-			}
-			return nil
+			return absent(shards.Create(ctx, ring.ShardID(c.KeyspaceUid, int(c.Number)), []byte(c.Keyspace)))
 		case dataplanev1.DirectoryChore_KIND_REMOVE_SHARDS:
-			return k.shards.Remove(ctx, id)
+			return shards.Remove(ctx, id)
 		case dataplanev1.DirectoryChore_KIND_DROP_NAMESPACE:
-			return k.dropNamespace(ctx, id, shard.NamespaceID(c.Namespace))
+			return dropNamespace(ctx, shards, id, shard.NamespaceID(c.Namespace))
 		}
 		return fmt.Errorf("a chore of kind %v, which this release does not know", c.Kind)
 	})
 }
 
+// absent takes a shard that was created before for created.
+func absent(err error) error {
+	if errors.Is(err, wal.ErrExists) {
+		return nil
+	}
+	return err
+}
+
 // dropNamespace removes a namespace from a shard in steps that are small enough not to be felt.
-func (k *Keeper) dropNamespace(ctx context.Context, shardID string, ns shard.NamespaceID) error {
+func dropNamespace(ctx context.Context, shards Shards, shardID string, ns shard.NamespaceID) error {
 	for {
 		released := make(chan error, 1)
 		c := &shard.Command{Op: shard.OpDropNamespace, Namespace: ns, Done: func(_ *shard.Command, err error) { released <- err }}
-		k.shards.Do(ctx, shardID, c)
+		shards.Do(ctx, shardID, c)
 		select {
 		case err := <-released:
 			switch {

@@ -52,7 +52,7 @@ func (w *world) begin() {
 	if w.host, err = memhost.New(w.store, memhost.Config{}); err != nil {
 		w.t.Fatal(err)
 	}
-	w.keeper, err = keeper.Open(w.t.Context(), w.store, w.host, keeper.Config{Failed: func(what string, err error) {
+	w.keeper, err = keeper.Open(w.t.Context(), w.store, w.host, w.host, keeper.Config{Failed: func(what string, err error) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.failed = append(w.failed, fmt.Sprint(what, ": ", err))
@@ -64,7 +64,7 @@ func (w *world) begin() {
 
 func (w *world) end() {
 	w.t.Helper()
-	if err := errors.Join(w.keeper.Close(w.t.Context()), w.host.Close(w.t.Context(), false)); err != nil {
+	if err := w.host.Close(w.t.Context(), false); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -143,7 +143,7 @@ func TestBootstrap(t *testing.T) {
 		if ns, ok := w.catalog().Namespace("default", "default"); !ok || ns.Keyspace.UID != uid {
 			t.Fatal("default is another one after a restart")
 		}
-		if err := w.keeper.DeleteKeyspace(t.Context(), "default"); err != nil {
+		if err := w.keeper.DeleteKeyspace(t.Context(), "default", ""); err != nil {
 			t.Fatal(err)
 		}
 		w.settle()
@@ -201,7 +201,7 @@ func TestResumeCreate(t *testing.T) {
 func TestResumeDrop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		one, err := w.keeper.CreateNamespace(t.Context(), &kvv1.Namespace{Keyspace: "default", Name: "one"})
+		one, err := w.keeper.CreateNamespace(t.Context(), &kvv1.Namespace{Keyspace: "default", Name: "one"}, keeper.Request{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -212,7 +212,7 @@ func TestResumeDrop(t *testing.T) {
 		}
 		w.put(last, 1, "stays")
 		broken := w.engine.Add(fault.Rule{Verb: fault.Append, Shard: last, Nth: 2, Times: -1, Err: driver.ErrRefused})
-		if err := w.keeper.DeleteNamespace(t.Context(), "default", "one"); err != nil {
+		if err := w.keeper.DeleteNamespace(t.Context(), "default", "one", keeper.Request{}); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
@@ -231,7 +231,7 @@ func TestResumeDrop(t *testing.T) {
 		if !w.has(last, 1, "stays") {
 			t.Fatal("a key of another namespace is gone")
 		}
-		again, err := w.keeper.CreateNamespace(t.Context(), &kvv1.Namespace{Keyspace: "default", Name: "one"})
+		again, err := w.keeper.CreateNamespace(t.Context(), &kvv1.Namespace{Keyspace: "default", Name: "one"}, keeper.Request{})
 		if err != nil || again.Uid == one.Uid {
 			t.Fatalf("made again: %+v, %v; the uid was %d", again, err, one.Uid)
 		}
@@ -251,7 +251,7 @@ func TestRemoveKeyspace(t *testing.T) {
 			w.put(id, 1, "x")
 		}
 		broken := w.engine.Add(fault.Rule{Verb: fault.Remove, Nth: 2, Times: -1, Err: driver.ErrRefused})
-		if err := w.keeper.DeleteKeyspace(t.Context(), "k"); err != nil {
+		if err := w.keeper.DeleteKeyspace(t.Context(), "k", ""); err != nil {
 			t.Fatal(err)
 		}
 		if _, ok := w.catalog().Keyspace("k"); ok {
@@ -276,14 +276,14 @@ func TestOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.engine.Add(fault.Rule{Verb: fault.Append, Shard: keeper.ShardID, Err: context.DeadlineExceeded, After: true})
-		_, err := w.keeper.CreateNamespace(t.Context(), &kvv1.Namespace{Keyspace: "default", Name: "one"})
+		_, err := w.keeper.CreateNamespace(t.Context(), &kvv1.Namespace{Keyspace: "default", Name: "one"}, keeper.Request{})
 		if err == nil || kverr.KindOf(err) != kverr.OutcomeUnknown {
 			t.Fatal(err)
 		}
 		if _, ok := w.catalog().Namespace("default", "one"); !ok {
 			t.Fatal("it had landed")
 		}
-		if _, err := w.keeper.CreateNamespace(t.Context(), &kvv1.Namespace{Keyspace: "default", Name: "two"}); err != nil {
+		if _, err := w.keeper.CreateNamespace(t.Context(), &kvv1.Namespace{Keyspace: "default", Name: "two"}, keeper.Request{}); err != nil {
 			t.Fatal(err)
 		}
 		w.close()
@@ -298,11 +298,11 @@ func TestResources(t *testing.T) {
 		ns, err := w.keeper.CreateNamespace(ctx, &kvv1.Namespace{
 			Keyspace: "default", Name: "blocks", Kind: kvv1.NamespaceKind_NAMESPACE_KIND_PROMPT, CapacityBlocks: 10,
 			Partition: &kvv1.PartitionRule{Rule: &kvv1.PartitionRule_PathElements{PathElements: 2}},
-		})
+		}, keeper.Request{})
 		if err != nil || ns.Partition.GetPathElements() != 2 || ns.CapacityBlocks != 10 || ns.Version == 0 {
 			t.Fatal(ns, err)
 		}
-		up, err := w.keeper.UpdateNamespace(ctx, &kvv1.Namespace{Keyspace: "default", Name: "blocks", CapacityBlocks: 5, DefaultTtlMs: 9, Version: ns.Version}, []string{"capacity_blocks"})
+		up, err := w.keeper.UpdateNamespace(ctx, &kvv1.Namespace{Keyspace: "default", Name: "blocks", CapacityBlocks: 5, DefaultTtlMs: 9, Version: ns.Version}, []string{"capacity_blocks"}, keeper.Request{})
 		if err != nil || up.CapacityBlocks != 5 || up.DefaultTtlMs != 0 || up.Version <= ns.Version {
 			t.Fatal(up, err)
 		}
@@ -311,12 +311,12 @@ func TestResources(t *testing.T) {
 			err  error
 			kind kverr.Kind
 		}{
-			{"old version", second(w.keeper.UpdateNamespace(ctx, &kvv1.Namespace{Keyspace: "default", Name: "blocks", Version: ns.Version}, []string{"capacity_blocks"})), kverr.VersionMismatch},
-			{"mask", second(w.keeper.UpdateNamespace(ctx, ns, []string{"kind"})), kverr.InvalidArgument},
-			{"no mask", second(w.keeper.UpdateNamespace(ctx, ns, nil)), kverr.InvalidArgument},
-			{"exists", second(w.keeper.CreateNamespace(ctx, ns)), kverr.AlreadyExists},
-			{"no keyspace", second(w.keeper.CreateNamespace(ctx, &kvv1.Namespace{Keyspace: "none", Name: "n"})), kverr.NotFound},
-			{"no namespace", w.keeper.DeleteNamespace(ctx, "default", "none"), kverr.NotFound},
+			{"old version", second(w.keeper.UpdateNamespace(ctx, &kvv1.Namespace{Keyspace: "default", Name: "blocks", Version: ns.Version}, []string{"capacity_blocks"}, keeper.Request{})), kverr.VersionMismatch},
+			{"mask", second(w.keeper.UpdateNamespace(ctx, ns, []string{"kind"}, keeper.Request{})), kverr.InvalidArgument},
+			{"no mask", second(w.keeper.UpdateNamespace(ctx, ns, nil, keeper.Request{})), kverr.InvalidArgument},
+			{"exists", second(w.keeper.CreateNamespace(ctx, ns, keeper.Request{})), kverr.AlreadyExists},
+			{"no keyspace", second(w.keeper.CreateNamespace(ctx, &kvv1.Namespace{Keyspace: "none", Name: "n"}, keeper.Request{})), kverr.NotFound},
+			{"no namespace", w.keeper.DeleteNamespace(ctx, "default", "none", keeper.Request{}), kverr.NotFound},
 			{"name", second(w.keeper.CreateKeyspace(ctx, &kvv1.Keyspace{Name: "A"})), kverr.InvalidArgument},
 			{"shards", second(w.keeper.CreateKeyspace(ctx, &kvv1.Keyspace{Name: "a", Shards: 5000})), kverr.InvalidArgument},
 		} {

@@ -18,7 +18,7 @@ func (k *Keeper) Remember(ctx context.Context, marks ...directory.Mark) error {
 // Marks returns what is remembered of some shards, in their order, for whoever opens them: everything that Remember returned
 // for is in it. A shard that the directory does not know has a zero mark.
 func (k *Keeper) Marks(ctx context.Context, shardIDs ...string) ([]directory.Mark, error) {
-	s, err := k.state(ctx)
+	s, err := k.State(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -46,7 +46,7 @@ func (k *Keeper) AcceptLoss(ctx context.Context, shardID string) (directory.Mark
 func (k *Keeper) awaitChore(ctx context.Context, id uint64) error {
 	for {
 		changed := k.Changed()
-		s, err := k.state(ctx)
+		s, err := k.State(ctx)
 		if err != nil {
 			return err
 		}

@@ -8,9 +8,27 @@ import (
 	kvv1 "kvstore/proto/gen/kvstore/v1"
 )
 
-// CreateKeyspace makes a keyspace with its shards and waits until it can be used. When ctx ends first it is made all the same.
+// Request says which request it is, and which resources it means beyond their names, so that it can be repeated when its answer was
+// lost: it is done once, and never to what was made under the same name meanwhile. The zero value is a request that is not repeated.
+type Request struct {
+	ID           []byte // identity, 16 random bytes
+	KeyspaceUID  string // of the keyspace that it is in; empty = whichever has the name
+	NamespaceUID uint32 // of the namespace to change or remove; 0 = whichever has the name
+}
+
+// command fills in a command on a namespace.
+func (r *Request) command(op directory.Op, spec directory.NamespaceSpec) *directory.Command {
+	spec.KeyspaceUID, spec.UID = r.KeyspaceUID, r.NamespaceUID
+	return &directory.Command{Op: op, Namespace: spec, Identity: r.ID}
+}
+
+// CreateKeyspace makes a keyspace with its shards and waits until it can be used. When ctx ends first it is made all the same. Its
+// uid, when it has one (NewUID), is the request's identity: asked again with the same uid, it is made once.
 func (k *Keeper) CreateKeyspace(ctx context.Context, ks *kvv1.Keyspace) (*kvv1.Keyspace, error) {
-	c := &directory.Command{Op: directory.OpCreateKeyspace, Keyspace: directory.KeyspaceSpec{Name: ks.GetName(), UID: newUID(), Shards: int(ks.GetShards())}}
+	c := &directory.Command{Op: directory.OpCreateKeyspace, Keyspace: directory.KeyspaceSpec{Name: ks.GetName(), UID: ks.GetUid(), Shards: int(ks.GetShards())}}
+	if c.Keyspace.UID == "" {
+		c.Keyspace.UID = NewUID()
+	}
 	if c.Keyspace.Shards == 0 {
 		c.Keyspace.Shards = k.cfg.DefaultShards
 	}
@@ -50,13 +68,14 @@ func (k *Keeper) awaitReady(ctx context.Context, name string) error {
 	}
 }
 
-// DeleteKeyspace removes a keyspace with its namespaces at once, and what it holds soon after, also through a crash.
-func (k *Keeper) DeleteKeyspace(ctx context.Context, name string) error {
-	return k.do(ctx, &directory.Command{Op: directory.OpDeleteKeyspace, Keyspace: directory.KeyspaceSpec{Name: name}})
+// DeleteKeyspace removes a keyspace with its namespaces at once, and what it holds soon after, also through a crash. With a uid it
+// removes that keyspace and no other of its name.
+func (k *Keeper) DeleteKeyspace(ctx context.Context, name, uid string) error {
+	return k.do(ctx, &directory.Command{Op: directory.OpDeleteKeyspace, Keyspace: directory.KeyspaceSpec{Name: name, UID: uid}})
 }
 
 // CreateNamespace makes a namespace.
-func (k *Keeper) CreateNamespace(ctx context.Context, ns *kvv1.Namespace) (*kvv1.Namespace, error) {
+func (k *Keeper) CreateNamespace(ctx context.Context, ns *kvv1.Namespace, req Request) (*kvv1.Namespace, error) {
 	spec := specOf(ns)
 	switch rule := ns.GetPartition().GetRule().(type) {
 	case *kvv1.PartitionRule_PathElements:
@@ -74,13 +93,14 @@ func (k *Keeper) CreateNamespace(ctx context.Context, ns *kvv1.Namespace) (*kvv1
 			return nil, kverr.Invalid("namespace.partition.hash_tag", "is false; only true is accepted")
 		}
 	}
-	return k.change(ctx, &directory.Command{Op: directory.OpCreateNamespace, Namespace: spec})
+	return k.change(ctx, req.command(directory.OpCreateNamespace, spec))
 }
 
 // UpdateNamespace changes the fields of a namespace that mask names: capacity_blocks, capacity_bytes, default_ttl_ms. A version in
 // ns that is not 0 must be the current one.
-func (k *Keeper) UpdateNamespace(ctx context.Context, ns *kvv1.Namespace, mask []string) (*kvv1.Namespace, error) {
-	c := &directory.Command{Op: directory.OpUpdateNamespace, Namespace: specOf(ns), Version: ns.GetVersion()}
+func (k *Keeper) UpdateNamespace(ctx context.Context, ns *kvv1.Namespace, mask []string, req Request) (*kvv1.Namespace, error) {
+	c := req.command(directory.OpUpdateNamespace, specOf(ns))
+	c.Version = ns.GetVersion()
 	for _, field := range mask {
 		switch field {
 		case "capacity_blocks":
@@ -100,8 +120,8 @@ func (k *Keeper) UpdateNamespace(ctx context.Context, ns *kvv1.Namespace, mask [
 }
 
 // DeleteNamespace removes a namespace at once, and what it holds soon after, also through a crash.
-func (k *Keeper) DeleteNamespace(ctx context.Context, keyspace, name string) error {
-	return k.do(ctx, &directory.Command{Op: directory.OpDeleteNamespace, Namespace: directory.NamespaceSpec{Keyspace: keyspace, Name: name}})
+func (k *Keeper) DeleteNamespace(ctx context.Context, keyspace, name string, req Request) error {
+	return k.do(ctx, req.command(directory.OpDeleteNamespace, directory.NamespaceSpec{Keyspace: keyspace, Name: name}))
 }
 
 func specOf(ns *kvv1.Namespace) directory.NamespaceSpec {

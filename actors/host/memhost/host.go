@@ -132,29 +132,21 @@ func (h *Host) Register(id string, open host.Opener) error {
 	return nil
 }
 
-// Use returns an actor, activating it if need be; what it can do is known to whoever registered its kind. When it turns out to be
-// over, Use tells why, or returns the next one.
+// Use returns an actor, activating it if need be; what it can do is known to whoever registered its kind.
 func (h *Host) Use(ctx context.Context, id string) (host.Resident, error) {
-	l, err := h.use(ctx, id)
+	return asResident(h.use(ctx, id))
+}
+
+// Next is Use after the actor took nothing: it may be going to sleep or be given up, which is waited for.
+func (h *Host) Next(ctx context.Context, id string) (host.Resident, error) {
+	return asResident(h.useNext(ctx, id))
+}
+
+func asResident(l *live, err error) (host.Resident, error) {
 	if err != nil {
 		return nil, asKind(err)
 	}
 	return l.Resident, nil
-}
-
-// Here returns an actor if it is active on this host, and activates nothing.
-func (h *Host) Here(id string) (host.Resident, bool) {
-	v, ok := h.slots.Load(id)
-	if !ok {
-		return nil, false
-	}
-	s := v.(*slot)
-	l := s.live.Load()
-	if l == nil || l.Err() != nil {
-		return nil, false
-	}
-	s.touch()
-	return l.Resident, true
 }
 
 // asKind makes a *kverr.Error of what is none yet. Nothing was applied when it is used for commands.

@@ -141,11 +141,24 @@ func (h *Host) Close(ctx context.Context, checkpoint bool) error {
 	h.timers.close()
 	h.checkpoints.close()
 
+	// Other kinds first, for they may be at work on shards.
+	others := h.closeSlots(ctx, checkpoint, func(s *slot) bool { return s.open != nil })
+	shards := h.closeSlots(ctx, checkpoint, func(s *slot) bool { return s.open == nil })
+	h.cancel()
+	h.background.Wait()
+	return errors.Join(others, shards)
+}
+
+// closeSlots closes the slots for which which holds.
+func (h *Host) closeSlots(ctx context.Context, checkpoint bool, which func(s *slot) bool) error {
 	var mu sync.Mutex
 	var faults []error
 	var each sync.WaitGroup
 	h.slots.Range(func(_, v any) bool {
 		s := v.(*slot)
+		if !which(s) {
+			return true
+		}
 		each.Go(func() {
 			if err := h.closeSlot(ctx, s, checkpoint); err != nil {
 				mu.Lock()
@@ -156,8 +169,6 @@ func (h *Host) Close(ctx context.Context, checkpoint bool) error {
 		return true
 	})
 	each.Wait()
-	h.cancel()
-	h.background.Wait()
 	return errors.Join(faults...)
 }
 

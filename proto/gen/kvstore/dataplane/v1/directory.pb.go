@@ -145,6 +145,8 @@ type DirectoryEffect struct {
 	//	*DirectoryEffect_PutChore
 	//	*DirectoryEffect_DeleteChore
 	//	*DirectoryEffect_PutMarks
+	//	*DirectoryEffect_PutSettled
+	//	*DirectoryEffect_DeleteSettled
 	Kind          isDirectoryEffect_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -257,6 +259,24 @@ func (x *DirectoryEffect) GetPutMarks() *DirectoryMarks {
 	return nil
 }
 
+func (x *DirectoryEffect) GetPutSettled() *DirectoryChore {
+	if x != nil {
+		if x, ok := x.Kind.(*DirectoryEffect_PutSettled); ok {
+			return x.PutSettled
+		}
+	}
+	return nil
+}
+
+func (x *DirectoryEffect) GetDeleteSettled() *DirectoryChore {
+	if x != nil {
+		if x, ok := x.Kind.(*DirectoryEffect_DeleteSettled); ok {
+			return x.DeleteSettled
+		}
+	}
+	return nil
+}
+
 type isDirectoryEffect_Kind interface {
 	isDirectoryEffect_Kind()
 }
@@ -296,6 +316,16 @@ type DirectoryEffect_PutMarks struct {
 	PutMarks *DirectoryMarks `protobuf:"bytes,8,opt,name=put_marks,json=putMarks,proto3,oneof"`
 }
 
+type DirectoryEffect_PutSettled struct {
+	// The removal of a keyspace's shards was done once, and is done again later: the chore moves there, with settled_ms.
+	PutSettled *DirectoryChore `protobuf:"bytes,9,opt,name=put_settled,json=putSettled,proto3,oneof"`
+}
+
+type DirectoryEffect_DeleteSettled struct {
+	// That was done, too: the chore with its settled_ms is gone.
+	DeleteSettled *DirectoryChore `protobuf:"bytes,10,opt,name=delete_settled,json=deleteSettled,proto3,oneof"`
+}
+
 func (*DirectoryEffect_PutKeyspace) isDirectoryEffect_Kind() {}
 
 func (*DirectoryEffect_DeleteKeyspace) isDirectoryEffect_Kind() {}
@@ -309,6 +339,10 @@ func (*DirectoryEffect_PutChore) isDirectoryEffect_Kind() {}
 func (*DirectoryEffect_DeleteChore) isDirectoryEffect_Kind() {}
 
 func (*DirectoryEffect_PutMarks) isDirectoryEffect_Kind() {}
+
+func (*DirectoryEffect_PutSettled) isDirectoryEffect_Kind() {}
+
+func (*DirectoryEffect_DeleteSettled) isDirectoryEffect_Kind() {}
 
 // DirectoryKeyspace is a keyspace as the directory keeps it.
 type DirectoryKeyspace struct {
@@ -487,7 +521,9 @@ type DirectoryNamespace struct {
 	// When it was made, milliseconds since the Unix epoch.
 	CreatedMs int64 `protobuf:"varint,9,opt,name=created_ms,json=createdMs,proto3" json:"created_ms,omitempty"`
 	// Revision of the last change.
-	Version       uint64 `protobuf:"varint,10,opt,name=version,proto3" json:"version,omitempty"`
+	Version uint64 `protobuf:"varint,10,opt,name=version,proto3" json:"version,omitempty"`
+	// Identity of the request that made the last change, 16 random bytes; empty when it had none. A repeat of it changes nothing.
+	ChangedBy     []byte `protobuf:"bytes,11,opt,name=changed_by,json=changedBy,proto3" json:"changed_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -592,6 +628,13 @@ func (x *DirectoryNamespace) GetVersion() uint64 {
 	return 0
 }
 
+func (x *DirectoryNamespace) GetChangedBy() []byte {
+	if x != nil {
+		return x.ChangedBy
+	}
+	return nil
+}
+
 // DirectoryChore is work on shards that a change of the directory leaves to do. It stays until it is done, so that a crash
 // on the way does not leave data behind.
 type DirectoryChore struct {
@@ -609,7 +652,9 @@ type DirectoryChore struct {
 	// KIND_DROP_NAMESPACE: its uid.
 	Namespace uint32 `protobuf:"varint,6,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	// KIND_RECREATE_SHARD: the shard's number.
-	Number        int32 `protobuf:"varint,7,opt,name=number,proto3" json:"number,omitempty"`
+	Number int32 `protobuf:"varint,7,opt,name=number,proto3" json:"number,omitempty"`
+	// KIND_REMOVE_SHARDS: when it was done for the first time, milliseconds since the Unix epoch.
+	SettledMs     int64 `protobuf:"varint,8,opt,name=settled_ms,json=settledMs,proto3" json:"settled_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -689,6 +734,13 @@ func (x *DirectoryChore) GetNamespace() uint32 {
 func (x *DirectoryChore) GetNumber() int32 {
 	if x != nil {
 		return x.Number
+	}
+	return 0
+}
+
+func (x *DirectoryChore) GetSettledMs() int64 {
+	if x != nil {
+		return x.SettledMs
 	}
 	return 0
 }
@@ -819,7 +871,7 @@ const file_kvstore_dataplane_v1_directory_proto_rawDesc = "" +
 	"\n" +
 	"$kvstore/dataplane/v1/directory.proto\x12\x14kvstore.dataplane.v1\"P\n" +
 	"\rDirectoryBody\x12?\n" +
-	"\aeffects\x18\x01 \x03(\v2%.kvstore.dataplane.v1.DirectoryEffectR\aeffects\"\x89\x04\n" +
+	"\aeffects\x18\x01 \x03(\v2%.kvstore.dataplane.v1.DirectoryEffectR\aeffects\"\xa1\x05\n" +
 	"\x0fDirectoryEffect\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12L\n" +
 	"\fput_keyspace\x18\x02 \x01(\v2'.kvstore.dataplane.v1.DirectoryKeyspaceH\x00R\vputKeyspace\x12)\n" +
@@ -828,7 +880,11 @@ const file_kvstore_dataplane_v1_directory_proto_rawDesc = "" +
 	"\x10delete_namespace\x18\x05 \x01(\v2,.kvstore.dataplane.v1.DirectoryNamespaceNameH\x00R\x0fdeleteNamespace\x12C\n" +
 	"\tput_chore\x18\x06 \x01(\v2$.kvstore.dataplane.v1.DirectoryChoreH\x00R\bputChore\x12#\n" +
 	"\fdelete_chore\x18\a \x01(\x04H\x00R\vdeleteChore\x12C\n" +
-	"\tput_marks\x18\b \x01(\v2$.kvstore.dataplane.v1.DirectoryMarksH\x00R\bputMarksB\x06\n" +
+	"\tput_marks\x18\b \x01(\v2$.kvstore.dataplane.v1.DirectoryMarksH\x00R\bputMarks\x12G\n" +
+	"\vput_settled\x18\t \x01(\v2$.kvstore.dataplane.v1.DirectoryChoreH\x00R\n" +
+	"putSettled\x12M\n" +
+	"\x0edelete_settled\x18\n" +
+	" \x01(\v2$.kvstore.dataplane.v1.DirectoryChoreH\x00R\rdeleteSettledB\x06\n" +
 	"\x04kind\"\xc1\x01\n" +
 	"\x11DirectoryKeyspace\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
@@ -841,7 +897,7 @@ const file_kvstore_dataplane_v1_directory_proto_rawDesc = "" +
 	"\x05ready\x18\a \x01(\bR\x05ready\"H\n" +
 	"\x16DirectoryNamespaceName\x12\x1a\n" +
 	"\bkeyspace\x18\x01 \x01(\tR\bkeyspace\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"\xb7\x02\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\xd6\x02\n" +
 	"\x12DirectoryNamespace\x12\x1a\n" +
 	"\bkeyspace\x18\x01 \x01(\tR\bkeyspace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
@@ -854,7 +910,9 @@ const file_kvstore_dataplane_v1_directory_proto_rawDesc = "" +
 	"\n" +
 	"created_ms\x18\t \x01(\x03R\tcreatedMs\x12\x18\n" +
 	"\aversion\x18\n" +
-	" \x01(\x04R\aversion\"\xec\x02\n" +
+	" \x01(\x04R\aversion\x12\x1d\n" +
+	"\n" +
+	"changed_by\x18\v \x01(\fR\tchangedBy\"\x8b\x03\n" +
 	"\x0eDirectoryChore\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12=\n" +
 	"\x04kind\x18\x02 \x01(\x0e2).kvstore.dataplane.v1.DirectoryChore.KindR\x04kind\x12!\n" +
@@ -862,7 +920,9 @@ const file_kvstore_dataplane_v1_directory_proto_rawDesc = "" +
 	"\bkeyspace\x18\x04 \x01(\tR\bkeyspace\x12\x16\n" +
 	"\x06shards\x18\x05 \x01(\x05R\x06shards\x12\x1c\n" +
 	"\tnamespace\x18\x06 \x01(\rR\tnamespace\x12\x16\n" +
-	"\x06number\x18\a \x01(\x05R\x06number\"~\n" +
+	"\x06number\x18\a \x01(\x05R\x06number\x12\x1d\n" +
+	"\n" +
+	"settled_ms\x18\b \x01(\x03R\tsettledMs\"~\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12KIND_CREATE_SHARDS\x10\x01\x12\x16\n" +
@@ -904,19 +964,21 @@ var file_kvstore_dataplane_v1_directory_proto_goTypes = []any{
 	(*DirectoryMarks)(nil),         // 8: kvstore.dataplane.v1.DirectoryMarks
 }
 var file_kvstore_dataplane_v1_directory_proto_depIdxs = []int32{
-	2, // 0: kvstore.dataplane.v1.DirectoryBody.effects:type_name -> kvstore.dataplane.v1.DirectoryEffect
-	3, // 1: kvstore.dataplane.v1.DirectoryEffect.put_keyspace:type_name -> kvstore.dataplane.v1.DirectoryKeyspace
-	5, // 2: kvstore.dataplane.v1.DirectoryEffect.put_namespace:type_name -> kvstore.dataplane.v1.DirectoryNamespace
-	4, // 3: kvstore.dataplane.v1.DirectoryEffect.delete_namespace:type_name -> kvstore.dataplane.v1.DirectoryNamespaceName
-	6, // 4: kvstore.dataplane.v1.DirectoryEffect.put_chore:type_name -> kvstore.dataplane.v1.DirectoryChore
-	8, // 5: kvstore.dataplane.v1.DirectoryEffect.put_marks:type_name -> kvstore.dataplane.v1.DirectoryMarks
-	0, // 6: kvstore.dataplane.v1.DirectoryChore.kind:type_name -> kvstore.dataplane.v1.DirectoryChore.Kind
-	7, // 7: kvstore.dataplane.v1.DirectoryMarks.marks:type_name -> kvstore.dataplane.v1.DirectoryMark
-	8, // [8:8] is the sub-list for method output_type
-	8, // [8:8] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	2,  // 0: kvstore.dataplane.v1.DirectoryBody.effects:type_name -> kvstore.dataplane.v1.DirectoryEffect
+	3,  // 1: kvstore.dataplane.v1.DirectoryEffect.put_keyspace:type_name -> kvstore.dataplane.v1.DirectoryKeyspace
+	5,  // 2: kvstore.dataplane.v1.DirectoryEffect.put_namespace:type_name -> kvstore.dataplane.v1.DirectoryNamespace
+	4,  // 3: kvstore.dataplane.v1.DirectoryEffect.delete_namespace:type_name -> kvstore.dataplane.v1.DirectoryNamespaceName
+	6,  // 4: kvstore.dataplane.v1.DirectoryEffect.put_chore:type_name -> kvstore.dataplane.v1.DirectoryChore
+	8,  // 5: kvstore.dataplane.v1.DirectoryEffect.put_marks:type_name -> kvstore.dataplane.v1.DirectoryMarks
+	6,  // 6: kvstore.dataplane.v1.DirectoryEffect.put_settled:type_name -> kvstore.dataplane.v1.DirectoryChore
+	6,  // 7: kvstore.dataplane.v1.DirectoryEffect.delete_settled:type_name -> kvstore.dataplane.v1.DirectoryChore
+	0,  // 8: kvstore.dataplane.v1.DirectoryChore.kind:type_name -> kvstore.dataplane.v1.DirectoryChore.Kind
+	7,  // 9: kvstore.dataplane.v1.DirectoryMarks.marks:type_name -> kvstore.dataplane.v1.DirectoryMark
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_kvstore_dataplane_v1_directory_proto_init() }
@@ -932,6 +994,8 @@ func file_kvstore_dataplane_v1_directory_proto_init() {
 		(*DirectoryEffect_PutChore)(nil),
 		(*DirectoryEffect_DeleteChore)(nil),
 		(*DirectoryEffect_PutMarks)(nil),
+		(*DirectoryEffect_PutSettled)(nil),
+		(*DirectoryEffect_DeleteSettled)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
