@@ -1,5 +1,7 @@
 package shard
 
+import "bytes"
+
 // Block finds a block. It does not allocate.
 func (v View) Block(ns NamespaceID, scope ScopeID, k BlockKey) (b Block, ok bool) {
 	var room [keyRoom]byte
@@ -17,7 +19,7 @@ func (v View) Block(ns NamespaceID, scope ScopeID, k BlockKey) (b Block, ok bool
 func (v View) Blocks(ns NamespaceID, scope ScopeID, after []byte, limit int) (blocks []Block, typed [][]byte, more bool) {
 	from := appendScopeKey(nil, prefixBlock, ns, &scope)
 	to := rangeEnd(from)
-	if len(after) > 0 {
+	if bytes.Compare(after, from) > 0 { // never before the scope's own: whoever made after does not choose what is listed
 		from = append(append([]byte(nil), after...), 0)
 	}
 	for key, item := range v.tree.Ascend(from, to) {

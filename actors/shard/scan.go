@@ -15,8 +15,8 @@ type ListQuery struct {
 	End      []byte // first key that is not included
 	After    []byte // only keys greater than this one: the last key of the page before
 	Limit    int    // most entries of a page; 0 = 1,000
-	MaxBytes int64  // most bytes of keys and values of a page, the first entry apart; 0 = no bound
-	KeysOnly bool   // MaxBytes counts keys alone
+	MaxBytes int64  // most bytes of keys and what is stored beside them of a page, the first entry apart; 0 = no bound
+	KeysOnly bool   // values are not wanted, nor counted
 }
 
 // DefaultListLimit is the page size when a query names none.
@@ -61,9 +61,9 @@ func (v View) List(ns NamespaceID, q ListQuery) (page []Entry, more bool, err *k
 			return page, true, errUndecodable(key, item)
 		}
 		e.Key = key
-		size += int64(len(e.Key))
-		if !q.KeysOnly {
-			size += e.Size()
+		size += int64(len(key) + len(item))
+		if q.KeysOnly {
+			size -= int64(len(e.Value.Inline))
 		}
 		if q.MaxBytes > 0 && size > q.MaxBytes && len(page) > 0 {
 			return page, true, nil

@@ -261,7 +261,10 @@ func (a *adminService) Status(ctx context.Context, _ *kvv1.StatusRequest) (*kvv1
 	if err != nil {
 		return nil, err
 	}
-	resp := a.cfg.Status()
+	resp, serr := a.cfg.Status(ctx)
+	if serr != nil {
+		return nil, kverr.From(serr)
+	}
 	names := make(map[string]string)
 	for _, ks := range c.keyspaces {
 		for _, sh := range ks.Shards {

@@ -16,9 +16,10 @@ type Shards interface {
 	// returns; a failure to reach the shard releases them with an error.
 	Do(ctx context.Context, shardID string, cmds ...*shard.Command)
 
-	// View returns the shard's last durable state for linearizable reads: everything acknowledged so far is in it. It is
-	// immutable.
-	View(ctx context.Context, shardID string) (shard.View, error)
+	// Read asks one shard, linearizably: everything acknowledged before the call is in the answers, and all answers of one call
+	// are as of one durable state. Every query is answered exactly once, possibly before Read returns; a failure to reach the
+	// shard is told by each.
+	Read(ctx context.Context, shardID string, queries ...*shard.Query)
 
 	// PutValues stores values apart from keys, packed with those of concurrent callers into one object, before the commands
 	// that will name them (D7). The caller must hand every ref to a command of Do or to DropValues.

@@ -3,6 +3,7 @@ package frontend
 import (
 	"context"
 	"fmt"
+	"sync"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -228,61 +229,178 @@ func (k *kvService) BatchGet(ctx context.Context, req *kvv1.BatchGetRequest) (*k
 	if err := checkBatch("gets", len(req.Gets), 0); err != nil {
 		return nil, err
 	}
-	resp := &kvv1.BatchGetResponse{Results: make([]*kvv1.BatchGetResponse_Item, len(req.Gets))}
-	seen := make(map[*Shard]uint64)
-	room := maxReplyBytes - len(req.Gets)*batchItemReserve
-	for i, op := range req.Gets {
-		if ctx.Err() != nil {
-			return nil, gaveUp(ctx)
-		}
-		entry, err := k.batchGet(ctx, ns, op, seen, &room)
+	items, latest, err := k.lookUpAll(ctx, ns, req.Gets)
+	if err != nil {
+		return nil, err
+	}
+	room := &replyRoom{left: maxReplyBytes - len(items)*batchItemReserve}
+	for i := range items {
+		items[i].fill(room)
+	}
+	if err := k.fetchAll(ctx, ns, items, room); err != nil {
+		return nil, err
+	}
+	resp := &kvv1.BatchGetResponse{Header: k.headerOf(ns, latest), Results: make([]*kvv1.BatchGetResponse_Item, len(items))}
+	for i := range items {
 		item := &kvv1.BatchGetResponse_Item{}
-		if err != nil {
+		if err := items[i].err; err != nil {
 			item.Outcome = &kvv1.BatchGetResponse_Item_Error{Error: k.item("BatchGet", within(fmt.Sprintf("gets[%d]", i), err))}
 		} else {
-			item.Outcome = &kvv1.BatchGetResponse_Item_Entry{Entry: entry}
+			item.Outcome = &kvv1.BatchGetResponse_Item_Entry{Entry: items[i].entry}
 		}
 		resp.Results[i] = item
 	}
-	resp.Header = k.headerOf(ns, seen)
 	return resp, nil
 }
 
 // batchItemReserve is kept free in a reply for each item: framing, and the error of one that does not fit.
 const batchItemReserve = 512
 
-// batchGet reads one key of a batch and takes what the entry needs out of room.
-func (k *kvService) batchGet(ctx context.Context, ns *Namespace, op *kvv1.GetOp, seen map[*Shard]uint64, room *int) (*kvv1.Entry, *kverr.Error) {
-	if err := checkKey("key", op.GetKey()); err != nil {
-		return nil, err
+// maxFetches is how many values that lie apart a batch reads at once.
+const maxFetches = 8
+
+// batchGet is one get of a batch.
+type batchGet struct {
+	op    *kvv1.GetOp
+	shard *Shard
+	query shard.Query
+	entry *kvv1.Entry
+	taken int // bytes of the reply that entry and value take
+	err   *kverr.Error
+}
+
+// lookUpAll asks for the entries of all gets, each shard once, and tells the newest revisions seen.
+func (k *kvService) lookUpAll(ctx context.Context, ns *Namespace, gets []*kvv1.GetOp) ([]batchGet, map[*Shard]uint64, *kverr.Error) {
+	items := make([]batchGet, len(gets))
+	byShard := make(map[*Shard][]*shard.Query)
+	for i, op := range gets {
+		g := &items[i]
+		g.op = op
+		if g.err = checkKey("key", op.GetKey()); g.err != nil {
+			continue
+		}
+		g.shard = ns.ShardOf(op.Key)
+		g.query.Op, g.query.Namespace, g.query.Key = shard.QueryGet, ns.ID, op.Key
+		byShard[g.shard] = append(byShard[g.shard], &g.query)
 	}
-	sh := ns.ShardOf(op.Key)
+	questions := make([]question, 0, len(byShard))
+	for sh, queries := range byShard {
+		questions = append(questions, question{sh, queries})
+	}
+	if err := k.readAll(ctx, questions); err != nil {
+		return nil, nil, err
+	}
+	latest := make(map[*Shard]uint64, len(byShard))
+	for i := range items {
+		g := &items[i]
+		if g.err == nil {
+			g.err = g.query.Answer.Err
+		}
+		if g.err == nil {
+			latest[g.shard] = g.query.Answer.Revision
+		}
+	}
+	return items, latest, nil
+}
+
+// fill makes the entry of a get that was answered, without a value that lies apart, and takes room for both.
+func (g *batchGet) fill(room *replyRoom) {
+	a := &g.query.Answer
+	switch {
+	case g.err != nil:
+		return
+	case !a.Found:
+		g.err = errKeyAbsent
+		return
+	}
+	g.entry = &kvv1.Entry{}
+	fillEntry(g.entry, &a.Entry)
+	value := 0
+	if !g.op.MetadataOnly {
+		g.entry.Value = a.Entry.Value.Inline
+		if apart(&a.Entry.Value) {
+			value = int(min(a.Entry.Value.Ref.Length, maxReplyBytes)) + protowire.SizeVarint(maxReplyBytes) + 1
+		}
+	}
+	n := g.entry.SizeVT() + value
+	g.taken = n + protowire.SizeVarint(uint64(n))
+	if !room.take(g.taken) {
+		g.err, g.entry = errUseGetStream, nil
+	}
+}
+
+// fetchAll reads the values that lie apart, some at a time.
+func (k *kvService) fetchAll(ctx context.Context, ns *Namespace, items []batchGet, room *replyRoom) *kverr.Error {
+	next := make(chan *batchGet)
+	var workers sync.WaitGroup
+	started := 0
+	for i := range items {
+		g := &items[i]
+		if g.err != nil || g.op.MetadataOnly || !apart(&g.query.Answer.Entry.Value) {
+			continue
+		}
+		if started < maxFetches {
+			started++
+			workers.Go(func() {
+				for g := range next {
+					k.fetchOne(ctx, ns, g, room)
+				}
+			})
+		}
+		next <- g
+	}
+	close(next)
+	workers.Wait()
+	if ctx.Err() != nil {
+		return gaveUp(ctx)
+	}
+	return nil
+}
+
+// fetchOne reads the value of one get.
+func (k *kvService) fetchOne(ctx context.Context, ns *Namespace, g *batchGet, room *replyRoom) {
+	if ctx.Err() != nil {
+		return
+	}
+	held := int(g.query.Answer.Entry.Value.Ref.Length)
 	alloc := func(n int) []byte {
-		if n > *room {
-			return nil
+		if n > held { // it was rewritten, and is longer now
+			if !room.take(n - held) {
+				return nil
+			}
+			g.taken += n - held
+			held = n
 		}
 		return make([]byte, n)
 	}
-	if op.MetadataOnly {
-		alloc = nil
+	a := &g.query.Answer
+	f, value, err := k.fetch(ctx, ns, g.shard, g.op.Key, found{entry: a.Entry, ok: true, revision: a.Revision}, alloc)
+	switch {
+	case err != nil:
+		g.err = err
+	case !f.ok:
+		g.err = errKeyAbsent
+	default:
+		fillEntry(g.entry, &f.entry)
+		g.entry.Value = value
+		if n := g.entry.SizeVT(); n > g.taken && !room.take(n-g.taken) {
+			g.err = errUseGetStream
+		}
 	}
-	e, value, found, view, err := k.find(ctx, ns, sh, op.Key, alloc)
-	if err != nil {
-		return nil, err
+}
+
+// replyRoom is what a reply may still take.
+type replyRoom struct {
+	mu   sync.Mutex
+	left int // guarded by mu
+}
+
+func (r *replyRoom) take(n int) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if n > r.left {
+		return false
 	}
-	seen[sh] = max(seen[sh], view.Revision())
-	if !found {
-		return nil, errKeyAbsent
-	}
-	entry := &kvv1.Entry{}
-	fillEntry(entry, &e)
-	if !op.MetadataOnly {
-		entry.Value = value
-	}
-	n := entry.SizeVT()
-	if n += protowire.SizeVarint(uint64(n)); n > *room {
-		return nil, errUseGetStream
-	}
-	*room -= n
-	return entry, nil
+	r.left -= n
+	return true
 }

@@ -22,7 +22,11 @@ type broken struct{ Shards }
 
 var errBroken = errors.New("the disk said something odd")
 
-func (broken) View(context.Context, string) (shard.View, error) { return shard.View{}, errBroken }
+func (broken) Read(_ context.Context, _ string, queries ...*shard.Query) {
+	for _, q := range queries {
+		q.Done(q, errBroken)
+	}
+}
 
 func (broken) Do(_ context.Context, _ string, cmds ...*shard.Command) {
 	for _, c := range cmds {

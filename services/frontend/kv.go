@@ -35,19 +35,19 @@ func (k *kvService) Get(ctx context.Context, req *kvv1.GetRequest) (*kvv1.GetRes
 	if req.Get.MetadataOnly {
 		alloc = nil
 	}
-	e, value, found, view, err := k.find(ctx, ns, sh, req.Get.Key, alloc)
+	f, value, err := k.find(ctx, ns, sh, req.Get.Key, alloc)
 	if err != nil {
 		return nil, err
 	}
-	if !found {
+	if !f.ok {
 		return nil, statusKeyAbsent
 	}
 	r := &getReply{}
-	fillEntry(&r.entry, &e)
+	fillEntry(&r.entry, &f.entry)
 	if !req.Get.MetadataOnly {
 		r.entry.Value = value
 	}
-	k.fillHeader(&r.header, r.token[:0], sh, view.Revision())
+	k.fillHeader(&r.header, r.token[:0], sh, f.revision)
 	r.resp.Header, r.resp.Entry = &r.header, &r.entry
 	return &r.resp, nil
 }

@@ -1,8 +1,6 @@
 package frontend
 
 import (
-	"bytes"
-	"container/heap"
 	"context"
 
 	"github.com/zeebo/xxh3"
@@ -33,7 +31,7 @@ func (k *kvService) List(ctx context.Context, req *kvv1.ListRequest) (*kvv1.List
 	if err != nil {
 		return nil, err
 	}
-	views, latest, err := k.views(ctx, ns)
+	pages, latest, err := k.firstSteps(ctx, l, req.CountOnly)
 	if err != nil {
 		return nil, err
 	}
@@ -43,15 +41,12 @@ func (k *kvService) List(ctx context.Context, req *kvv1.ListRequest) (*kvv1.List
 	}
 	resp.WatchToken = l.watch
 	if req.CountOnly {
-		for _, v := range views {
-			if ctx.Err() != nil {
-				return nil, gaveUp(ctx)
-			}
-			resp.Count += v.Count(ns.ID, l.bounds)
+		for i := range pages {
+			resp.Count += pages[i].Answer.Count
 		}
 		return resp, nil
 	}
-	if err := l.page(views, resp); err != nil {
+	if err := k.fillPage(ctx, l, pages, resp); err != nil {
 		return nil, err
 	}
 	return resp, nil
@@ -98,32 +93,65 @@ func queryHash(ns *Namespace, req *kvv1.ListRequest) uint64 {
 	return xxh3.Hash(b)
 }
 
-// views takes the last durable view of every shard of a keyspace, and its revision.
-func (s *Server) views(ctx context.Context, ns *Namespace) ([]shard.View, map[*Shard]uint64, *kverr.Error) {
-	views := make([]shard.View, len(ns.keyspace.Shards))
-	latest := make(map[*Shard]uint64, len(views))
-	for i, sh := range ns.keyspace.Shards {
-		v, err := s.shards.View(ctx, sh.ID)
-		if err != nil {
-			return nil, nil, kverr.From(err)
-		}
-		views[i], latest[sh] = v, v.Revision()
+// maxStepBytes bounds what one step of one shard of several brings.
+func maxStepBytes(shards int) int64 { return int64(max(64<<10, maxReplyBytes/shards)) }
+
+// step is the query for the keys of one shard after a key.
+func (l *listing) step(q *shard.Query, after []byte, limit int) {
+	bounds := l.bounds
+	if after != nil {
+		bounds.After = after
 	}
-	return views, latest, nil
+	bounds.Limit, bounds.MaxBytes, bounds.KeysOnly = limit, maxStepBytes(len(l.ns.keyspace.Shards)), l.keysOnly
+	q.Op, q.Namespace, q.List = shard.QueryList, l.ns.ID, &bounds
 }
 
-// page fills in one page, merged over the shards.
-func (l *listing) page(views []shard.View, resp *kvv1.ListResponse) *kverr.Error {
-	m, err := newMerge(views, l)
+// firstSteps asks every shard for its first keys, or their count, and returns what they found and at which revisions.
+func (k *kvService) firstSteps(ctx context.Context, l *listing, count bool) ([]shard.Query, map[*Shard]uint64, *kverr.Error) {
+	shards := l.ns.keyspace.Shards
+	found, err := k.askEach(ctx, shards, func(_ *Shard, q *shard.Query) {
+		l.step(q, nil, firstStep(l.limit, len(shards)))
+		if count {
+			q.Op = shard.QueryCount
+		}
+	})
 	if err != nil {
-		return err
+		return nil, nil, err
+	}
+	latest := make(map[*Shard]uint64, len(shards))
+	for i := range found {
+		if a := &found[i].Answer; a.Err != nil && len(a.Entries) == 0 {
+			return nil, nil, a.Err
+		}
+		latest[shards[i]] = found[i].Answer.Revision
+	}
+	return found, latest, nil
+}
+
+// fillPage fills in one page, merged over the shards.
+func (k *kvService) fillPage(ctx context.Context, l *listing, found []shard.Query, resp *kvv1.ListResponse) *kverr.Error {
+	m := &merge[shard.Entry]{key: func(e *shard.Entry) []byte { return e.Key }}
+	m.more = func(sh *Shard, after []byte, limit int) ([]shard.Entry, bool, *kverr.Error) {
+		step, err := k.askEach(ctx, []*Shard{sh}, func(_ *Shard, q *shard.Query) { l.step(q, after, limit) })
+		if err != nil {
+			return nil, false, err
+		}
+		a := &step[0].Answer
+		if a.Err != nil && len(a.Entries) == 0 { // what comes before an entry that is lost is walked first
+			return nil, false, a.Err
+		}
+		return a.Entries, a.More, nil
+	}
+	for i, sh := range l.ns.keyspace.Shards {
+		a := &found[i].Answer
+		m.add(sh, a.Entries, a.More, found[i].List.Limit)
 	}
 	room := maxReplyBytes - resp.SizeVT() - 2*key.MaxKey - len(l.watch)
-	for len(m) > 0 {
+	for e := m.head(); e != nil; e = m.head() {
 		out := &kvv1.Entry{}
-		fillEntry(out, m[0].entry())
+		fillEntry(out, e)
 		if !l.keysOnly {
-			out.Value = m[0].entry().Value.Inline
+			out.Value = e.Value.Inline
 		}
 		n := out.SizeVT()
 		n += 1 + protowire.SizeVarint(uint64(n))
@@ -138,81 +166,4 @@ func (l *listing) page(views []shard.View, resp *kvv1.ListResponse) *kverr.Error
 		}
 	}
 	return nil
-}
-
-// merge walks several shards in the order of keys: a heap of cursors, none at its end. A key is in one shard alone.
-type merge []*cursor
-
-// cursor walks one shard in steps.
-type cursor struct {
-	view  shard.View
-	ns    shard.NamespaceID
-	query shard.ListQuery
-	step  []shard.Entry // not walked yet; never empty in a merge
-	more  bool          // there are entries after step
-}
-
-func (c *cursor) entry() *shard.Entry { return &c.step[0] }
-
-// fill takes the next step; false at the end. What comes before an entry that is lost is walked first.
-func (c *cursor) fill() (bool, *kverr.Error) {
-	var err *kverr.Error
-	if c.step, c.more, err = c.view.List(c.ns, c.query); err != nil && len(c.step) == 0 {
-		return false, err
-	}
-	return len(c.step) > 0, nil
-}
-
-func (c *cursor) advance() (bool, *kverr.Error) {
-	if len(c.step) > 1 || !c.more {
-		c.step = c.step[1:]
-		return len(c.step) > 0, nil
-	}
-	c.query.After = c.step[0].Key
-	return c.fill()
-}
-
-func newMerge(views []shard.View, l *listing) (merge, *kverr.Error) {
-	var m merge
-	for _, v := range views {
-		c := &cursor{view: v, ns: l.ns.ID, query: l.bounds}
-		c.query.Limit = l.limit/len(views) + 8 // keys spread evenly, so a second step is rare
-		some, err := c.fill()
-		if err != nil {
-			return nil, err
-		}
-		if some {
-			m = append(m, c)
-		}
-	}
-	heap.Init(&m)
-	return m, nil
-}
-
-func (m *merge) advance() *kverr.Error {
-	some, err := (*m)[0].advance()
-	switch {
-	case err != nil:
-		return err
-	case some:
-		heap.Fix(m, 0)
-	default:
-		heap.Pop(m)
-	}
-	return nil
-}
-
-func (m merge) Len() int           { return len(m) }
-func (m merge) Less(i, j int) bool { return bytes.Compare(m[i].entry().Key, m[j].entry().Key) < 0 }
-func (m merge) Swap(i, j int)      { m[i], m[j] = m[j], m[i] }
-
-// Push adds a cursor.
-func (m *merge) Push(c any) { *m = append(*m, c.(*cursor)) }
-
-// Pop takes the last cursor.
-func (m *merge) Pop() any {
-	last := len(*m) - 1
-	c := (*m)[last]
-	*m = (*m)[:last]
-	return c
 }

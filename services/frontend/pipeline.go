@@ -20,15 +20,15 @@ import (
 // Bounds of one Pipeline stream. At one of them the reader stops, and gRPC's flow control holds the client back.
 const (
 	maxOutstandingOps   = 4096
-	maxOutstandingBytes = 32 << 20 // frames whose operations are not answered yet, and values read for them
-	maxSideJobs         = 16       // goroutines that store or read values apart from keys
+	maxOutstandingBytes = 32 << 20 // frames whose operations are not answered yet
+	maxValueBytes       = 32 << 20 // values that lie apart, read and not sent yet; one alone may be more
+	maxSideJobs         = 16       // goroutines that store values apart from keys, and as many that read them
 	maxResultBytes      = 512 << 10
 )
 
-// pipeline is one Pipeline stream. One goroutine reads: it decodes a frame, answers gets from views and hands writes to
-// shards, one visit per shard and frame. Outcomes come back on the shards' goroutines and are pushed on done; the
-// handler's goroutine writes them, all that are ready in one frame. Whatever became of an operation, it comes to done exactly
-// once.
+// pipeline is one Pipeline stream. One goroutine reads: it decodes a frame and hands gets and writes to shards, one visit per
+// shard and frame. Outcomes come back on the shards' goroutines and are pushed on done; the handler's goroutine writes them, all
+// that are ready in one frame. Whatever became of an operation, it comes to done exactly once.
 type pipeline struct {
 	server *Server
 	ctx    context.Context
@@ -42,17 +42,19 @@ type pipeline struct {
 	ops  atomic.Int64              // outstanding operations; stopped: no more are taken
 	size atomic.Int64              // outstanding bytes
 	ends atomic.Bool               // the reader has ended: when ops is 0 all is said
-	jobs chan struct{}             // side jobs under way
+	jobs chan struct{}             // values being stored
 
-	head   frameHead             // reader
-	views  map[*Shard]shard.View // reader; of the frame at hand
-	visits map[*Shard]*visit     // reader; reused from frame to frame
-	order  []*visit              // reader; visits of the frame at hand
+	fetches fetches // gets whose values lie apart
+
+	head   frameHead         // reader
+	visits map[*Shard]*visit // reader; reused from frame to frame
+	order  []*visit          // reader; visits of the frame at hand
 }
 
-// visit gathers the writes of a frame for one shard.
+// visit gathers the operations of a frame for one shard.
 type visit struct {
 	shard *Shard
+	gets  []*shard.Query
 	cmds  []*shard.Command
 	big   []*operation // puts whose values go apart
 }
@@ -66,11 +68,14 @@ type inbound struct {
 // operation is one operation of a stream, from decoding to its result on the wire. It comes from a pool.
 type operation struct {
 	cmd    shard.Command
+	query  shard.Query // of a get
+	ns     *Namespace  // of a get
+	shard  *Shard      // of a get
 	req    request
 	err    *kverr.Error
 	entry  kvv1.Entry // of a get
 	value  mem.Buffer // that entry.Value lies in, when it was read for it
-	held   int64      // bytes of value counted as outstanding
+	held   int64      // bytes of value counted in fetches
 	frame  *inbound
 	stream *pipeline
 	next   *operation
@@ -88,6 +93,7 @@ var operations = sync.Pool{New: func() any {
 		}
 		o.stream.finish(o)
 	}
+	o.query.Done = func(_ *shard.Query, err error) { o.stream.got(o, err) }
 	return o
 }}
 
@@ -95,10 +101,13 @@ func (o *operation) free() {
 	if o.value != nil {
 		o.value.Free()
 	}
-	done := o.cmd.Done
-	o.cmd = shard.Command{Done: done}
+	if o.query.Op != shard.QueryNone {
+		o.query = shard.Query{Done: o.query.Done}
+		resetEntry(&o.entry)
+	}
+	o.cmd = shard.Command{Done: o.cmd.Done}
+	o.ns, o.shard = nil, nil
 	o.req, o.err, o.item, o.value, o.held, o.frame, o.stream, o.next = request{}, nil, nil, nil, 0, nil, nil, nil
-	resetEntry(&o.entry)
 	operations.Put(o)
 }
 
@@ -114,8 +123,9 @@ func (k *kvService) Pipeline(stream grpc.BidiStreamingServer[kvv1.PipelineReques
 	p := &pipeline{
 		server: k.Server, ctx: ctx, stream: stream,
 		readEnd: make(chan error, 1), wake: make(chan struct{}, 1), room: make(chan struct{}, 1), jobs: make(chan struct{}, maxSideJobs),
-		views: make(map[*Shard]shard.View), visits: make(map[*Shard]*visit),
+		visits: make(map[*Shard]*visit),
 	}
+	p.fetches.room = make(chan struct{}, 1)
 	go func() {
 		err := p.read()
 		p.readEnd <- err
@@ -194,7 +204,6 @@ func (p *pipeline) accept(buf mem.Buffer) error {
 	if fault == nil && len(p.head.client) > 0 {
 		id, fault = p.server.identity("identity_", p.head.client, 0, p.head.notAfterMS)
 	}
-	clear(p.views)
 	for i, encoded := range p.head.ops {
 		o := operations.Get().(*operation)
 		o.frame, o.stream = in, p
@@ -291,14 +300,21 @@ func (p *pipeline) visit(sh *Shard) *visit {
 		v = &visit{shard: sh}
 		p.visits[sh] = v
 	}
-	if len(v.cmds) == 0 && len(v.big) == 0 {
+	if len(v.gets) == 0 && len(v.cmds) == 0 && len(v.big) == 0 {
 		p.order = append(p.order, v)
 	}
 	return v
 }
 
-// sendVisits hands the writes of the frame to their shards.
+// sendVisits hands the operations of the frame to their shards: gets first, which do not see the frame's writes.
 func (p *pipeline) sendVisits() {
+	for _, v := range p.order {
+		if len(v.gets) > 0 {
+			p.server.shards.Read(p.ctx, v.shard.ID, v.gets...)
+			clear(v.gets)
+			v.gets = v.gets[:0]
+		}
+	}
 	for _, v := range p.order {
 		if len(v.big) > 0 {
 			p.sendBig(v.shard, v.big)
@@ -353,52 +369,127 @@ func (p *pipeline) fail(ops []*operation, err *kverr.Error) {
 	}
 }
 
-// get answers a get from the shard's view as of the frame's arrival. A value that lies apart is read on the side.
+// get adds a get to the visit of its shard.
 func (p *pipeline) get(o *operation, ns *Namespace) *kverr.Error {
-	wanted := o.cmd.Put.Key
-	if err := checkKey("get.key", wanted); err != nil {
+	q := &o.query
+	q.Key = o.cmd.Put.Key
+	if err := checkKey("get.key", q.Key); err != nil {
 		return err
 	}
-	sh := ns.ShardOf(wanted)
-	view, ok := p.views[sh]
-	if !ok {
-		var err error
-		if view, err = p.server.shards.View(p.ctx, sh.ID); err != nil {
-			return kverr.From(err)
-		}
-		p.views[sh] = view
-	}
-	e, found, lost := view.Get(ns.ID, wanted)
-	if lost != nil {
-		return lost
-	}
-	if !found {
-		return errKeyAbsent
-	}
-	if o.req.metadataOnly || !apart(&e.Value) {
-		fillEntry(&o.entry, &e)
-		if !o.req.metadataOnly {
-			o.entry.Value = e.Value.Inline
-		}
-		p.finish(o)
-		return nil
-	}
-	n := e.Value.Ref.Length
-	if n > maxReplyBytes-maxEntryOverhead {
-		return errUseGetStream
-	}
-	if err := p.waitForRoom(0, n); err != nil {
-		return kverr.From(err)
-	}
-	o.held = n
-	if err := p.side(func() { p.getApart(o, ns, sh) }); err != nil {
-		return kverr.From(err)
-	}
+	q.Op, q.Namespace = shard.QueryGet, ns.ID
+	o.ns, o.shard = ns, ns.ShardOf(q.Key)
+	v := p.visit(o.shard)
+	v.gets = append(v.gets, q)
 	return nil
 }
 
-// getApart reads the value of a get.
-func (p *pipeline) getApart(o *operation, ns *Namespace, sh *Shard) {
+// got takes the answer of a get. A value that lies apart is read on the side.
+func (p *pipeline) got(o *operation, err error) {
+	a := &o.query.Answer
+	value := &a.Entry.Value
+	switch {
+	case err != nil:
+		o.err = kverr.From(err)
+	case a.Err != nil:
+		o.err = a.Err
+	case !a.Found:
+		o.err = errKeyAbsent
+	case o.req.metadataOnly:
+		fillEntry(&o.entry, &a.Entry)
+	case !apart(value):
+		fillEntry(&o.entry, &a.Entry)
+		o.entry.Value = value.Inline
+	case value.Ref.Length > maxReplyBytes-maxEntryOverhead:
+		o.err = errUseGetStream
+	default:
+		p.fetches.add(p, o)
+		return
+	}
+	p.finish(o)
+}
+
+// fetches are the gets of a stream whose values lie apart: some are being read, the others wait.
+type fetches struct {
+	mu      sync.Mutex
+	waiting []*operation  // guarded by mu
+	workers int           // guarded by mu
+	bytes   int64         // of values read and not sent; guarded by mu
+	room    chan struct{} // room for one: bytes went down
+}
+
+// add reads the value of a get as soon as a goroutine is free for it.
+func (f *fetches) add(p *pipeline, o *operation) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.waiting = append(f.waiting, o)
+	if f.workers < maxSideJobs {
+		f.workers++
+		go f.work(p)
+	}
+}
+
+func (f *fetches) work(p *pipeline) {
+	for {
+		f.mu.Lock()
+		if len(f.waiting) == 0 {
+			f.workers--
+			f.mu.Unlock()
+			return
+		}
+		o := f.waiting[0]
+		f.waiting[0], f.waiting = nil, f.waiting[1:]
+		f.mu.Unlock()
+		if err := f.take(p.ctx, o); err != nil {
+			o.err = err
+			p.finish(o)
+			continue
+		}
+		p.fetch(o)
+	}
+}
+
+// take waits until there is room for an operation's value. Only values that wait for the writer are in the way, so it comes.
+func (f *fetches) take(ctx context.Context, o *operation) *kverr.Error {
+	n := o.query.Answer.Entry.Value.Ref.Length
+	for {
+		f.mu.Lock()
+		if f.bytes == 0 || f.bytes+n <= maxValueBytes {
+			f.bytes += n
+			o.held = n
+			more := f.bytes < maxValueBytes
+			f.mu.Unlock()
+			if more {
+				poke(f.room) // for another who waits
+			}
+			return nil
+		}
+		f.mu.Unlock()
+		select {
+		case <-f.room:
+		case <-ctx.Done():
+			return gaveUp(ctx)
+		}
+	}
+}
+
+// grown counts what a value that was rewritten meanwhile takes more.
+func (f *fetches) grown(o *operation, n int64) {
+	f.mu.Lock()
+	f.bytes += n - o.held
+	f.mu.Unlock()
+	o.held = n
+}
+
+// give takes back the room of values that were sent.
+func (f *fetches) give(n int64) {
+	f.mu.Lock()
+	f.bytes -= n
+	f.mu.Unlock()
+	poke(f.room)
+}
+
+// fetch reads the value of a get that was found.
+func (p *pipeline) fetch(o *operation) {
 	alloc := func(n int) []byte {
 		if o.value != nil {
 			o.value.Free()
@@ -411,15 +502,19 @@ func (p *pipeline) getApart(o *operation, ns *Namespace, sh *Shard) {
 		o.value = mem.NewBuffer(buf, vtcodec.Pool)
 		return *buf
 	}
-	e, value, found, _, err := p.server.find(p.ctx, ns, sh, o.cmd.Put.Key, alloc)
+	a := &o.query.Answer
+	f, value, err := p.server.fetch(p.ctx, o.ns, o.shard, o.query.Key, found{entry: a.Entry, ok: true, revision: a.Revision}, alloc)
 	switch {
 	case err != nil:
 		o.err = err
-	case !found:
+	case !f.ok:
 		o.err = errKeyAbsent
 	default:
-		fillEntry(&o.entry, &e)
+		fillEntry(&o.entry, &f.entry)
 		o.entry.Value = value
+		if n := int64(len(value)); n > o.held {
+			p.fetches.grown(o, n)
+		}
 	}
 	p.finish(o)
 }

@@ -11,8 +11,8 @@ import (
 	kvv1 "kvstore/proto/gen/kvstore/v1"
 )
 
-// promptService is PromptCacheService. What a call finds comes from the shards' durable views; uses, leases and writes go to
-// the shards as commands, one for each shard that the call touches.
+// promptService is PromptCacheService. What a call finds comes from the shards' durable states, by one query for each shard; uses,
+// leases and writes go to the shards as commands, one for each shard that the call touches.
 type promptService struct {
 	kvv1.UnimplementedPromptCacheServiceServer
 	*Server
@@ -96,38 +96,62 @@ func checkRef(field string, r *kvv1.BlockRef) (shard.BlockKey, *kverr.Error) {
 	return shard.BlockKey{ID: id, Rank: r.GetRank(), Group: r.GetGroup(), Depth: r.GetDepth()}, nil
 }
 
-// views is the last durable view of each shard that a call meets, taken once.
-type promptViews struct {
-	server *Server
-	scope  *promptScope
-	byNum  []promptView
+// asked is one query for each shard that may have some of the blocks of a list, and where each block's answer is.
+type asked struct {
+	queries []shard.Query // by number of the shard; those without blocks are not asked
+	where   []spot        // by position in the list
 }
 
-type promptView struct {
-	taken, known bool // known: the scope has blocks here, under our form
-	view         shard.View
-}
+type spot struct{ shard, at int }
 
-func (s *Server) newPromptViews(sc *promptScope) *promptViews {
-	return &promptViews{server: s, scope: sc, byNum: make([]promptView, len(sc.ns.keyspace.Shards))}
-}
-
-// find looks a block up in its shard's view.
-func (p *promptViews) find(ctx context.Context, sh *Shard, k *shard.BlockKey) (b shard.Block, ok bool, err *kverr.Error) {
-	v := &p.byNum[sh.Number]
-	if !v.taken {
-		view, verr := p.server.shards.View(ctx, sh.ID)
-		if verr != nil {
-			return b, false, kverr.From(verr)
+// ask asks the owners of blocks for them, each once.
+func (s *Server) ask(ctx context.Context, sc *promptScope, op shard.QueryOp, keys []shard.BlockKey, stopAtMiss bool) (*asked, *kverr.Error) {
+	shards := sc.ns.keyspace.Shards
+	a := &asked{queries: make([]shard.Query, len(shards)), where: make([]spot, len(keys))}
+	counts := make([]int, len(shards))
+	for i := range keys {
+		n := sc.owner(&keys[i]).Number
+		a.where[i] = spot{n, counts[n]}
+		counts[n]++
+	}
+	blocks := make([]shard.BlockKey, len(keys)) // by shard, in the order of the list
+	var questions []question
+	for n, from := 0, 0; n < len(shards); n++ {
+		if counts[n] == 0 {
+			continue
 		}
-		v.taken, v.view = true, view
-		v.known = view.HasScope(p.scope.ns.ID, p.scope.id, p.scope.fields)
+		q := &a.queries[n]
+		q.Op, q.Namespace = op, sc.ns.ID
+		q.Prompt = &shard.BlockQuery{Scope: sc.id, ScopeFields: sc.fields, Blocks: blocks[from : from+counts[n]], StopAtMiss: stopAtMiss}
+		questions = append(questions, question{shards[n], []*shard.Query{q}})
+		from += counts[n]
 	}
-	if !v.known {
-		return b, false, nil
+	for i, w := range a.where {
+		a.queries[w.shard].Prompt.Blocks[w.at] = keys[i]
 	}
-	b, ok = v.view.Block(p.scope.ns.ID, p.scope.id, *k)
-	return b, ok, nil
+	return a, s.readAll(ctx, questions)
+}
+
+// find is the answer for the block at a position of the list; the block is nil unless the query was for blocks.
+func (a *asked) find(i int) (b *shard.Block, there bool, err *kverr.Error) {
+	w := a.where[i]
+	answer := &a.queries[w.shard].Answer
+	if answer.Err != nil || w.at >= len(answer.Present) || !answer.Present[w.at] {
+		return nil, false, answer.Err
+	}
+	if answer.Blocks != nil {
+		b = &answer.Blocks[w.at]
+	}
+	return b, true, nil
+}
+
+// findOne asks for one block.
+func (s *Server) findOne(ctx context.Context, sc *promptScope, k *shard.BlockKey) (b *shard.Block, there bool, err *kverr.Error) {
+	a, err := s.ask(ctx, sc, shard.QueryBlocks, []shard.BlockKey{*k}, false)
+	if err != nil {
+		return nil, false, err
+	}
+	return a.find(0)
 }
 
 // grouped is one command for each shard, and where each block's outcome is.
@@ -199,8 +223,8 @@ func (g *grouped) header(s *Server) *kvv1.ResponseHeader {
 	return s.headerOf(g.scope.ns, latest)
 }
 
-// Lookup finds blocks in the durable views, which costs no command, and then tells the owners of what was found: they note
-// the uses, lease, and have the last word on what is there.
+// Lookup asks for blocks, which costs no command, and then tells the owners of what was found: they note the uses, lease, and have
+// the last word on what is there.
 func (p *promptService) Lookup(ctx context.Context, req *kvv1.LookupRequest) (*kvv1.LookupResponse, error) {
 	sc, err := p.promptScope(ctx, req.Keyspace, req.Namespace, req.Scope)
 	if err != nil {
@@ -217,18 +241,9 @@ func (p *promptService) Lookup(ctx context.Context, req *kvv1.LookupRequest) (*k
 	case req.LeaseMs < 0 || req.LeaseMs > shard.MaxLeaseMS:
 		return nil, kverr.Invalid("lease_ms", "is %d, must be 0 to %d", req.LeaseMs, shard.MaxLeaseMS)
 	}
-	found := make([]int, 0, len(keys)) // indexes into keys
-	views := p.newPromptViews(&sc)
-	for i := range keys {
-		_, ok, err := views.find(ctx, sc.owner(&keys[i]), &keys[i])
-		if err != nil {
-			return nil, err
-		}
-		if ok {
-			found = append(found, i)
-		} else if !all {
-			break
-		}
+	found, err := p.present(ctx, &sc, keys, all)
+	if err != nil {
+		return nil, err
 	}
 	resp := &kvv1.LookupResponse{Bitmap: make([]byte, (len(keys)+7)/8)}
 	if len(found) == 0 {
@@ -271,6 +286,38 @@ func (p *promptService) Lookup(ctx context.Context, req *kvv1.LookupRequest) (*k
 	}
 	resp.Header = g.header(p.Server)
 	return resp, nil
+}
+
+// lookupStep is how many references a Lookup for a prefix asks for at once: those after the first miss are asked for in vain,
+// though each shard stops at its own first miss.
+const lookupStep = 4096
+
+// present tells which blocks are there, by their positions: all of them, or the longest run from the first on.
+func (p *promptService) present(ctx context.Context, sc *promptScope, keys []shard.BlockKey, all bool) ([]int, *kverr.Error) {
+	found := make([]int, 0, len(keys))
+	step := lookupStep
+	if all {
+		step = max(len(keys), 1)
+	}
+	for from := 0; from < len(keys); from += step {
+		part := keys[from:min(from+step, len(keys))]
+		a, err := p.ask(ctx, sc, shard.QueryHas, part, !all)
+		if err != nil {
+			return nil, err
+		}
+		for i := range part {
+			_, ok, err := a.find(i)
+			switch {
+			case err != nil:
+				return nil, err
+			case ok:
+				found = append(found, from+i)
+			case !all:
+				return found, nil
+			}
+		}
+	}
+	return found, nil
 }
 
 // Tiers of BlockInfo.

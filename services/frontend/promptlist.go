@@ -90,16 +90,17 @@ func (p *promptService) List(ctx context.Context, req *kvv1.PromptCacheServiceLi
 		}
 		after = last
 	}
-	views, latest, err := p.views(ctx, sc.ns)
+	l := &promptListing{scope: &sc, scopes: req.Scope == nil, after: after, limit: limit}
+	found, latest, err := p.firstPages(ctx, l)
 	if err != nil {
 		return nil, err
 	}
 	resp := &kvv1.PromptCacheServiceListResponse{Header: p.headerOf(sc.ns, latest)}
 	var last []byte
-	if req.Scope == nil {
-		last, err = listScopes(resp, sc.ns, views, after, limit)
+	if l.scopes {
+		last, err = p.listScopes(ctx, l, found, resp)
 	} else {
-		last = listBlocks(resp, &sc, views, after, limit)
+		last, err = p.listBlocks(ctx, l, found, resp)
 	}
 	if err != nil {
 		return nil, err
@@ -110,83 +111,131 @@ func (p *promptService) List(ctx context.Context, req *kvv1.PromptCacheServiceLi
 	return resp, nil
 }
 
+// promptListing is a List request, checked.
+type promptListing struct {
+	scope  *promptScope
+	scopes bool   // scopes are listed, not the blocks of one
+	after  []byte // typed key of a block or id of a scope; nil on the first page
+	limit  int
+}
+
+// page is the query for what one shard has after a row.
+func (l *promptListing) page(q *shard.Query, after []byte, limit int) {
+	q.Op, q.Namespace = shard.QueryBlockPage, l.scope.ns.ID
+	if l.scopes {
+		q.Op = shard.QueryScopes
+	}
+	q.Prompt = &shard.BlockQuery{Scope: l.scope.id, ScopeFields: l.scope.fields, After: after, Limit: limit}
+}
+
+// firstPages asks every shard for its first rows, and returns what they found and at which revisions.
+func (p *promptService) firstPages(ctx context.Context, l *promptListing) ([]shard.Query, map[*Shard]uint64, *kverr.Error) {
+	shards := l.scope.ns.keyspace.Shards
+	found, err := p.askEach(ctx, shards, func(_ *Shard, q *shard.Query) { l.page(q, l.after, firstStep(l.limit, len(shards))) })
+	if err != nil {
+		return nil, nil, err
+	}
+	latest := make(map[*Shard]uint64, len(shards))
+	for i := range found {
+		if err := found[i].Answer.Err; err != nil {
+			return nil, nil, err
+		}
+		latest[shards[i]] = found[i].Answer.Revision
+	}
+	return found, latest, nil
+}
+
+// nextPage asks one shard for rows after one.
+func (p *promptService) nextPage(ctx context.Context, l *promptListing, sh *Shard, after []byte, limit int) (*shard.Answer, *kverr.Error) {
+	found, err := p.askEach(ctx, []*Shard{sh}, func(_ *Shard, q *shard.Query) { l.page(q, after, limit) })
+	if err != nil {
+		return nil, err
+	}
+	return &found[0].Answer, found[0].Answer.Err
+}
+
+// listedBlock is a block and its typed key, which is the same on all shards and orders them.
+type listedBlock struct {
+	shard.Block
+	typed []byte
+}
+
+func listed(a *shard.Answer) []listedBlock {
+	rows := make([]listedBlock, len(a.Blocks))
+	for i := range rows {
+		rows[i] = listedBlock{a.Blocks[i], a.Typed[i]}
+	}
+	return rows
+}
+
 // listBlocks fills in a page and returns the typed key to go on after, nil at the end.
-func listBlocks(resp *kvv1.PromptCacheServiceListResponse, sc *promptScope, views []shard.View, after []byte, limit int) (last []byte) {
-	type named struct {
-		b     shard.Block
-		typed []byte
-	}
-	var page []named
-	more := false
-	for _, v := range views {
-		if !v.HasScope(sc.ns.ID, sc.id, sc.fields) {
-			continue
+func (p *promptService) listBlocks(ctx context.Context, l *promptListing, found []shard.Query, resp *kvv1.PromptCacheServiceListResponse) (last []byte, _ *kverr.Error) {
+	m := &merge[listedBlock]{key: func(b *listedBlock) []byte { return b.typed }}
+	m.more = func(sh *Shard, after []byte, limit int) ([]listedBlock, bool, *kverr.Error) {
+		a, err := p.nextPage(ctx, l, sh, after, limit)
+		if err != nil {
+			return nil, false, err
 		}
-		blocks, typed, left := v.Blocks(sc.ns.ID, sc.id, after, limit)
-		more = more || left
-		for i := range blocks {
-			page = append(page, named{blocks[i], typed[i]})
+		return listed(a), a.More, nil
+	}
+	for i, sh := range l.scope.ns.keyspace.Shards {
+		a := &found[i].Answer
+		m.add(sh, listed(a), a.More, found[i].Prompt.Limit)
+	}
+	for b := m.head(); b != nil; b = m.head() {
+		if len(resp.Blocks) == l.limit {
+			return last, nil
 		}
-	}
-	slices.SortFunc(page, func(a, b named) int { return bytes.Compare(a.typed, b.typed) })
-	if len(page) > limit {
-		page, more = page[:limit], true
-	}
-	for i := range page {
-		b := &page[i].b
 		resp.Blocks = append(resp.Blocks, &kvv1.PromptCacheServiceListResponse_Block{
 			Block:  &kvv1.BlockRef{Id: b.ID, Rank: b.Rank, Group: b.Group, Depth: b.Depth},
 			Parent: b.Parent, Size: b.Size, Checksum: b.Checksum,
 			CreatedMs: b.CreatedMS, TouchedMs: b.TouchedMS, ExpiresMs: b.ExpiresMS, PinnedUntilMs: b.PinnedUntilMS,
 		})
-	}
-	if !more || len(page) == 0 {
-		return nil
-	}
-	return page[len(page)-1].typed
-}
-
-func listScopes(resp *kvv1.PromptCacheServiceListResponse, ns *Namespace, views []shard.View, after []byte, limit int) (last []byte, err *kverr.Error) {
-	var from *shard.ScopeID
-	if after != nil {
-		if len(after) != len(from) {
-			return nil, kverr.Invalid("page_token", "%v", errTokenDamaged)
-		}
-		from = (*shard.ScopeID)(after)
-	}
-	forms := make(map[shard.ScopeID][]byte)
-	more := false
-	for _, v := range views {
-		scopes, left := v.Scopes(ns.ID, from, limit)
-		more = more || left
-		for i := range scopes {
-			forms[scopes[i].Scope] = scopes[i].Fields
-		}
-	}
-	ids := make([]shard.ScopeID, 0, len(forms))
-	for id := range forms {
-		ids = append(ids, id)
-	}
-	slices.SortFunc(ids, func(a, b shard.ScopeID) int { return bytes.Compare(a[:], b[:]) })
-	if len(ids) > limit {
-		ids, more = ids[:limit], true
-	}
-	size := 0
-	for i, id := range ids {
-		// Scopes are up to 4 KiB, so a page may be cut short by its bytes.
-		if size += len(forms[id]) + 64; size > maxReplyBytes && i > 0 {
-			return ids[i-1][:], nil
-		}
-		scope, err := scopeOf(forms[id])
-		if err != nil {
+		last = b.typed
+		if err := m.advance(); err != nil {
 			return nil, err
 		}
-		resp.Scopes = append(resp.Scopes, scope)
 	}
-	if !more || len(ids) == 0 {
-		return nil, nil
+	return nil, nil
+}
+
+// listScopes fills in a page and returns the scope to go on after, nil at the end. A scope has blocks on many shards and is listed once.
+func (p *promptService) listScopes(ctx context.Context, l *promptListing, found []shard.Query, resp *kvv1.PromptCacheServiceListResponse) (last []byte, _ *kverr.Error) {
+	if l.after != nil && len(l.after) != len(shard.ScopeID{}) {
+		return nil, kverr.Invalid("page_token", "%v", errTokenDamaged)
 	}
-	return ids[len(ids)-1][:], nil
+	m := &merge[shard.ScopeUsage]{key: func(u *shard.ScopeUsage) []byte { return u.Scope[:] }}
+	m.more = func(sh *Shard, after []byte, limit int) ([]shard.ScopeUsage, bool, *kverr.Error) {
+		a, err := p.nextPage(ctx, l, sh, after, limit)
+		if err != nil {
+			return nil, false, err
+		}
+		return a.Scopes, a.More, nil
+	}
+	for i, sh := range l.scope.ns.keyspace.Shards {
+		a := &found[i].Answer
+		m.add(sh, a.Scopes, a.More, found[i].Prompt.Limit)
+	}
+	size := 0
+	for u := m.head(); u != nil; u = m.head() {
+		if !bytes.Equal(u.Scope[:], last) {
+			// Scopes are up to 4 KiB, so a page may be cut short by its bytes.
+			size += len(u.Fields) + 64
+			if n := len(resp.Scopes); n == l.limit || n > 0 && size > maxReplyBytes {
+				return last, nil
+			}
+			scope, err := scopeOf(u.Fields)
+			if err != nil {
+				return nil, err
+			}
+			resp.Scopes = append(resp.Scopes, scope)
+			last = bytes.Clone(u.Scope[:])
+		}
+		if err := m.advance(); err != nil {
+			return nil, err
+		}
+	}
+	return nil, nil
 }
 
 func scopeOf(form []byte) (*kvv1.Scope, *kverr.Error) {
@@ -202,7 +251,7 @@ const (
 	saltField = "cache_salt"
 	// maxUsageBytes bounds the rows of scopes and the rows of salts of a Usage reply, each; the largest come first.
 	maxUsageBytes = maxReplyBytes / 2
-	// usagePage is how many scopes Usage takes from a view at a time.
+	// usagePage is how many scopes Usage takes from a shard at a time.
 	usagePage = 1000
 )
 
@@ -212,47 +261,31 @@ func (p *promptService) Usage(ctx context.Context, req *kvv1.UsageRequest) (*kvv
 	if err != nil {
 		return nil, err
 	}
-	views, latest, err := p.views(ctx, sc.ns)
-	if err != nil {
-		return nil, err
-	}
 	scopes, salts := make(usage), make(usage)
 	total := &kvv1.UsageResponse_Row{}
-	for _, v := range views {
-		var after *shard.ScopeID
-		for more := true; more; {
-			var page []shard.ScopeUsage
-			if req.Scope != nil {
-				more = false
-				if u, ok := v.Scope(sc.ns.ID, sc.id); ok && bytes.Equal(u.Fields, sc.fields) {
-					page = append(page, u)
-				}
-			} else {
-				page, more = v.Scopes(sc.ns.ID, after, usagePage)
-			}
-			for i := range page {
-				u := &page[i]
-				scope, err := scopeOf(u.Fields)
-				if err != nil {
-					return nil, err
-				}
-				total.Blocks += u.Blocks
-				total.Bytes += u.Bytes
-				scopes.add(string(u.Fields), scope, u)
-				salt := &kvv1.Scope{}
-				if s := scope.Fields[saltField]; s != "" {
-					salt.Fields = map[string]string{saltField: s}
-				}
-				salts.add(scope.Fields[saltField], salt, u)
-				after = &u.Scope
-			}
+	latest, err := p.eachScope(ctx, &sc, req.Scope == nil, func(u *shard.ScopeUsage) *kverr.Error {
+		scope, err := scopeOf(u.Fields)
+		if err != nil {
+			return err
 		}
+		total.Blocks += u.Blocks
+		total.Bytes += u.Bytes
+		scopes.add(string(u.Fields), scope, u)
+		salt := &kvv1.Scope{}
+		if s := scope.Fields[saltField]; s != "" {
+			salt.Fields = map[string]string{saltField: s}
+		}
+		salts.add(scope.Fields[saltField], salt, u)
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	resp := &kvv1.UsageResponse{
 		Header: p.headerOf(sc.ns, latest), Total: total, Scopes: scopes.rows(), Salts: salts.rows(),
 		CapacityBlocks: sc.ns.CapacityBlocks, CapacityBytes: sc.ns.CapacityBytes,
 	}
-	groups := make(map[string][]*shard.Command, len(views))
+	groups := make(map[string][]*shard.Command, len(sc.ns.keyspace.Shards))
 	var counts []*shard.Command
 	for _, sh := range sc.ns.keyspace.Shards {
 		c := sc.command(shard.OpTouch, sh) // without blocks: the counters alone
@@ -270,6 +303,43 @@ func (p *promptService) Usage(ctx context.Context, req *kvv1.UsageRequest) (*kvv
 		resp.DamagedBlocks += c.Result.Damaged
 	}
 	return resp, nil
+}
+
+// eachScope calls fn for what a scope, or each, takes on each shard.
+func (p *promptService) eachScope(ctx context.Context, sc *promptScope, all bool, fn func(*shard.ScopeUsage) *kverr.Error) (map[*Shard]uint64, *kverr.Error) {
+	latest := make(map[*Shard]uint64, len(sc.ns.keyspace.Shards))
+	after := make([][]byte, len(sc.ns.keyspace.Shards))
+	for todo := sc.ns.keyspace.Shards; len(todo) > 0; {
+		found, err := p.askEach(ctx, todo, func(sh *Shard, q *shard.Query) {
+			q.Op, q.Namespace = shard.QueryScope, sc.ns.ID
+			if all {
+				q.Op = shard.QueryScopes
+			}
+			q.Prompt = &shard.BlockQuery{Scope: sc.id, ScopeFields: sc.fields, After: after[sh.Number], Limit: usagePage}
+		})
+		if err != nil {
+			return nil, err
+		}
+		var more []*Shard
+		for i, sh := range todo {
+			a := &found[i].Answer
+			if a.Err != nil {
+				return nil, a.Err
+			}
+			latest[sh] = max(latest[sh], a.Revision)
+			for j := range a.Scopes {
+				if err := fn(&a.Scopes[j]); err != nil {
+					return nil, err
+				}
+				after[sh.Number] = a.Scopes[j].Scope[:]
+			}
+			if a.More {
+				more = append(more, sh)
+			}
+		}
+		todo = more
+	}
+	return latest, nil
 }
 
 // usage is rows by what they are about.

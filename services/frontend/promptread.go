@@ -39,9 +39,9 @@ func (p *promptService) Read(req *kvv1.ReadRequest, stream grpc.ServerStreamingS
 	if !skip && req.OnMiss != kvv1.OnMiss_ON_MISS_UNSPECIFIED && req.OnMiss != kvv1.OnMiss_ON_MISS_STOP {
 		return kverr.Invalid("on_miss", "%d is not a way; there are STOP and SKIP", req.OnMiss)
 	}
-	r := &blockReader{service: p, stream: stream, scope: &sc, views: p.newPromptViews(&sc)}
+	r := &blockReader{service: p, stream: stream, scope: &sc, keys: keys, stop: !skip}
 	for i := range keys {
-		there, err := r.send(ctx, uint32(i), &keys[i])
+		there, err := r.send(ctx, i)
 		if err != nil {
 			return err
 		}
@@ -63,7 +63,10 @@ type blockReader struct {
 	service *promptService
 	stream  grpc.ServerStreamingServer[kvv1.ReadResponse]
 	scope   *promptScope
-	views   *promptViews
+	keys    []shard.BlockKey
+	stop    bool   // at the first miss
+	found   *asked // blocks from position from on
+	from    int
 	buf     []byte // one chunk, used again
 	reply   kvv1.ReadResponse
 	header  kvv1.ReadResponse_Header
@@ -77,43 +80,48 @@ func (r *blockReader) message(index uint32, header *kvv1.ReadResponse_Header, ch
 
 // send sends a block, or tells that it is not there. Errors end the stream. A block that was evicted or moved since the
 // view was taken is looked up anew; one that is damaged where it should be is forgotten, so that the next Write stores it.
-func (r *blockReader) send(ctx context.Context, index uint32, k *shard.BlockKey) (there bool, err error) {
+func (r *blockReader) send(ctx context.Context, i int) (there bool, err error) {
+	k := &r.keys[i]
+	b, ok, ferr := r.find(ctx, i)
 	sh := r.scope.owner(k)
-	var bad *shard.Ref
 	for range maxRereads {
-		b, ok, verr := r.views.find(ctx, sh, k)
-		if verr != nil {
-			return false, verr
+		if ferr != nil {
+			return false, ferr
 		}
 		if !ok {
 			return false, nil
 		}
-		if bad != nil && b.Value.Ref == *bad {
-			r.unindex(ctx, sh, k, *bad)
+		sent, damaged, err := r.sendBlock(ctx, uint32(i), sh, b)
+		if err != nil || !damaged {
+			return err == nil, err
+		}
+		// Whether it is damaged or was only taken away shows when it is looked up anew. If part of it left, the end says MISS.
+		bad := b.Value.Ref
+		if b, ok, ferr = r.service.findOne(ctx, r.scope, k); ferr == nil && ok && b.Value.Ref == bad {
+			r.unindex(ctx, sh, k, bad)
 			return false, nil
 		}
-		sent, damaged, err := r.sendBlock(ctx, index, sh, &b)
-		switch {
-		case err != nil:
-			return false, err
-		case !damaged:
-			return true, nil
-		case sent:
-			// Part of it left: the end says MISS. Whether it is damaged or was only taken away shows in the next view.
-			r.views.renew(sh)
-			if now, ok, verr := r.views.find(ctx, sh, k); verr == nil && ok && now.Value.Ref == b.Value.Ref {
-				r.unindex(ctx, sh, k, b.Value.Ref)
-			}
+		if sent {
 			return false, nil
 		}
-		bad = &b.Value.Ref
-		r.views.renew(sh)
 	}
 	return false, nil
 }
 
-// renew makes the next find of a shard take its newest view.
-func (p *promptViews) renew(sh *Shard) { p.byNum[sh.Number] = promptView{} }
+// readAhead is how many blocks a Read looks up at once. Short ones come with their bytes.
+const readAhead = 64
+
+// find is what was found of the block at a position, looking up those that follow it too.
+func (r *blockReader) find(ctx context.Context, i int) (*shard.Block, bool, *kverr.Error) {
+	if r.found == nil || i >= r.from+readAhead {
+		var err *kverr.Error
+		r.from = i
+		if r.found, err = r.service.ask(ctx, r.scope, shard.QueryBlocks, r.keys[i:min(i+readAhead, len(r.keys))], r.stop); err != nil {
+			return nil, false, err
+		}
+	}
+	return r.found.find(i - r.from)
+}
 
 // sendBlock sends a block, each chunk verified before it leaves. When it is damaged or gone, sent tells whether bytes left
 // already.

@@ -191,8 +191,8 @@ func (w *blockWriter) done(at int, stored bool) {
 func (w *blockWriter) flush() error {
 	todo := w.gathered
 	w.gathered, w.bytes = nil, 0
-	// A block that the view has is only used. If it went meanwhile, it is stored after all: once, since the second round
-	// does not ask the view.
+	// A block that is there is only used. If it went meanwhile, it is stored after all: once, since the second round does not
+	// ask.
 	for round := 0; len(todo) > 0 && round < 2; round++ {
 		var err error
 		if todo, err = w.store(todo, round == 0); err != nil {
@@ -202,21 +202,31 @@ func (w *blockWriter) flush() error {
 	return nil
 }
 
-// store stores blocks and returns those that were there by the view and not by the shard.
+// store stores blocks and returns those that were there when asked for and not any more when used.
 func (w *blockWriter) store(blocks []gatheredBlock, ask bool) (again []gatheredBlock, err error) {
-	views := w.service.newPromptViews(w.scope)
+	var a *asked
+	if ask {
+		keys := make([]shard.BlockKey, len(blocks))
+		for i := range blocks {
+			keys[i] = blocks[i].put.Block
+		}
+		var aerr *kverr.Error
+		if a, aerr = w.service.ask(w.ctx, w.scope, shard.QueryHas, keys, false); aerr != nil {
+			return nil, aerr
+		}
+	}
 	type part struct {
 		touch, index     *shard.Command
 		touched, indexed []gatheredBlock
 	}
 	parts := make([]part, len(w.scope.ns.keyspace.Shards))
-	for _, b := range blocks {
+	for i, b := range blocks {
 		p := &parts[b.shard.Number]
 		there := false
-		if ask {
-			var verr *kverr.Error
-			if _, there, verr = views.find(w.ctx, b.shard, &b.put.Block); verr != nil {
-				w.failed(b.at, verr)
+		if a != nil {
+			var aerr *kverr.Error
+			if _, there, aerr = a.find(i); aerr != nil {
+				w.failed(b.at, aerr)
 				continue
 			}
 		}
@@ -328,9 +338,9 @@ func (w *blockWriter) large(b *gatheredBlock, in *blockChunks) error {
 	if err := w.flush(); err != nil { // keeps the bytes that wait bounded
 		return err
 	}
-	_, there, verr := w.service.newPromptViews(w.scope).find(w.ctx, b.shard, &b.put.Block)
-	if verr != nil {
-		w.failed(b.at, verr)
+	_, there, ferr := w.service.findOne(w.ctx, w.scope, &b.put.Block)
+	if ferr != nil {
+		w.failed(b.at, ferr)
 		return in.drain()
 	}
 	if there {

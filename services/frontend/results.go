@@ -117,11 +117,11 @@ func (p *pipeline) encode(first *operation) (buf mem.Buffer, last *operation) {
 
 // retire frees the operations from first to last and returns what comes after.
 func (p *pipeline) retire(first, last *operation) *operation {
-	var ops, bytes int64
+	var ops, bytes, held int64
 	for o := first; ; {
 		next, end := o.next, o == last
 		ops++
-		bytes += o.held
+		held += o.held
 		if o.frame.left--; o.frame.left == 0 {
 			bytes += int64(o.frame.buf.Len())
 			poison(o.frame.buf)
@@ -129,6 +129,9 @@ func (p *pipeline) retire(first, last *operation) *operation {
 		}
 		o.free()
 		if end {
+			if held > 0 {
+				p.fetches.give(held)
+			}
 			p.size.Add(-bytes)
 			p.ops.Add(-ops)
 			poke(p.room)

@@ -1,7 +1,7 @@
 // Package frontend is what users talk to: it checks requests, finds the shards that their keys live in, and turns
 // outcomes into replies. It keeps no state of its own but a copy of the directory, so any number of frontends may stand
-// before the same shards. Reads are answered in the handler's goroutine from a shard's last durable view; writes go to
-// the shard as commands and come back once they are durable.
+// before the same shards. Reads go to a shard as queries, answered from its last durable state; writes go to it as commands and
+// come back once they are durable.
 //
 // It knows nothing of how shards are hosted (see Shards) or stored, and opens no listeners: package node does.
 //
@@ -11,6 +11,7 @@
 package frontend
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -37,9 +38,9 @@ type Config struct {
 	InlineLimit int
 	// DefaultShards is how many shards a keyspace gets that asks for 0; default 4.
 	DefaultShards int
-	// Status fills in what AdminService.Status tells of engine and shards; the frontend adds the rest. None: Status is
-	// UNIMPLEMENTED.
-	Status func() *kvv1.StatusResponse
+	// Status tells what AdminService.Status tells of engine and shards; the frontend adds the rest. Errors are *kverr.Error. None:
+	// Status is UNIMPLEMENTED.
+	Status func(ctx context.Context) (*kvv1.StatusResponse, error)
 	// Version is what Status tells of the server; default "dev".
 	Version string
 	// Log gets what goes wrong here by no fault of the requests, with its cause, which users are not told; never keys or values.

@@ -30,26 +30,23 @@ func (k *kvService) GetStream(req *kvv1.GetStreamRequest, stream grpc.ServerStre
 	g := &valueReader{server: k.Server, stream: stream, sh: sh}
 	var tried shard.Ref
 	for range maxRereads {
-		v, verr := k.shards.View(ctx, sh.ID)
-		if verr != nil {
-			return kverr.From(verr)
-		}
-		e, found, lost := v.Get(ns.ID, req.Key)
+		f, lost := k.lookUp(ctx, ns, sh, req.Key)
 		if lost != nil {
 			return lost
 		}
-		if !found {
+		if !f.ok {
 			return statusKeyAbsent
 		}
-		if err != nil && (err.Kind != kverr.DataLoss || e.Value.Ref == tried) {
+		value := &f.entry.Value
+		if err != nil && (err.Kind != kverr.DataLoss || value.Ref == tried) {
 			return err
 		}
-		if !apart(&e.Value) {
-			return g.send(&e, v, func() error { return g.sendChunks(e.Value.Inline) })
+		if !apart(value) {
+			return g.send(&f, func() error { return g.sendChunks(value.Inline) })
 		}
-		tried = e.Value.Ref
+		tried = value.Ref
 		if err = g.verify(tried); err == nil {
-			return g.send(&e, v, func() error { return g.sendApart(ns, req.Key, tried) })
+			return g.send(&f, func() error { return g.sendApart(ns, req.Key, tried) })
 		}
 	}
 	return err
@@ -95,10 +92,10 @@ func (g *valueReader) each(ref shard.Ref, fn func(chunk []byte) error) *kverr.Er
 }
 
 // send sends the entry without its value, then the value.
-func (g *valueReader) send(e *shard.Entry, v shard.View, value func() error) error {
+func (g *valueReader) send(f *found, value func() error) error {
 	r := &getReply{}
-	fillEntry(&r.entry, e)
-	g.server.fillHeader(&r.header, r.token[:0], g.sh, v.Revision())
+	fillEntry(&r.entry, &f.entry)
+	g.server.fillHeader(&r.header, r.token[:0], g.sh, f.revision)
 	if err := g.stream.Send(&kvv1.GetStreamResponse{Header: &r.header, Part: &kvv1.GetStreamResponse_Entry{Entry: &r.entry}}); err != nil {
 		return err
 	}
@@ -133,12 +130,8 @@ func (g *valueReader) sendApart(ns *Namespace, k []byte, ref shard.Ref) error {
 
 // rewritten tells whether a key no longer has the value that was being read.
 func (g *valueReader) rewritten(ns *Namespace, k []byte, ref shard.Ref) bool {
-	v, err := g.server.shards.View(g.stream.Context(), g.sh.ID)
-	if err != nil {
-		return false
-	}
-	e, found, lost := v.Get(ns.ID, k)
-	return lost == nil && (!found || e.Value.Ref != ref)
+	f, err := g.server.lookUp(g.stream.Context(), ns, g.sh, k)
+	return err == nil && (!f.ok || f.entry.Value.Ref != ref)
 }
 
 // PutStream stores a value of any size with a few chunks in memory. The commit names the value only once size and

@@ -38,39 +38,65 @@ var errDamaged = &kverr.Error{Kind: kverr.DataLoss, Op: "read value", Message: "
 // maxRereads bounds how often a read starts anew because the key was written meanwhile.
 const maxRereads = 16
 
-// find reads a key and, when its value lies apart and alloc is not nil, the value into what alloc returns for its
-// length. A key that is rewritten while its old value is read is read anew, so DataLoss is never a mere race. The entry is
-// a view, valid for ever; found is false when the key is absent.
-func (s *Server) find(ctx context.Context, ns *Namespace, sh *Shard, k []byte, alloc func(n int) []byte) (
-	e shard.Entry, value []byte, found bool, view shard.View, err *kverr.Error) {
-	var tried shard.Ref
+// found is what a key has.
+type found struct {
+	entry    shard.Entry // valid for ever
+	ok       bool        // the key is there
+	revision uint64      // of the shard, as the answer saw it
+}
+
+// lookUp asks for the entry of a key.
+func (s *Server) lookUp(ctx context.Context, ns *Namespace, sh *Shard, k []byte) (f found, err *kverr.Error) {
+	r := newReading()
+	r.query.Op, r.query.Namespace, r.query.Key = shard.QueryGet, ns.ID, k
+	if err := s.read(ctx, sh.ID, r); err != nil {
+		return f, err
+	}
+	a := &r.query.Answer
+	f.entry, f.ok, f.revision, err = a.Entry, a.Found, a.Revision, a.Err
+	r.free()
+	return f, err
+}
+
+// find reads a key and, when its value lies apart and alloc is not nil, the value into what alloc returns for its length.
+func (s *Server) find(ctx context.Context, ns *Namespace, sh *Shard, k []byte, alloc func(n int) []byte) (f found, value []byte, err *kverr.Error) {
+	if f, err = s.lookUp(ctx, ns, sh, k); err != nil || !f.ok {
+		return f, nil, err
+	}
+	if alloc == nil || !apart(&f.entry.Value) {
+		return f, f.entry.Value.Inline, nil
+	}
+	return s.fetch(ctx, ns, sh, k, f, alloc)
+}
+
+// fetch reads the value of a key that was found and lies apart. A key that is rewritten while its old value is read is looked up anew,
+// so DataLoss is never a mere race.
+func (s *Server) fetch(ctx context.Context, ns *Namespace, sh *Shard, k []byte, f found, alloc func(n int) []byte) (_ found, value []byte, err *kverr.Error) {
 	for range maxRereads {
-		v, verr := s.shards.View(ctx, sh.ID)
-		if verr != nil {
-			return e, nil, false, v, kverr.From(verr)
-		}
-		view = v
-		var lost *kverr.Error
-		if e, found, lost = v.Get(ns.ID, k); lost != nil {
-			return e, nil, true, v, lost
-		}
-		if !found || !apart(&e.Value) || alloc == nil {
-			return e, e.Value.Inline, found, v, nil
-		}
-		if err != nil && (err.Kind != kverr.DataLoss || e.Value.Ref == tried) {
-			return e, nil, true, v, err
-		}
-		tried = e.Value.Ref
+		tried := f.entry.Value.Ref
 		if value == nil || int64(len(value)) != tried.Length {
 			if value = alloc(int(tried.Length)); value == nil {
-				return e, nil, true, v, errUseGetStream
+				return f, nil, errUseGetStream
 			}
 		}
 		if err = s.readVerified(ctx, sh.ID, tried, value); err == nil {
-			return e, value, true, v, nil
+			return f, value, nil
+		}
+		if err.Kind != kverr.DataLoss {
+			return f, nil, err
+		}
+		why := err
+		if f, err = s.lookUp(ctx, ns, sh, k); err != nil || !f.ok {
+			return f, nil, err
+		}
+		if !apart(&f.entry.Value) {
+			return f, f.entry.Value.Inline, nil
+		}
+		if err = why; f.entry.Value.Ref == tried {
+			return f, nil, err
 		}
 	}
-	return e, nil, true, view, err
+	return f, nil, err
 }
 
 var errUseGetStream = &kverr.Error{Kind: kverr.ValueTooLarge, Message: "the value does not fit a reply; use GetStream"}

@@ -152,7 +152,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 
 	front, err := frontend.New(frontend.Config{
 		MaxValueBytes: n.cfg.MaxValueBytes, DefaultShards: n.cfg.DefaultShards, Version: n.cfg.Version, Log: log,
-		Status: func() *kvv1.StatusResponse { return statusOf(store, shards) },
+		Status: func(context.Context) (*kvv1.StatusResponse, error) { return statusOf(store, shards), nil },
 	}, shards, directoryOf{dir})
 	if err != nil {
 		return err

@@ -131,6 +131,18 @@ func (h *Host) View(ctx context.Context, shardID string) (shard.View, error) {
 	return shard.View{}, errUnsteady
 }
 
+// Read answers queries of a shard, all from its last durable state: everything that was acknowledged before the call is in it. Each
+// is answered before Read returns.
+func (h *Host) Read(ctx context.Context, shardID string, queries ...*shard.Query) {
+	v, err := h.View(ctx, shardID)
+	for _, q := range queries {
+		if err == nil {
+			v.Answer(q)
+		}
+		q.Done(q, err)
+	}
+}
+
 // PutValues stores values apart from keys; see values.Store.Put.
 func (h *Host) PutValues(ctx context.Context, shardID string, values ...[]byte) ([]shard.Ref, error) {
 	a, err := h.shard(ctx, shardID)
