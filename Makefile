@@ -30,7 +30,7 @@ run: build ## Build, start the embedded store in $(DATA), replay the first part 
 	@./tests/e2e/demo.sh $(BIN) $(DATA)
 
 .PHONY: test
-test: lint check-proto unit race tagged fuzz fault crash e2e ## Everything that CI checks.
+test: lint check-proto unit race tagged fuzz fault redis crash e2e ## Everything that CI checks.
 	@echo "make test: all passed"
 
 .PHONY: unit
@@ -53,6 +53,10 @@ fuzz: ## Every fuzz target for FUZZTIME (30s).
 .PHONY: fault
 fault: build ## Disk faults with real kernels: full ext4, strace-observed syncs (needs root and strace).
 	KVSTORE_FAULT=1 $(GO) test -count=1 -timeout 10m ./tests/fault/...
+
+.PHONY: redis
+redis: ## The Redis engine on real redis-servers that are killed, cut short, filled up and disturbed.
+	KVSTORE_REDIS=1 $(GO) test -count=1 -timeout 10m ./components/wal/redislog/...
 
 .PHONY: crash
 crash: build ## ROUNDS (20) rounds of kill -9 under 32 checked clients; make crash ROUNDS=200 is the full run.

@@ -2,15 +2,18 @@ package memlog_test
 
 import (
 	"testing"
+	"time"
 
 	"kvstore/components/wal/driver"
 	"kvstore/components/wal/memlog"
 	"kvstore/components/wal/waltest"
 )
 
-// newHarness holds a memory store; a restart is a clone of what is durable.
-func newHarness(t testing.TB) *waltest.Harness {
-	current, err := memlog.New(memlog.Config{})
+func newHarness(t testing.TB) *waltest.Harness { return harness(t, memlog.Config{}) }
+
+// harness holds a memory store; a restart is a clone of what is durable.
+func harness(t testing.TB, cfg memlog.Config) *waltest.Harness {
+	current, err := memlog.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,3 +41,7 @@ func newHarness(t testing.TB) *waltest.Harness {
 func TestConformance(t *testing.T) { waltest.Run(t, newHarness) }
 
 func TestLog(t *testing.T) { waltest.RunLog(t, newHarness) }
+
+func TestLogWithLeases(t *testing.T) {
+	waltest.RunLog(t, func(t testing.TB) *waltest.Harness { return harness(t, memlog.Config{Term: time.Second}) })
+}

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"time"
 
 	"kvstore/components/btree"
 	"kvstore/components/wal"
@@ -37,7 +38,14 @@ type logRun struct {
 	run
 	fault *fault.Engine
 	store *wal.Store
+	ahead time.Duration // of the clock that logs are opened with
 }
+
+// clock is the time as logs see it.
+func (r *logRun) clock() time.Time { return time.Now().Add(r.ahead) }
+
+// outlast moves the clock behind every lease, and behind the wait of every owner that is there.
+func (r *logRun) outlast() { r.ahead += 2 * r.e.Term() }
 
 func newLogRun(t *testing.T, h *Harness) *logRun {
 	r := &logRun{run: run{T: t, h: h}}
@@ -65,7 +73,7 @@ func (r *logRun) crashStore() {
 
 // open opens and restores a shard.
 func (r *logRun) open(shard string) (*wal.Log, *Model, error) {
-	l, err := r.store.Open(r.ctx(), shard, wal.OpenOptions{Address: "here"})
+	l, err := r.store.Open(r.ctx(), shard, wal.OpenOptions{Address: "here", Clock: r.clock})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -339,6 +347,7 @@ func olderOwner(r *logRun) {
 	l, m = r.mustOpen("s")
 	_, err := old.Checkpoint(r.ctx(), wal.Snapshot{Tree: stale.tree.Clone(), Seq: old.Seq()})
 	r.needIs(err, wal.ErrFenced, "checkpoint of an older owner that does not know yet")
+	r.outlast() // before that a yield is not even tried
 	if err := old.Yield(r.ctx()); err == nil {
 		r.Fatal("an older owner yielded")
 	}
