@@ -57,15 +57,17 @@ type checker struct {
 	recent  []Command // with identities, to be sent again
 	refs    uint64
 	stepped int
-	absurd  bool  // the next command must be refused
-	stale   *View // of an earlier point, with what it listed then
+	absurd  bool        // the next command must be refused
+	spaces  NamespaceID // highest that is used
+	stale   *View       // of an earlier point, with what it listed then
 	listed  string
 }
 
 const (
-	checkNamespaces = 3
-	checkKeys       = 40
-	checkClients    = 3
+	checkNamespaces    = 3   // at a time
+	checkNamespacesMax = 200 // in all
+	checkKeys          = 40
+	checkClients       = 3
 )
 
 // checkSeed runs one history; it returns the first difference.
@@ -393,7 +395,7 @@ func (k *checker) compare() error {
 // dump lists all entries of a view.
 func dump(v View) string {
 	var b bytes.Buffer
-	for ns := range NamespaceID(checkNamespaces) {
+	for ns := range NamespaceID(checkNamespacesMax) {
 		page, _, _ := v.List(ns+1, ListQuery{})
 		for _, e := range page {
 			fmt.Fprintf(&b, "%d %s %d %d %d %q %v\n", ns+1, e.Key, e.Version, e.UpdatedMS, e.ExpiresMS, e.Value.Inline, e.Value.Ref)
@@ -403,7 +405,7 @@ func dump(v View) string {
 }
 
 func (k *checker) compareEntries(v View) error {
-	var items, size [checkNamespaces + 1]int64
+	var items, size [checkNamespacesMax + 1]int64
 	for key, want := range k.model.entries {
 		e, ok, err := v.Get(key.ns, []byte(key.key))
 		if !ok || err != nil {
@@ -430,7 +432,7 @@ func (k *checker) compareEntries(v View) error {
 
 // compareLists pages through a random part of a namespace.
 func (k *checker) compareLists(v View) error {
-	ns := NamespaceID(1 + k.rng.IntN(checkNamespaces))
+	ns := k.namespace()
 	var q ListQuery
 	if k.rng.IntN(2) == 0 {
 		q.Prefix = []byte(k.key()[:1+k.rng.IntN(3)])

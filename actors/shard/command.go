@@ -15,7 +15,7 @@ const (
 	OpPut              // Put
 	OpDelete           // Delete
 	OpTxn              // Txn
-	OpDropNamespace    // remove everything of Namespace, in bounded steps; repeat until Result.More is false
+	OpDropNamespace    // remove everything of Namespace, and refuse it for good, in bounded steps; repeat until Result.More is false
 	OpRelocate         // Relocate: a value was copied to another object
 	OpForget           // Forget: objects that the engine has deleted
 	OpLookup           // Prompt: touch the blocks that are there, lease them when LeaseMS > 0

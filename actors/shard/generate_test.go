@@ -17,7 +17,7 @@ func (k *checker) command() *Command {
 		}
 		return &c
 	}
-	c := &Command{Namespace: NamespaceID(1 + k.rng.IntN(checkNamespaces))}
+	c := &Command{Namespace: k.namespace()}
 	switch r := k.rng.IntN(100); {
 	case r < 50:
 		c.Op = OpPut
@@ -42,6 +42,9 @@ func (k *checker) command() *Command {
 		return c
 	case r < 97:
 		c.Op = OpDropNamespace
+		if k.spaces < checkNamespacesMax {
+			k.spaces++
+		}
 		return c
 	default:
 		k.nonsense(c)
@@ -65,6 +68,15 @@ func (k *checker) command() *Command {
 		}
 	}
 	return c
+}
+
+// namespace is one of the last, and now and then any, which may have been dropped.
+func (k *checker) namespace() NamespaceID {
+	k.spaces = max(k.spaces, checkNamespaces)
+	if k.rng.IntN(20) == 0 {
+		return NamespaceID(1 + k.rng.IntN(int(k.spaces)))
+	}
+	return k.spaces - NamespaceID(k.rng.IntN(checkNamespaces))
 }
 
 func (k *checker) key() string {

@@ -10,6 +10,7 @@ import (
 //
 //	01                                    meta: revision, shard time, history bounds, sweep cursor (meta.go)
 //	02 namespace                          counters of a namespace (meta.go)
+//	03 block:4                            bits of the namespaces block*1024 and on that are dropped (dropped.go)
 //	10 namespace key                      entry of a key (entry.go)
 //	20 expires:6 typed key                empty: expiry index; the typed key begins with 10
 //	30 client:16 op index slot:2          remembered outcome of a write (identity.go); op and index are ordered integers
@@ -23,6 +24,7 @@ import (
 const (
 	prefixMeta      = 0x01
 	prefixCounters  = 0x02
+	prefixDropped   = 0x03
 	prefixData      = 0x10
 	prefixExpiry    = 0x20
 	prefixIdentity  = 0x30

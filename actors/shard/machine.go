@@ -45,8 +45,9 @@ type Machine struct {
 	sweepAt     int64  // no Sweep effect before, so that ticks do not follow each other too closely
 	pending     chunk  // history of this body
 	counters    map[NamespaceID]*counters
-	sealing     []NamespaceID // namespaces whose counters changed in this body
-	lastBody    int           // length of the last body, to size the next
+	sealing     []NamespaceID            // namespaces whose counters changed in this body
+	dropped     map[uint32]*droppedBlock // as in the tree, by block
+	lastBody    int                      // length of the last body, to size the next
 	lastReplies int
 
 	// Room that is used again and again. Each is good until the next call that uses it; idKey until the step's end.
@@ -155,6 +156,7 @@ func (m *Machine) Restore(t *btree.Tree) {
 		m.replies[i].Dep = 0
 		m.replies[i].Command.Result = Result{Err: &kverr.Error{Kind: kverr.Unavailable, Op: "commit", Message: "not applied: its record could not be written"}}
 	}
+	m.restoreDropped()
 	m.restorePrompt()
 }
 

@@ -18,6 +18,7 @@ type model struct {
 	removals map[modelKey]uint64 // revision of each key's last removal
 	outcomes map[modelID]*modelOutcome
 	objects  map[ObjectID]int64 // known objects and their length
+	dropped  map[NamespaceID]bool
 	events   []modelEvent
 }
 
@@ -63,6 +64,7 @@ func newModel(cfg Config) *model {
 	return &model{
 		cfg: cfg, entries: map[modelKey]modelEntry{}, removals: map[modelKey]uint64{},
 		outcomes: map[modelID]*modelOutcome{}, objects: map[ObjectID]int64{},
+		dropped: map[NamespaceID]bool{},
 	}
 }
 
@@ -72,6 +74,7 @@ func (d *model) clone() *model {
 	c.removals = maps.Clone(d.removals)
 	c.outcomes = maps.Clone(d.outcomes)
 	c.objects = maps.Clone(d.objects)
+	c.dropped = maps.Clone(d.dropped)
 	c.events = slices.Clip(d.events)
 	return &c
 }
@@ -163,6 +166,9 @@ func (d *model) step(c *Command) (res Result, need uint64) {
 	id, known, res, need, done := d.identity(c)
 	if done {
 		return res, need
+	}
+	if d.dropped[c.Namespace] {
+		return Result{Err: &kverr.Error{Kind: kverr.NotFound}}, d.revision
 	}
 	var changed bool
 	switch c.Op {
@@ -289,7 +295,7 @@ func (d *model) txn(c *Command) (res Result, need uint64, changed bool) {
 	return res, need, changed
 }
 
-// drop removes the first keys of a namespace.
+// drop removes the first keys of a namespace, and closes it.
 func (d *model) drop(ns NamespaceID) (res Result) {
 	var keys []string
 	for k := range d.entries {
@@ -297,17 +303,22 @@ func (d *model) drop(ns NamespaceID) (res Result) {
 			keys = append(keys, k.key)
 		}
 	}
-	if len(keys) == 0 {
+	if len(keys) == 0 && d.dropped[ns] {
 		return res
 	}
 	slices.Sort(keys)
 	n := min(len(keys), d.cfg.DropBudget)
+	through := ""
+	if n > 0 {
+		through = keys[n-1]
+	}
+	d.dropped[ns] = true
 	d.revision++
 	for _, key := range keys[:n] {
 		delete(d.entries, modelKey{ns, key})
 		d.removals[modelKey{ns, key}] = d.revision
 	}
-	d.events = append(d.events, modelEvent{kind: EventDrop, key: modelKey{ns, keys[n-1]}, revision: d.revision})
+	d.events = append(d.events, modelEvent{kind: EventDrop, key: modelKey{ns, through}, revision: d.revision})
 	return Result{Revision: d.revision, Deleted: int64(n), More: n < len(keys)}
 }
 

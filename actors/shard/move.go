@@ -103,7 +103,7 @@ func (m *Machine) applyForget(id ObjectID) {
 	}
 }
 
-// stepDrop removes at most Config.DropBudget items of a namespace. The caller repeats it while Result.More is set.
+// stepDrop removes at most Config.DropBudget items of a namespace; the first step also closes it for writes, for good. The caller repeats it while Result.More is set.
 func (m *Machine) stepDrop(c *Command) {
 	budget := m.cfg.DropBudget
 	from := appendDataKey(nil, c.Namespace, nil)
@@ -117,7 +117,7 @@ func (m *Machine) stepDrop(c *Command) {
 		n++
 		_, through, _ = splitDataKey(key)
 	}
-	if n > 0 {
+	if n > 0 || !m.isDropped(c.Namespace) {
 		revision := m.newRevision()
 		e := removeEffect{namespace: c.Namespace, key: through}
 		m.payload = e.append(m.payload[:0])
@@ -135,9 +135,10 @@ func (m *Machine) stepDrop(c *Command) {
 	m.reply(c, m.meta.revision)
 }
 
-// applyDrop removes the entries of a namespace up to and with a key. Its history is one event: watchers of a namespace that
-// is dropped do not want one for each key.
+// applyDrop removes the entries of a namespace up to and with a key, which is empty when there are none, and notes it as dropped. Its
+// history is one event: watchers of a namespace that is dropped do not want one for each key.
 func (m *Machine) applyDrop(revision uint64, e *removeEffect) {
+	m.applyDropped(e.namespace)
 	from := appendDataKey(nil, e.namespace, nil)
 	to := append(appendDataKey(nil, e.namespace, e.key), 0)
 	var keys [][]byte

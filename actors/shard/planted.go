@@ -20,5 +20,6 @@ const (
 	bugCountersSurvive        // a restore keeps the counters of the state that it replaces
 	bugBudgetStopsDeletes     // deletes are refused at the memory budget
 	bugTxnChecksAsItGoes      // a transaction's operations are checked against the state that its earlier ones made
+	bugDropForgotten          // a restore forgets which namespaces are dropped
 	bugsEnd
 )

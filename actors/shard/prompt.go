@@ -17,6 +17,13 @@ func (m *Machine) stepPrompt(c *Command) {
 		m.fail(c, err, 0)
 		return
 	}
+	switch {
+	case c.Op == OpRelease, c.Op == OpUnindex: // they only ever take away
+	case (c.Op == OpPin || c.Op == OpDeleteBlocks) && m.isDropped(c.Namespace) && m.answered(c, c.blockSlot()):
+		return
+	case m.refuseDropped(c):
+		return
+	}
 	switch c.Op {
 	case OpLookup:
 		m.stepLookup(c)

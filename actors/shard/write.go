@@ -90,6 +90,9 @@ func (m *Machine) stepPut(c *Command) {
 		m.fail(c, err, 0)
 		return
 	}
+	if m.refuseDropped(c) {
+		return
+	}
 	old, exists, dep := m.current(c.Namespace, p.Key)
 	if kind := p.If.check(&old, exists); kind != 0 {
 		m.failWrite(c, p.Slot, kind, old.Version, dep)
@@ -136,6 +139,9 @@ func (m *Machine) stepDelete(c *Command) {
 	}
 	if err := d.If.fault(); err != nil {
 		m.fail(c, err, 0)
+		return
+	}
+	if m.refuseDropped(c) {
 		return
 	}
 	old, exists, dep := m.current(c.Namespace, d.Key)
@@ -212,6 +218,9 @@ func (m *Machine) stepTxn(c *Command) {
 	grows, err := t.fault()
 	if err != nil {
 		m.fail(c, err, 0)
+		return
+	}
+	if m.refuseDropped(c) {
 		return
 	}
 	found, dep, changes := m.checkTxn(c)

@@ -936,12 +936,13 @@ func (x *Effect_Forget) GetObjects() []*Effect_Forget_Object {
 	return nil
 }
 
-// All entries of a namespace up to and with a key are gone: one step of dropping the namespace.
+// All entries of a namespace up to and with a key are gone: one step of dropping the namespace. From the first one on nothing is
+// written to it, for good.
 type Effect_Drop struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Namespace.
 	Namespace uint32 `protobuf:"varint,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	// Last key that is removed.
+	// Last key that is removed; empty when there was none.
 	Through       []byte `protobuf:"bytes,2,opt,name=through,proto3" json:"through,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
