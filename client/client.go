@@ -34,13 +34,19 @@ type core struct {
 	conns  []*conn
 }
 
-// conn is one TCP connection with its stubs and its Pipeline stream.
+// conn is one TCP connection with its stubs and its Pipeline stream, and a second one, opened when first used, for what is long:
+// values and blocks that travel as streams. On one connection megabytes of blocks would stand in front of a lookup of a few
+// kilobytes, in the buffers of both ends.
 type conn struct {
 	cc     *grpc.ClientConn
 	kv     kvstorev1.KVServiceClient
 	prompt kvstorev1.PromptCacheServiceClient
 	admin  kvstorev1.AdminServiceClient
 	pipe   *pipe // nil with Config.Unary
+
+	bulk       *grpc.ClientConn
+	bulkKV     kvstorev1.KVServiceClient          // GetStream, PutStream
+	bulkPrompt kvstorev1.PromptCacheServiceClient // Read, Write
 }
 
 // Dial connects and learns the server's time. It fails when no endpoint answers before ctx ends; a ctx without a
@@ -71,6 +77,32 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 
 // open makes connection number i; it connects when first used.
 func (co *core) open(i int) (*conn, error) {
+	cc, err := co.dial(i)
+	if err != nil {
+		return nil, err
+	}
+	bulk, err := co.dial(i)
+	if err != nil {
+		_ = cc.Close()
+		return nil, err
+	}
+	cn := &conn{
+		cc:         cc,
+		kv:         kvstorev1.NewKVServiceClient(cc),
+		prompt:     kvstorev1.NewPromptCacheServiceClient(cc),
+		admin:      kvstorev1.NewAdminServiceClient(cc),
+		bulk:       bulk,
+		bulkKV:     kvstorev1.NewKVServiceClient(bulk),
+		bulkPrompt: kvstorev1.NewPromptCacheServiceClient(bulk),
+	}
+	if !co.cfg.Unary {
+		cn.pipe = newPipe(co, cn.kv)
+	}
+	return cn, nil
+}
+
+// dial makes a connection that begins with endpoint number i; it connects when first used.
+func (co *core) dial(i int) (*grpc.ClientConn, error) {
 	creds := insecure.NewCredentials()
 	if co.cfg.TLS != nil {
 		creds = credentials.NewTLS(co.cfg.TLS)
@@ -98,20 +130,7 @@ func (co *core) open(i int) (*conn, error) {
 		opts = append(opts, grpc.WithResolvers(r))
 		target = "kvstore:///"
 	}
-	cc, err := grpc.NewClient(target, append(opts, co.cfg.DialOptions...)...)
-	if err != nil {
-		return nil, err
-	}
-	cn := &conn{
-		cc:     cc,
-		kv:     kvstorev1.NewKVServiceClient(cc),
-		prompt: kvstorev1.NewPromptCacheServiceClient(cc),
-		admin:  kvstorev1.NewAdminServiceClient(cc),
-	}
-	if !co.cfg.Unary {
-		cn.pipe = newPipe(co, cn.kv)
-	}
-	return cn, nil
+	return grpc.NewClient(target, append(opts, co.cfg.DialOptions...)...)
 }
 
 const (
@@ -127,6 +146,7 @@ func (c *Client) Close() error {
 			cn.pipe.close()
 		}
 		_ = cn.cc.Close()
+		_ = cn.bulk.Close()
 	}
 	return nil
 }

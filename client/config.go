@@ -20,7 +20,8 @@ type Config struct {
 	Namespace string
 
 	// Connections is how many TCP connections, each with one Pipeline stream, operations are spread over: 1 to 64,
-	// default 1. One carries more than a small machine can; more help when the server has many cores.
+	// default 1. One carries more than a small machine can; more help when the server has many cores. Values and blocks
+	// that travel as streams go over as many further ones, opened when first used, so that short calls do not wait behind them.
 	Connections int
 
 	// Unary sends Put, Get and Delete as RPCs of their own instead of over the Pipeline stream: slower, but it passes

@@ -86,7 +86,7 @@ func (p *Prompt) read(
 	if first > 0 {
 		keepDepths(req.Blocks, first)
 	}
-	stream, err := p.c.pick().prompt.Read(ctx, req)
+	stream, err := p.c.pick().bulkPrompt.Read(ctx, req)
 	if err != nil {
 		return fromRPC(err, reads)
 	}

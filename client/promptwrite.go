@@ -81,7 +81,7 @@ func (p *Prompt) Write(ctx context.Context, blocks []NewBlock, o *WriteOptions) 
 func (p *Prompt) write(ctx context.Context, blocks []NewBlock, o *WriteOptions) ([]WriteOutcome, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // a try that fails on our side must not look complete to the server
-	stream, err := p.c.pick().prompt.Write(ctx)
+	stream, err := p.c.pick().bulkPrompt.Write(ctx)
 	if err != nil {
 		return nil, fromRPC(err, writes)
 	}

@@ -38,7 +38,7 @@ func (c *Client) GetStream(ctx context.Context, key string) (*ValueReader, error
 	var r *ValueReader
 	err := c.retry(ctx, reads, "get stream", func() error {
 		sctx, cancel := context.WithCancel(ctx)
-		stream, err := c.pick().kv.GetStream(sctx, req)
+		stream, err := c.pick().bulkKV.GetStream(sctx, req)
 		if err == nil {
 			var first *kvstorev1.GetStreamResponse
 			if first, err = stream.Recv(); err == nil {
@@ -171,7 +171,7 @@ func rewinder(r io.Reader) func() error {
 func (c *Client) putStream(ctx context.Context, head *kvstorev1.PutStreamRequest_Head, r io.Reader, res *PutResult) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // a try that fails on our side must not look complete to the server
-	stream, err := c.pick().kv.PutStream(ctx)
+	stream, err := c.pick().bulkKV.PutStream(ctx)
 	if err != nil {
 		return fromRPC(err, writes)
 	}
