@@ -13,6 +13,7 @@ import (
 	"maps"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -49,6 +50,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "kvstored: %v\nRun kvstored -h for help.\n", err)
 		return exitUsage
 	}
+	tuneCollector()
 	n, err := node.New(cfg)
 	if err != nil {
 		fmt.Fprintf(stderr, "kvstored: %v\n", err)
@@ -59,6 +61,16 @@ func run(ctx context.Context, args []string, stderr io.Writer) int {
 		return exitError
 	}
 	return exitOK
+}
+
+// tuneCollector sets the garbage collector up for a heap of many small objects that live long. GOGC and GOMEMLIMIT have the last word.
+func tuneCollector() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(node.CollectorPercent)
+	}
+	if limit := node.CollectorLimit(); limit > 0 && os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(limit)
+	}
 }
 
 // parse reads the flags. An error is one of usage.
