@@ -37,11 +37,7 @@ func (a *adminService) CreateKeyspace(ctx context.Context, req *kvv1.CreateKeysp
 }
 
 func (a *adminService) GetKeyspace(ctx context.Context, req *kvv1.GetKeyspaceRequest) (*kvv1.GetKeyspaceResponse, error) {
-	c, err := a.current(ctx)
-	if err != nil {
-		return nil, err
-	}
-	ks, err := c.keyspace(req.Name)
+	ks, err := a.keyspace(ctx, req.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -68,11 +64,7 @@ func (a *adminService) DeleteKeyspace(ctx context.Context, req *kvv1.DeleteKeysp
 	if err := checkConfirm(req.Confirm, req.Name); err != nil {
 		return nil, err
 	}
-	c, err := a.current(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := c.keyspace(req.Name); err != nil {
+	if _, err := a.keyspace(ctx, req.Name); err != nil {
 		return nil, err
 	}
 	if err := a.dir.DeleteKeyspace(ctx, req.Name); err != nil {
@@ -96,11 +88,7 @@ func (a *adminService) CreateNamespace(ctx context.Context, req *kvv1.CreateName
 	if err := checkNamespace(want); err != nil {
 		return nil, within("namespace", err)
 	}
-	c, err := a.current(ctx)
-	if err != nil {
-		return nil, err
-	}
-	ks, err := c.keyspace(want.Keyspace)
+	ks, err := a.keyspace(ctx, want.Keyspace)
 	if err != nil {
 		return nil, err
 	}
@@ -170,11 +158,7 @@ func (a *adminService) GetNamespace(ctx context.Context, req *kvv1.GetNamespaceR
 }
 
 func (a *adminService) lookUp(ctx context.Context, keyspace, name string) (*Namespace, *kverr.Error) {
-	c, err := a.current(ctx)
-	if err != nil {
-		return nil, err
-	}
-	ks, err := c.keyspace(keyspace)
+	ks, err := a.keyspace(ctx, keyspace)
 	if err != nil {
 		return nil, err
 	}
@@ -182,11 +166,7 @@ func (a *adminService) lookUp(ctx context.Context, keyspace, name string) (*Name
 }
 
 func (a *adminService) ListNamespaces(ctx context.Context, req *kvv1.ListNamespacesRequest) (*kvv1.ListNamespacesResponse, error) {
-	c, err := a.current(ctx)
-	if err != nil {
-		return nil, err
-	}
-	ks, err := c.keyspace(req.Keyspace)
+	ks, err := a.keyspace(ctx, req.Keyspace)
 	if err != nil {
 		return nil, err
 	}
@@ -257,6 +237,9 @@ func (a *adminService) Status(ctx context.Context, _ *kvv1.StatusRequest) (*kvv1
 	if a.cfg.Status == nil {
 		return nil, kverr.New(kverr.Unimplemented, "", "this frontend does not know how its shards are")
 	}
+	if !a.seesServer(ctx) { // enough to connect and to set the clock by
+		return a.statusHead(&kvv1.StatusResponse{}), nil
+	}
 	c, err := a.current(ctx)
 	if err != nil {
 		return nil, err
@@ -276,8 +259,13 @@ func (a *adminService) Status(ctx context.Context, _ *kvv1.StatusRequest) (*kvv1
 			sh.Keyspace = fmt.Sprintf("(%s)", sh.Id[:max(0, strings.LastIndexByte(sh.Id, '-'))])
 		}
 	}
+	return a.statusHead(resp), nil
+}
+
+// statusHead fills in what every caller may know.
+func (a *adminService) statusHead(resp *kvv1.StatusResponse) *kvv1.StatusResponse {
 	resp.Header = &kvv1.ResponseHeader{ServerTimeMs: a.now()}
 	resp.Version = a.cfg.Version
 	resp.UptimeMs = a.cfg.Now().Sub(a.started).Milliseconds()
-	return resp, nil
+	return resp
 }

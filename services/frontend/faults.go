@@ -69,15 +69,18 @@ func (s *Server) item(where string, err *kverr.Error) *kvv1.Error {
 	return kverr.Item(err)
 }
 
-// noting is a service whose calls' errors are noted. It wraps the handlers themselves, for an interceptor costs every call two
-// allocations.
-func (s *Server) noting(d *grpc.ServiceDesc) *grpc.ServiceDesc {
+// guarded is a service whose calls have come by a door, and whose errors are noted. It wraps the handlers themselves, for an
+// interceptor costs every call two allocations.
+func (s *Server) guarded(d *grpc.ServiceDesc) *grpc.ServiceDesc {
 	out := *d
 	out.Methods, out.Streams = slices.Clone(d.Methods), slices.Clone(d.Streams)
 	for i := range out.Methods {
 		m := &out.Methods[i]
 		name, handle := m.MethodName, m.Handler
 		m.Handler = func(srv any, ctx context.Context, dec func(any) error, in grpc.UnaryServerInterceptor) (any, error) {
+			if err := s.cameByDoor(ctx); err != nil {
+				return nil, err
+			}
 			resp, err := handle(srv, ctx, dec, in)
 			if err != nil {
 				s.faults.note(name, err)
@@ -89,6 +92,9 @@ func (s *Server) noting(d *grpc.ServiceDesc) *grpc.ServiceDesc {
 		m := &out.Streams[i]
 		name, handle := m.StreamName, m.Handler
 		m.Handler = func(srv any, stream grpc.ServerStream) error {
+			if err := s.cameByDoor(stream.Context()); err != nil {
+				return err
+			}
 			err := handle(srv, stream)
 			if err != nil {
 				s.faults.note(name, err)

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"kvstore/actors/host/memhost"
+	"kvstore/components/authn"
 	"kvstore/components/kverr"
 	"kvstore/components/ring"
 	"kvstore/components/vtcodec"
@@ -59,6 +60,9 @@ func newRig(tb testing.TB, cfg Config, wrap func(Shards) Shards) *rig {
 		tb.Fatal(err)
 	}
 	r := &rig{Host: host, Dir: &plainDirectory{host: host}}
+	if cfg.Access == nil {
+		cfg.Access = authn.Anyone
+	}
 	var shards Shards = host
 	if wrap != nil {
 		shards = wrap(shards)
@@ -80,7 +84,7 @@ func newRig(tb testing.TB, cfg Config, wrap func(Shards) Shards) *rig {
 		}
 	}
 	lis := bufconn.Listen(1 << 20)
-	srv := grpc.NewServer(ServerOptions()...)
+	srv := grpc.NewServer(r.Server.Options()...)
 	r.Server.Register(srv)
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(lis) }()

@@ -47,6 +47,7 @@ type pipeline struct {
 	fetches fetches // gets whose values lie apart
 
 	head   frameHead         // reader
+	deny   *kverr.Error      // reader; why what is no get in the frame at hand is refused; nil = it is not
 	visits map[*Shard]*visit // reader; reused from frame to frame
 	order  []*visit          // reader; visits of the frame at hand
 }
@@ -130,7 +131,7 @@ func (k *kvService) Pipeline(stream grpc.BidiStreamingServer[kvv1.PipelineReques
 		err := p.read()
 		p.readEnd <- err
 		p.ends.Store(true)
-		if err != nil {
+		if err != nil && !errors.Is(err, kverr.Unauthenticated) {
 			cancel()
 		}
 		poke(p.wake)
@@ -200,6 +201,15 @@ func (p *pipeline) accept(buf mem.Buffer) error {
 	}
 	in := &inbound{buf: buf, left: n}
 	ns, fault := p.server.namespace(p.ctx, p.head.keyspace, p.head.namespace, kvv1.NamespaceKind_NAMESPACE_KIND_KV)
+	if fault != nil && fault.Kind == kverr.Unauthenticated {
+		// The stream came with a token that is good no more. It ends once all that was taken before is answered; nothing of this frame
+		// was applied, and the client may come again with another token.
+		p.server.refusals.note(p.ctx, kvv1.KVService_Pipeline_FullMethodName, fault)
+		p.ops.Add(-int64(n))
+		p.size.Add(-int64(len(b)))
+		return fault
+	}
+	p.deny = p.server.mayWrite(p.ctx, p.head.keyspace)
 	var id shard.Identity
 	if fault == nil && len(p.head.client) > 0 {
 		id, fault = p.server.identity("identity_", p.head.client, 0, p.head.notAfterMS)
@@ -261,6 +271,9 @@ func (p *pipeline) begin(o *operation, ns *Namespace, id shard.Identity) *kverr.
 		}
 		c.ID = id
 		c.ID.Op = o.req.identityOp
+	}
+	if p.deny != nil && o.req.verb != verbGet {
+		return p.deny
 	}
 	switch o.req.verb {
 	case verbGet:

@@ -166,7 +166,7 @@ func ruleOf(p *kvv1.PartitionRule) (key.Rule, error) {
 	return key.HashTag(), nil
 }
 
-// keyspace finds a keyspace; an empty name means "default".
+// keyspace finds a keyspace; an empty name means "default". Requests go through Server.keyspace.
 func (c *catalog) keyspace(name string) (*Keyspace, *kverr.Error) {
 	if name == "" {
 		name = DefaultName
@@ -190,11 +190,7 @@ func (ks *Keyspace) namespace(name string) (*Namespace, *kverr.Error) {
 
 // namespace finds the namespace of a request and holds it to a kind. Empty names mean "default".
 func (s *Server) namespace(ctx context.Context, keyspace, name string, kind kvv1.NamespaceKind) (*Namespace, *kverr.Error) {
-	c, err := s.current(ctx)
-	if err != nil {
-		return nil, err
-	}
-	ks, err := c.keyspace(keyspace)
+	ks, err := s.keyspace(ctx, keyspace)
 	if err != nil {
 		return nil, err
 	}

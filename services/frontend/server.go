@@ -5,8 +5,8 @@
 //
 // It knows nothing of how shards are hosted (see Shards) or stored, and opens no listeners: package node does.
 //
-//	srv := frontend.New(frontend.Config{}, shards, directory)
-//	grpcServer := grpc.NewServer(frontend.ServerOptions()...)
+//	srv, err := frontend.New(frontend.Config{Access: tokens}, shards, directory)
+//	grpcServer := grpc.NewServer(srv.Options()...)
 //	srv.Register(grpcServer)
 package frontend
 
@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
 
+	"kvstore/components/authn"
 	"kvstore/components/key"
 	"kvstore/components/kverr"
 	kvv1 "kvstore/proto/gen/kvstore/v1"
@@ -29,6 +30,8 @@ import (
 
 // Config is how a frontend behaves.
 type Config struct {
+	// Access is who may do what. Required: there is authn.Anyone for doors that only the right ones reach.
+	Access *authn.Tokens
 	// MaxValueBytes is the largest value of a key; default 16 MiB, at most 512 MiB.
 	MaxValueBytes int64
 	// MaxBlockBytes is the largest block of a prompt; default 128 MiB, at most 512 MiB.
@@ -78,6 +81,9 @@ func (c *Config) EnsureDefaults() {
 // Validate lists every fault.
 func (c *Config) Validate() error {
 	var faults []error
+	if c.Access == nil {
+		faults = append(faults, errors.New("no Access: it must be tokens, or authn.Anyone to let everybody do everything"))
+	}
 	if c.MaxValueBytes < 1<<10 || c.MaxValueBytes > 512<<20 {
 		faults = append(faults, fmt.Errorf("MaxValueBytes is %d, must be 1 KiB to 512 MiB", c.MaxValueBytes))
 	}
@@ -101,6 +107,7 @@ type Server struct {
 	started time.Time
 	faults  faults
 
+	refusals  refusals
 	catalog   atomic.Pointer[catalog]
 	reloading sync.Mutex // held while the catalog is made anew
 
@@ -114,20 +121,22 @@ func New(cfg Config, shards Shards, dir Directory) (*Server, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Server{
+	s := &Server{
 		cfg: cfg, shards: shards, dir: dir, started: cfg.Now(), faults: faults{log: cfg.Log, now: cfg.Now}, stopping: make(chan struct{}),
-	}, nil
+	}
+	s.refusals.cfg = &s.cfg
+	return s, nil
 }
 
 // Stop ends Pipeline streams, which clients would keep open for ever: each answers what it has taken, takes no more, and ends with
 // UNAVAILABLE. Other calls go on. It does not wait.
 func (s *Server) Stop() { s.stop.Do(func() { close(s.stopping) }) }
 
-// Register adds the services to a gRPC server that was made with ServerOptions.
+// Register adds the services to a gRPC server that was made with Options.
 func (s *Server) Register(g grpc.ServiceRegistrar) {
-	g.RegisterService(s.noting(&kvv1.KVService_ServiceDesc), &kvService{Server: s})
-	g.RegisterService(s.noting(&kvv1.PromptCacheService_ServiceDesc), &promptService{Server: s})
-	g.RegisterService(s.noting(&kvv1.AdminService_ServiceDesc), &adminService{Server: s})
+	g.RegisterService(s.guarded(&kvv1.KVService_ServiceDesc), &kvService{Server: s})
+	g.RegisterService(s.guarded(&kvv1.PromptCacheService_ServiceDesc), &promptService{Server: s})
+	g.RegisterService(s.guarded(&kvv1.AdminService_ServiceDesc), &adminService{Server: s})
 }
 
 // Services are the full names of what Register adds, for health.
@@ -141,7 +150,8 @@ func Services() []string {
 // its handler for the log, so with few workers nearly every put would run on a goroutine of its own and grow a new stack.
 const streamWorkers = 256
 
-// ServerOptions are the gRPC options that a frontend is measured with (DESIGN.md gives reasons and figures).
+// ServerOptions are the gRPC options that a frontend is measured with (DESIGN.md gives reasons and figures). A server made with them alone,
+// and not with Server.Options, answers nobody where tokens are wanted.
 func ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.ForceServerCodecV2(codec{}),

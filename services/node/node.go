@@ -26,6 +26,7 @@ import (
 	"kvstore/actors/directory"
 	"kvstore/actors/directory/keeper"
 	"kvstore/actors/host/memhost"
+	"kvstore/components/authn"
 	"kvstore/components/wal"
 	"kvstore/components/wal/disklog"
 	"kvstore/components/wal/driver"
@@ -151,6 +152,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	}
 
 	front, err := frontend.New(frontend.Config{
+		Access:        authn.Anyone,
 		MaxValueBytes: n.cfg.MaxValueBytes, DefaultShards: n.cfg.DefaultShards, Version: n.cfg.Version, Log: log,
 		Status: func(context.Context) (*kvv1.StatusResponse, error) { return statusOf(store, shards), nil },
 	}, shards, directoryOf{dir})
@@ -252,7 +254,7 @@ func shardIDs(c *directory.Catalog) []string {
 
 // serveGRPC serves the public API with health and reflection; what ends it unasked goes to failed.
 func (n *Node) serveGRPC(front *frontend.Server, failed chan<- error) (stop func(context.Context) error) {
-	srv := grpc.NewServer(frontend.ServerOptions()...)
+	srv := grpc.NewServer(front.Options()...)
 	front.Register(srv)
 	status := health.NewServer()
 	healthpb.RegisterHealthServer(srv, status)
