@@ -128,6 +128,24 @@ func TestMachinesArePure(t *testing.T) {
 	}
 }
 
+// TestDapr: one runtime of actors, the pub/sub driver and the Dapr-facing component know Dapr, and of its module they use its
+// protocol alone (D5).
+func TestDapr(t *testing.T) {
+	may := []string{"actors/host/daprhost", "components/bus/daprbus", "components/dapr"}
+	for _, p := range list(t, "./...") {
+		for _, imp := range slices.Concat(p.Imports, p.TestImports, p.XTestImports) {
+			rel := strings.TrimPrefix(p.ImportPath, p.Module.Path+"/")
+			switch {
+			case !strings.HasPrefix(imp, "github.com/dapr/"):
+			case !strings.HasPrefix(imp, "github.com/dapr/dapr/pkg/proto/"):
+				t.Errorf("%s imports %s: of Dapr, its protocol alone", rel, imp)
+			case !strings.HasPrefix(rel, "tests/") && !slices.ContainsFunc(may, func(m string) bool { return strings.HasPrefix(rel+"/", m+"/") }):
+				t.Errorf("%s imports %s: %s know Dapr", rel, imp, strings.Join(may, ", "))
+			}
+		}
+	}
+}
+
 // TestDependencies compares the modules that the product links with a checked-in list: a new one shows up in review.
 func TestDependencies(t *testing.T) {
 	cmd := exec.Command("go", "list", "-deps", "-f", "{{with .Module}}{{.Path}}{{end}}", "./services/...", "./client/...")

@@ -18,7 +18,7 @@ func testYield(c *cluster) {
 	began := time.Now()
 	c.must(b, put("a", "2"))
 	c.is(b, "a", "2")
-	if took := time.Since(began); took != 0 {
+	if took := time.Since(began); took > 100*time.Millisecond { // a runtime may have to be asked where it is once more
 		c.t.Fatalf("the take-over took %v although the holder could be asked", took)
 	}
 	for range 29 {

@@ -182,6 +182,93 @@ func (*LocateResponse_Moved_) isLocateResponse_Answer() {}
 
 func (*LocateResponse_Error) isLocateResponse_Answer() {}
 
+// CallResponse is the answer of every other method of a shard's actor. Refusals are answers too, as in LocateResponse.
+type CallResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The answer; a reader that finds none does not know what became of the call.
+	//
+	// Types that are valid to be assigned to Answer:
+	//
+	//	*CallResponse_Payload
+	//	*CallResponse_Error
+	Answer        isCallResponse_Answer `protobuf_oneof:"answer"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CallResponse) Reset() {
+	*x = CallResponse{}
+	mi := &file_kvstore_dataplane_v1_locate_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CallResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CallResponse) ProtoMessage() {}
+
+func (x *CallResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_kvstore_dataplane_v1_locate_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CallResponse.ProtoReflect.Descriptor instead.
+func (*CallResponse) Descriptor() ([]byte, []int) {
+	return file_kvstore_dataplane_v1_locate_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *CallResponse) GetAnswer() isCallResponse_Answer {
+	if x != nil {
+		return x.Answer
+	}
+	return nil
+}
+
+func (x *CallResponse) GetPayload() []byte {
+	if x != nil {
+		if x, ok := x.Answer.(*CallResponse_Payload); ok {
+			return x.Payload
+		}
+	}
+	return nil
+}
+
+func (x *CallResponse) GetError() *v1.Error {
+	if x != nil {
+		if x, ok := x.Answer.(*CallResponse_Error); ok {
+			return x.Error
+		}
+	}
+	return nil
+}
+
+type isCallResponse_Answer interface {
+	isCallResponse_Answer()
+}
+
+type CallResponse_Payload struct {
+	// What the method answered.
+	Payload []byte `protobuf:"bytes,1,opt,name=payload,proto3,oneof"`
+}
+
+type CallResponse_Error struct {
+	// Why the method was not run.
+	Error *v1.Error `protobuf:"bytes,2,opt,name=error,proto3,oneof"`
+}
+
+func (*CallResponse_Payload) isCallResponse_Answer() {}
+
+func (*CallResponse_Error) isCallResponse_Answer() {}
+
 // YieldRequest names what is to be given up.
 type YieldRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -197,7 +284,7 @@ type YieldRequest struct {
 
 func (x *YieldRequest) Reset() {
 	*x = YieldRequest{}
-	mi := &file_kvstore_dataplane_v1_locate_proto_msgTypes[2]
+	mi := &file_kvstore_dataplane_v1_locate_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -209,7 +296,7 @@ func (x *YieldRequest) String() string {
 func (*YieldRequest) ProtoMessage() {}
 
 func (x *YieldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_locate_proto_msgTypes[2]
+	mi := &file_kvstore_dataplane_v1_locate_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -222,7 +309,7 @@ func (x *YieldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use YieldRequest.ProtoReflect.Descriptor instead.
 func (*YieldRequest) Descriptor() ([]byte, []int) {
-	return file_kvstore_dataplane_v1_locate_proto_rawDescGZIP(), []int{2}
+	return file_kvstore_dataplane_v1_locate_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *YieldRequest) GetShard() string {
@@ -257,7 +344,7 @@ type YieldResponse struct {
 
 func (x *YieldResponse) Reset() {
 	*x = YieldResponse{}
-	mi := &file_kvstore_dataplane_v1_locate_proto_msgTypes[3]
+	mi := &file_kvstore_dataplane_v1_locate_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -269,7 +356,7 @@ func (x *YieldResponse) String() string {
 func (*YieldResponse) ProtoMessage() {}
 
 func (x *YieldResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_locate_proto_msgTypes[3]
+	mi := &file_kvstore_dataplane_v1_locate_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -282,7 +369,7 @@ func (x *YieldResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use YieldResponse.ProtoReflect.Descriptor instead.
 func (*YieldResponse) Descriptor() ([]byte, []int) {
-	return file_kvstore_dataplane_v1_locate_proto_rawDescGZIP(), []int{3}
+	return file_kvstore_dataplane_v1_locate_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *YieldResponse) GetYielded() bool {
@@ -307,7 +394,7 @@ type ServesRequest struct {
 
 func (x *ServesRequest) Reset() {
 	*x = ServesRequest{}
-	mi := &file_kvstore_dataplane_v1_locate_proto_msgTypes[4]
+	mi := &file_kvstore_dataplane_v1_locate_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -319,7 +406,7 @@ func (x *ServesRequest) String() string {
 func (*ServesRequest) ProtoMessage() {}
 
 func (x *ServesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_locate_proto_msgTypes[4]
+	mi := &file_kvstore_dataplane_v1_locate_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -332,7 +419,7 @@ func (x *ServesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServesRequest.ProtoReflect.Descriptor instead.
 func (*ServesRequest) Descriptor() ([]byte, []int) {
-	return file_kvstore_dataplane_v1_locate_proto_rawDescGZIP(), []int{4}
+	return file_kvstore_dataplane_v1_locate_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ServesRequest) GetShard() string {
@@ -360,14 +447,16 @@ func (x *ServesRequest) GetWriter() []byte {
 type ServesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The host serves the shard in that epoch.
-	Serves        bool `protobuf:"varint,1,opt,name=serves,proto3" json:"serves,omitempty"`
+	Serves bool `protobuf:"varint,1,opt,name=serves,proto3" json:"serves,omitempty"`
+	// And it is placed there, as far as the host was told: it may open the shard again.
+	Placed        bool `protobuf:"varint,2,opt,name=placed,proto3" json:"placed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ServesResponse) Reset() {
 	*x = ServesResponse{}
-	mi := &file_kvstore_dataplane_v1_locate_proto_msgTypes[5]
+	mi := &file_kvstore_dataplane_v1_locate_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -379,7 +468,7 @@ func (x *ServesResponse) String() string {
 func (*ServesResponse) ProtoMessage() {}
 
 func (x *ServesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_locate_proto_msgTypes[5]
+	mi := &file_kvstore_dataplane_v1_locate_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -392,12 +481,19 @@ func (x *ServesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServesResponse.ProtoReflect.Descriptor instead.
 func (*ServesResponse) Descriptor() ([]byte, []int) {
-	return file_kvstore_dataplane_v1_locate_proto_rawDescGZIP(), []int{5}
+	return file_kvstore_dataplane_v1_locate_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ServesResponse) GetServes() bool {
 	if x != nil {
 		return x.Serves
+	}
+	return false
+}
+
+func (x *ServesResponse) GetPlaced() bool {
+	if x != nil {
+		return x.Placed
 	}
 	return false
 }
@@ -415,7 +511,7 @@ type LocateResponse_Owner struct {
 
 func (x *LocateResponse_Owner) Reset() {
 	*x = LocateResponse_Owner{}
-	mi := &file_kvstore_dataplane_v1_locate_proto_msgTypes[6]
+	mi := &file_kvstore_dataplane_v1_locate_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -427,7 +523,7 @@ func (x *LocateResponse_Owner) String() string {
 func (*LocateResponse_Owner) ProtoMessage() {}
 
 func (x *LocateResponse_Owner) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_locate_proto_msgTypes[6]
+	mi := &file_kvstore_dataplane_v1_locate_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -468,7 +564,7 @@ type LocateResponse_Activating struct {
 
 func (x *LocateResponse_Activating) Reset() {
 	*x = LocateResponse_Activating{}
-	mi := &file_kvstore_dataplane_v1_locate_proto_msgTypes[7]
+	mi := &file_kvstore_dataplane_v1_locate_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -480,7 +576,7 @@ func (x *LocateResponse_Activating) String() string {
 func (*LocateResponse_Activating) ProtoMessage() {}
 
 func (x *LocateResponse_Activating) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_locate_proto_msgTypes[7]
+	mi := &file_kvstore_dataplane_v1_locate_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -516,7 +612,7 @@ type LocateResponse_Moved struct {
 
 func (x *LocateResponse_Moved) Reset() {
 	*x = LocateResponse_Moved{}
-	mi := &file_kvstore_dataplane_v1_locate_proto_msgTypes[8]
+	mi := &file_kvstore_dataplane_v1_locate_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -528,7 +624,7 @@ func (x *LocateResponse_Moved) String() string {
 func (*LocateResponse_Moved) ProtoMessage() {}
 
 func (x *LocateResponse_Moved) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_locate_proto_msgTypes[8]
+	mi := &file_kvstore_dataplane_v1_locate_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -580,6 +676,10 @@ const file_kvstore_dataplane_v1_locate_proto_rawDesc = "" +
 	"\x05Moved\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epochB\b\n" +
+	"\x06answer\"_\n" +
+	"\fCallResponse\x12\x1a\n" +
+	"\apayload\x18\x01 \x01(\fH\x00R\apayload\x12)\n" +
+	"\x05error\x18\x02 \x01(\v2\x11.kvstore.v1.ErrorH\x00R\x05errorB\b\n" +
 	"\x06answer\"R\n" +
 	"\fYieldRequest\x12\x14\n" +
 	"\x05shard\x18\x01 \x01(\tR\x05shard\x12\x14\n" +
@@ -590,9 +690,10 @@ const file_kvstore_dataplane_v1_locate_proto_rawDesc = "" +
 	"\rServesRequest\x12\x14\n" +
 	"\x05shard\x18\x01 \x01(\tR\x05shard\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x16\n" +
-	"\x06writer\x18\x03 \x01(\fR\x06writer\"(\n" +
+	"\x06writer\x18\x03 \x01(\fR\x06writer\"@\n" +
 	"\x0eServesResponse\x12\x16\n" +
-	"\x06serves\x18\x01 \x01(\bR\x06serves2\xb4\x01\n" +
+	"\x06serves\x18\x01 \x01(\bR\x06serves\x12\x16\n" +
+	"\x06placed\x18\x02 \x01(\bR\x06placed2\xb4\x01\n" +
 	"\vHostService\x12P\n" +
 	"\x05Yield\x12\".kvstore.dataplane.v1.YieldRequest\x1a#.kvstore.dataplane.v1.YieldResponse\x12S\n" +
 	"\x06Serves\x12#.kvstore.dataplane.v1.ServesRequest\x1a$.kvstore.dataplane.v1.ServesResponseB\xcd\x01\n" +
@@ -610,33 +711,35 @@ func file_kvstore_dataplane_v1_locate_proto_rawDescGZIP() []byte {
 	return file_kvstore_dataplane_v1_locate_proto_rawDescData
 }
 
-var file_kvstore_dataplane_v1_locate_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_kvstore_dataplane_v1_locate_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_kvstore_dataplane_v1_locate_proto_goTypes = []any{
 	(*LocateRequest)(nil),             // 0: kvstore.dataplane.v1.LocateRequest
 	(*LocateResponse)(nil),            // 1: kvstore.dataplane.v1.LocateResponse
-	(*YieldRequest)(nil),              // 2: kvstore.dataplane.v1.YieldRequest
-	(*YieldResponse)(nil),             // 3: kvstore.dataplane.v1.YieldResponse
-	(*ServesRequest)(nil),             // 4: kvstore.dataplane.v1.ServesRequest
-	(*ServesResponse)(nil),            // 5: kvstore.dataplane.v1.ServesResponse
-	(*LocateResponse_Owner)(nil),      // 6: kvstore.dataplane.v1.LocateResponse.Owner
-	(*LocateResponse_Activating)(nil), // 7: kvstore.dataplane.v1.LocateResponse.Activating
-	(*LocateResponse_Moved)(nil),      // 8: kvstore.dataplane.v1.LocateResponse.Moved
-	(*v1.Error)(nil),                  // 9: kvstore.v1.Error
+	(*CallResponse)(nil),              // 2: kvstore.dataplane.v1.CallResponse
+	(*YieldRequest)(nil),              // 3: kvstore.dataplane.v1.YieldRequest
+	(*YieldResponse)(nil),             // 4: kvstore.dataplane.v1.YieldResponse
+	(*ServesRequest)(nil),             // 5: kvstore.dataplane.v1.ServesRequest
+	(*ServesResponse)(nil),            // 6: kvstore.dataplane.v1.ServesResponse
+	(*LocateResponse_Owner)(nil),      // 7: kvstore.dataplane.v1.LocateResponse.Owner
+	(*LocateResponse_Activating)(nil), // 8: kvstore.dataplane.v1.LocateResponse.Activating
+	(*LocateResponse_Moved)(nil),      // 9: kvstore.dataplane.v1.LocateResponse.Moved
+	(*v1.Error)(nil),                  // 10: kvstore.v1.Error
 }
 var file_kvstore_dataplane_v1_locate_proto_depIdxs = []int32{
-	6, // 0: kvstore.dataplane.v1.LocateResponse.owner:type_name -> kvstore.dataplane.v1.LocateResponse.Owner
-	7, // 1: kvstore.dataplane.v1.LocateResponse.activating:type_name -> kvstore.dataplane.v1.LocateResponse.Activating
-	8, // 2: kvstore.dataplane.v1.LocateResponse.moved:type_name -> kvstore.dataplane.v1.LocateResponse.Moved
-	9, // 3: kvstore.dataplane.v1.LocateResponse.error:type_name -> kvstore.v1.Error
-	2, // 4: kvstore.dataplane.v1.HostService.Yield:input_type -> kvstore.dataplane.v1.YieldRequest
-	4, // 5: kvstore.dataplane.v1.HostService.Serves:input_type -> kvstore.dataplane.v1.ServesRequest
-	3, // 6: kvstore.dataplane.v1.HostService.Yield:output_type -> kvstore.dataplane.v1.YieldResponse
-	5, // 7: kvstore.dataplane.v1.HostService.Serves:output_type -> kvstore.dataplane.v1.ServesResponse
-	6, // [6:8] is the sub-list for method output_type
-	4, // [4:6] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	7,  // 0: kvstore.dataplane.v1.LocateResponse.owner:type_name -> kvstore.dataplane.v1.LocateResponse.Owner
+	8,  // 1: kvstore.dataplane.v1.LocateResponse.activating:type_name -> kvstore.dataplane.v1.LocateResponse.Activating
+	9,  // 2: kvstore.dataplane.v1.LocateResponse.moved:type_name -> kvstore.dataplane.v1.LocateResponse.Moved
+	10, // 3: kvstore.dataplane.v1.LocateResponse.error:type_name -> kvstore.v1.Error
+	10, // 4: kvstore.dataplane.v1.CallResponse.error:type_name -> kvstore.v1.Error
+	3,  // 5: kvstore.dataplane.v1.HostService.Yield:input_type -> kvstore.dataplane.v1.YieldRequest
+	5,  // 6: kvstore.dataplane.v1.HostService.Serves:input_type -> kvstore.dataplane.v1.ServesRequest
+	4,  // 7: kvstore.dataplane.v1.HostService.Yield:output_type -> kvstore.dataplane.v1.YieldResponse
+	6,  // 8: kvstore.dataplane.v1.HostService.Serves:output_type -> kvstore.dataplane.v1.ServesResponse
+	7,  // [7:9] is the sub-list for method output_type
+	5,  // [5:7] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_kvstore_dataplane_v1_locate_proto_init() }
@@ -650,13 +753,17 @@ func file_kvstore_dataplane_v1_locate_proto_init() {
 		(*LocateResponse_Moved_)(nil),
 		(*LocateResponse_Error)(nil),
 	}
+	file_kvstore_dataplane_v1_locate_proto_msgTypes[2].OneofWrappers = []any{
+		(*CallResponse_Payload)(nil),
+		(*CallResponse_Error)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kvstore_dataplane_v1_locate_proto_rawDesc), len(file_kvstore_dataplane_v1_locate_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
