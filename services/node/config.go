@@ -12,20 +12,24 @@ import (
 	"time"
 
 	"kvstore/components/key"
+	"kvstore/components/wal/redislog"
 )
 
 // Engines that a node can run on.
 const (
 	EngineDisk   = "disk"   // a data directory on this machine
 	EngineMemory = "memory" // nothing survives the process: for tests and trials
+	EngineRedis  = "redis"  // a Redis server, or a cluster of them
 )
 
 // Config says how a node runs.
 type Config struct {
 	// Target is which parts run: one of Targets. Default "all".
 	Target string
-	// Engine is where shards are stored: "disk" (default) or "memory".
+	// Engine is where shards are stored: "disk" (default), "redis" or "memory".
 	Engine string
+	// Redis is the server of engine "redis"; its URL is required for it. Its Reserve is ReserveBytes.
+	Redis redislog.Config
 	// DataDir is the data directory of engine "disk". Required for it; made if it is not there.
 	DataDir string
 	// Instance shifts the default ports, so that several nodes run on one machine: 0 to MaxInstance.
@@ -46,7 +50,8 @@ type Config struct {
 	MemoryBudget int64
 	// SegmentBytes is the length of a log segment of engine "disk"; 0 = its default.
 	SegmentBytes int64
-	// ReserveBytes is the free disk space at which writes stop; 0 = the engine's default, negative = none.
+	// ReserveBytes is the free space (of the disk, or below the maxmemory of a Redis) at which writes stop; 0 = the engine's default, negative =
+	// none.
 	ReserveBytes int64
 	// CheckpointBytes is how much log a shard gathers before a checkpoint; 0 = the default of package host.
 	CheckpointBytes int64
@@ -113,9 +118,20 @@ func (c *Config) Validate() error {
 	}
 	_, known := Targets[c.Target]
 	check(known, "-target is %q: it may be %s", c.Target, strings.Join(slices.Sorted(maps.Keys(Targets)), ", "))
-	check(c.Engine == EngineDisk || c.Engine == EngineMemory, "-engine is %q: it may be disk or memory", c.Engine)
+	check(slices.Contains([]string{EngineDisk, EngineMemory, EngineRedis}, c.Engine), "-engine is %q: it may be disk, redis or memory", c.Engine)
 	check(c.Engine != EngineDisk || c.DataDir != "", "-data-dir is empty: engine disk needs a directory")
-	check(c.Engine != EngineMemory || c.DataDir == "", "-data-dir is %q: engine memory keeps nothing on disk", c.DataDir)
+	check(c.Engine == EngineDisk || c.DataDir == "", "-data-dir is %q: engine %s keeps nothing there", c.DataDir, c.Engine)
+	switch {
+	case c.Engine == EngineRedis && c.Redis.URL == "":
+		check(false, "-redis-url is empty: engine redis needs redis://host:port")
+	case c.Engine == EngineRedis:
+		redis := c.Redis
+		redis.EnsureDefaults()
+		err := redis.Validate()
+		check(err == nil, "-redis-url and the flags beside it: %w", err)
+	default:
+		check(c.Redis.URL == "", "-redis-url is set and -engine is %s: say -engine redis", c.Engine)
+	}
 	check(c.Instance >= 0 && c.Instance <= MaxInstance, "-instance is %d: 0 to %d", c.Instance, MaxInstance)
 	for _, d := range []struct{ flag, addr string }{{"grpc-listen", c.GRPCListen}, {"admin-listen", c.AdminListen}} {
 		if _, _, err := net.SplitHostPort(d.addr); err != nil {

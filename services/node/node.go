@@ -28,9 +28,7 @@ import (
 	"kvstore/actors/host/memhost"
 	"kvstore/components/authn"
 	"kvstore/components/wal"
-	"kvstore/components/wal/disklog"
 	"kvstore/components/wal/driver"
-	"kvstore/components/wal/memlog"
 	kvv1 "kvstore/proto/gen/kvstore/v1"
 	"kvstore/services/frontend"
 )
@@ -111,7 +109,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	if n.cfg.Insecure {
 		log.Warn("insecure: doors may be open to other machines, without TLS or authentication", "grpc", n.GRPCAddr(), "admin", n.AdminAddr())
 	}
-	log.Info("starting", "version", n.cfg.Version, "target", n.cfg.Target, "engine", n.cfg.Engine, "data_dir", n.cfg.DataDir,
+	log.Info("starting", "version", n.cfg.Version, "target", n.cfg.Target, "engine", n.cfg.Engine, "store", n.cfg.store(),
 		"grpc", n.GRPCAddr(), "admin", n.AdminAddr(), "pid", os.Getpid())
 	grpcStarted := false
 	defer func() {
@@ -120,7 +118,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 		}
 	}()
 
-	engine, err := n.openEngine()
+	engine, err := n.openEngine(ctx)
 	if err != nil {
 		return err
 	}
@@ -178,25 +176,6 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	case err := <-failed:
 		return fmt.Errorf("serve gRPC: %w", err)
 	}
-}
-
-// openEngine opens the engine and tells what it found damaged.
-func (n *Node) openEngine() (driver.Engine, error) {
-	if n.cfg.Engine == EngineMemory {
-		return memlog.New(memlog.Config{})
-	}
-	n.ready.set("opening the data directory")
-	engine, err := disklog.Open(n.cfg.DataDir, disklog.Config{
-		SegmentBytes: n.cfg.SegmentBytes, Reserve: n.cfg.ReserveBytes,
-		Warn: func(err error) { n.cfg.Log.Warn("disk engine", "error", err) },
-	})
-	if err != nil {
-		return nil, err
-	}
-	for _, d := range engine.Damage() {
-		n.cfg.Log.Error("damage found in the data directory", "error", d)
-	}
-	return engine, nil
 }
 
 // activate brings every shard back, so that the first request does not wait for it. One that fails does not keep the others from

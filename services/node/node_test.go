@@ -18,7 +18,9 @@ import (
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	"kvstore/components/kverr"
+	"kvstore/components/wal/redislog"
 	kvv1 "kvstore/proto/gen/kvstore/v1"
+	"kvstore/tests/testenv"
 )
 
 const patience = 30 * time.Second
@@ -65,6 +67,9 @@ func run(t *testing.T, cfg Config) (n *Node, conn *grpc.ClientConn, stop func() 
 func engines(t *testing.T, test func(t *testing.T, cfg Config)) {
 	t.Run(EngineMemory, func(t *testing.T) { test(t, Config{Engine: EngineMemory}) })
 	t.Run(EngineDisk, func(t *testing.T) { test(t, Config{Engine: EngineDisk, DataDir: filepath.Join(t.TempDir(), "data")}) })
+	t.Run(EngineRedis, func(t *testing.T) {
+		test(t, Config{Engine: EngineRedis, Redis: redislog.Config{URL: "redis://" + testenv.NewRedis(t).Addr}})
+	})
 }
 
 func within(t *testing.T) context.Context {

@@ -26,6 +26,35 @@ const (
 // KVSTORE_CRASH_SEED repeats a run's choices (not its timing).
 func TestCrash(t *testing.T) {
 	bin := testenv.Bin(t, "crash")
+	srv := testenv.New(t, bin, "-segment-bytes", "1048576", "-checkpoint-bytes", "524288")
+	crash(t, srv, disturbance{})
+}
+
+// disturbance is what else goes wrong in a round. nil is nothing.
+type disturbance struct {
+	working func(round int) // while the clients work
+	killed  func(round int) // while the server is dead
+}
+
+// TestCrashOnRedis is the same with the store in a Redis, which is killed and started again too: under load in every third round, beside the
+// server in every third.
+func TestCrashOnRedis(t *testing.T) {
+	bin := testenv.Bin(t, "crash")
+	redis := testenv.NewRedis(t)
+	srv := testenv.NewOnRedis(t, bin, redis, "-checkpoint-bytes", "524288")
+	restart := func(when int) func(round int) {
+		return func(round int) {
+			if round%3 == when {
+				redis.Kill()
+				redis.Start(t)
+			}
+		}
+	}
+	crash(t, srv, disturbance{working: restart(0), killed: restart(1)})
+}
+
+// crash runs the rounds.
+func crash(t *testing.T, srv *testenv.Server, d disturbance) {
 	rounds, err := strconv.Atoi(os.Getenv("KVSTORE_CRASH_ROUNDS"))
 	if err != nil {
 		rounds = 5
@@ -40,7 +69,6 @@ func TestCrash(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Duration(rounds)*time.Minute+time.Minute)
 	defer cancel()
 	r := rand.New(rand.NewPCG(seed, 0))
-	srv := testenv.New(t, bin, "-segment-bytes", "1048576", "-checkpoint-bytes", "524288")
 	srv.Start(t)
 	srv.Ready(ctx, t)
 
@@ -74,6 +102,9 @@ func TestCrash(t *testing.T) {
 			wg.Go(func() { errs <- p.run(ctx, stop) })
 		}
 		waitFor(ctx, t, srv, errs, func() bool { return acks.Load() >= acksPerRound })
+		if d.working != nil {
+			d.working(round)
+		}
 		chaos := time.NewTimer(time.Duration(r.Int64N(int64(400 * time.Millisecond))))
 		select {
 		case <-chaos.C:
@@ -81,6 +112,9 @@ func TestCrash(t *testing.T) {
 			t.Fatalf("round %d: %v\nthe server's log:\n%s", round, err, srv.Tail())
 		}
 		srv.Kill()
+		if d.killed != nil {
+			d.killed(round)
+		}
 		before := acks.Load()
 		if round%3 == 2 { // once more, in the middle of its recovery
 			srv.Start(t)

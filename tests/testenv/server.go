@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -44,7 +45,21 @@ type Server struct {
 // New names a server; args are flags beyond data directory and addresses.
 func New(t testing.TB, bin string, args ...string) *Server {
 	t.Helper()
-	s := &Server{Dir: t.TempDir(), Addr: freeAddr(t), Admin: freeAddr(t), bin: filepath.Join(bin, "kvstored"), args: args}
+	s := newServer(t, bin, args)
+	s.args = append(s.args, "-data-dir", s.Data())
+	return s
+}
+
+// NewOnRedis names a server that stores in a Redis.
+func NewOnRedis(t testing.TB, bin string, r *Redis, args ...string) *Server {
+	t.Helper()
+	s := newServer(t, bin, args)
+	s.args = append(s.args, "-engine", "redis", "-redis-url", "redis://"+r.Addr)
+	return s
+}
+
+func newServer(t testing.TB, bin string, args []string) *Server {
+	s := &Server{Dir: t.TempDir(), Addr: freeAddr(t), Admin: freeAddr(t), bin: filepath.Join(bin, "kvstored"), args: slices.Clone(args)}
 	t.Cleanup(s.Kill)
 	return s
 }
@@ -70,7 +85,7 @@ func (s *Server) Start(t testing.TB) {
 		t.Fatal(err)
 	}
 	defer log.Close()
-	s.cmd = exec.Command(s.bin, append([]string{"-data-dir", s.Data(), "-grpc-listen", s.Addr, "-admin-listen", s.Admin}, s.args...)...)
+	s.cmd = exec.Command(s.bin, append([]string{"-grpc-listen", s.Addr, "-admin-listen", s.Admin}, s.args...)...)
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := s.cmd.Start(); err != nil {

@@ -2,11 +2,13 @@ package redislog
 
 import (
 	"context"
-	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
 	"net/url"
+	"os"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -18,8 +20,12 @@ type Config struct {
 	URL string
 	// Username and Password take the place of those in URL. Neither is ever part of an error or a log line.
 	Username, Password string
-	// TLS is how the server is verified with rediss://; nil = the system's roots and the host of URL.
-	TLS *tls.Config
+	// PasswordFile holds the password, on its first line; it is read for each new connection, so that it may change. It takes the place of
+	// Password.
+	PasswordFile string
+	// CAFile holds PEM certificates that a server of rediss:// is verified with; empty = the system's. The server must have the name of
+	// URL's host.
+	CAFile string
 	// Cluster says that URL names a node of a Redis Cluster. Its database is 0.
 	Cluster bool
 	// Sentinel is the name of a master that URL's host, a Redis Sentinel, knows the address of. Empty: URL is the server itself.
@@ -155,12 +161,40 @@ func (c *Config) options() (*redis.UniversalOptions, error) {
 	if c.Password != "" {
 		o.Password = c.Password
 	}
-	if o.TLSConfig != nil && c.TLS != nil {
-		name := o.TLSConfig.ServerName
-		o.TLSConfig = c.TLS.Clone()
-		if o.TLSConfig.ServerName == "" {
-			o.TLSConfig.ServerName = name
+	if c.PasswordFile != "" {
+		if _, err := c.readPassword(); err != nil {
+			return nil, err
+		}
+		username := o.Username
+		o.CredentialsProviderContext = func(context.Context) (string, string, error) {
+			password, err := c.readPassword()
+			return username, password, err
+		}
+	}
+	if c.CAFile != "" {
+		if o.TLSConfig == nil {
+			return nil, fmt.Errorf("Config.CAFile is set and URL %s is not rediss://", c.Redacted())
+		}
+		pem, err := os.ReadFile(c.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("Config.CAFile: %w", err)
+		}
+		o.TLSConfig.RootCAs = x509.NewCertPool()
+		if !o.TLSConfig.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("Config.CAFile %s holds no certificate", c.CAFile)
 		}
 	}
 	return o, nil
+}
+
+func (c *Config) readPassword() (string, error) {
+	data, err := os.ReadFile(c.PasswordFile)
+	if err != nil {
+		return "", fmt.Errorf("Config.PasswordFile: %w", err)
+	}
+	line, _, _ := strings.Cut(string(data), "\n")
+	if line = strings.TrimSuffix(line, "\r"); line == "" {
+		return "", fmt.Errorf("Config.PasswordFile %s: its first line is empty", c.PasswordFile)
+	}
+	return line, nil
 }

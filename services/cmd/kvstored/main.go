@@ -34,6 +34,9 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], os.Stderr))
 }
 
+// envRedisPassword may hold the password of -redis-url, which other processes could see on the command line.
+const envRedisPassword = "KVSTORE_REDIS_PASSWORD"
+
 // Exit codes.
 const (
 	exitOK    = 0
@@ -79,8 +82,15 @@ func parse(args []string, stderr io.Writer) (node.Config, error) {
 	f := flag.NewFlagSet("kvstored", flag.ContinueOnError)
 	f.SetOutput(io.Discard)
 	f.StringVar(&cfg.Target, "target", "all", "which `parts` run in this process: "+targets())
-	f.StringVar(&cfg.Engine, "engine", node.EngineDisk, "the `kind` of store: disk, or memory (nothing survives the process)")
+	f.StringVar(&cfg.Engine, "engine", node.EngineDisk, "the `kind` of store: disk, redis, or memory (nothing survives the process)")
 	f.StringVar(&cfg.DataDir, "data-dir", "kvstore-data", "data `directory` of engine disk, made if it is not there; one process at a time has it")
+	f.StringVar(&cfg.Redis.URL, "redis-url", "", "`URL` of the Redis 7 of engine redis: redis://[user@]host:port[/database], or rediss:// for TLS")
+	f.StringVar(&cfg.Redis.PasswordFile, "redis-password-file", "", "`file` with the password of -redis-url; or set "+envRedisPassword)
+	f.StringVar(&cfg.Redis.CAFile, "redis-ca-file", "", "`file` with the certificates that a rediss:// server is verified with (default the system's)")
+	f.BoolVar(&cfg.Redis.Cluster, "redis-cluster", false, "-redis-url names a node of a Redis Cluster")
+	f.StringVar(&cfg.Redis.Sentinel, "redis-sentinel", "", "-redis-url names a Sentinel; this is the `name` of the master there")
+	f.StringVar(&cfg.Redis.Prefix, "redis-prefix", "", "what the `name` of every key begins with (default kvstore)")
+	f.BoolVar(&cfg.Redis.Relaxed, "redis-relaxed", false, "this Redis may lose acknowledged writes (kvctl doctor says which): do not warn")
 	f.IntVar(&cfg.Instance, "instance", 0, fmt.Sprintf("shifts the default ports by this `number`, 0 to %d, for several servers on one machine", node.MaxInstance))
 	f.StringVar(&cfg.GRPCListen, "grpc-listen", "", "`address` of the gRPC API; port 0 takes any (default "+node.DoorGRPC.Loopback(0)+" for instance 0)")
 	f.StringVar(&cfg.AdminListen, "admin-listen", "", "`address` of /livez and /readyz (default "+node.DoorAdmin.Loopback(0)+" for instance 0)")
@@ -89,7 +99,7 @@ func parse(args []string, stderr io.Writer) (node.Config, error) {
 	f.Int64Var(&cfg.MaxValueBytes, "max-value-bytes", 16<<20, "largest value of a key in `bytes`, up to 512 MiB")
 	f.IntVar(&cfg.DefaultShards, "shards", 4, "`number` of shards of the first keyspace, fixed when the data directory is made")
 	f.Int64Var(&cfg.MemoryBudget, "memory-budget", 0, "`bytes` that keys and small values may take in memory; 0 = two fifths of the machine's, -1 = no limit")
-	f.Int64Var(&cfg.ReserveBytes, "reserve-bytes", 0, "free disk space in `bytes` at which writes stop and reads go on; 0 = 256 MiB or 1 % of the disk, -1 = none")
+	f.Int64Var(&cfg.ReserveBytes, "reserve-bytes", 0, "free `bytes` (of the disk; below the maxmemory of a Redis) at which writes stop and reads go on; 0 = 256 MiB or 1 % of the disk, a 16th of maxmemory; -1 = none")
 	f.Int64Var(&cfg.SegmentBytes, "segment-bytes", 0, "length of a log segment in `bytes`; 0 = 64 MiB")
 	f.Int64Var(&cfg.CheckpointBytes, "checkpoint-bytes", 0, "`bytes` of log that a shard gathers before a checkpoint; 0 = 24 MiB")
 	f.DurationVar(&cfg.IdleAfter, "idle-after", 0, "`time` after which a shard that nobody uses gives its memory back until it is used again; negative = never (default 30m)")
@@ -108,9 +118,10 @@ func parse(args []string, stderr io.Writer) (node.Config, error) {
 	}
 	given := map[string]bool{}
 	f.Visit(func(fl *flag.Flag) { given[fl.Name] = true })
-	if cfg.Engine == node.EngineMemory && !given["data-dir"] {
+	if cfg.Engine != node.EngineDisk && !given["data-dir"] {
 		cfg.DataDir = ""
 	}
+	cfg.Redis.Password = os.Getenv(envRedisPassword)
 	var err error
 	if cfg.Log, err = logger(stderr, *format, *level); err != nil {
 		return cfg, err
@@ -163,6 +174,8 @@ func usage(f *flag.FlagSet, out io.Writer) {
   kvstored -data-dir /var/lib/kvstore            ... another directory
   kvstored -engine memory -grpc-listen 127.0.0.1:0 -address-file addr.json
                                                  a throw-away server for tests
+  kvstored -engine redis -redis-url redis://127.0.0.1:6379
+                                                 store in a Redis 7 that syncs every write (appendfsync always)
 
 Try it with kvctl, from another terminal:
 
