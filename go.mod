@@ -1,6 +1,6 @@
 module kvstore
 
-go 1.26.0
+go 1.26.5
 
 tool (
 	github.com/planetscale/vtprotobuf/cmd/protoc-gen-go-vtproto
@@ -10,7 +10,7 @@ tool (
 
 require (
 	github.com/HdrHistogram/hdrhistogram-go v1.4.0
-	github.com/dapr/dapr v1.14.0
+	github.com/dapr/dapr v1.18.2
 	github.com/planetscale/vtprotobuf v0.6.1-0.20240319094008-0393e58bdf10
 	github.com/redis/go-redis/v9 v9.23.0
 	github.com/zeebo/xxh3 v1.1.0

@@ -138,7 +138,7 @@ func (h *Host) nudge() {
 			return
 		}
 		if !n.wake {
-			if _, here := h.Here(n.shardID); !here || (placement{h}).Placed(n.shardID) {
+			if !h.Serving(n.shardID) || (placement{h}).Placed(n.shardID) {
 				continue // it is gone, or it is ours again
 			}
 		}

@@ -80,6 +80,16 @@ func (h *Host) Serves(shardID string, epoch driver.Epoch) Serving {
 	return Serving{Serves: true, Placed: h.placed(shardID)}
 }
 
+// Serving tells whether a shard is open here.
+func (h *Host) Serving(shardID string) bool {
+	v, ok := h.slots.Load(shardID)
+	if !ok {
+		return false
+	}
+	l := v.(*slot).live.Load()
+	return l != nil && l.Err() == nil
+}
+
 // Active lists the shards that are open here.
 func (h *Host) Active() []string {
 	var ids []string
