@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log"
 	"net"
 	"net/http"
 	"net/http/pprof"
 	"sync"
 	"time"
+
+	"kvstore/components/authn"
+	"kvstore/components/kverr"
 )
 
 // readiness is why a process is not ready; it begins with a reason and ends with one.
@@ -42,14 +46,19 @@ func (r *readiness) err() error {
 	return probe()
 }
 
-// newAdmin is the admin port: /livez says that the process runs, /readyz that it serves reads and writes, or why not. Profiles
-// are for callers on this machine alone.
-func newAdmin(ready *readiness) *http.Server {
+// newAdmin is the admin port: /livez says that the process runs, /readyz that it serves reads and writes, or why not. With tokens
+// both tell those without one nothing more than that, and profiles need the grant server-admin; without tokens profiles are for callers
+// on this machine alone.
+func newAdmin(ready *readiness, d *doors) *http.Server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
 		if err := ready.err(); err != nil {
-			http.Error(w, "not ready: "+err.Error(), http.StatusServiceUnavailable)
+			text := "not ready"
+			if d.mayAdmin(r) == nil {
+				text += ": " + err.Error()
+			}
+			http.Error(w, text, http.StatusServiceUnavailable)
 			return
 		}
 		fmt.Fprintln(w, "ok")
@@ -58,27 +67,46 @@ func newAdmin(ready *readiness) *http.Server {
 		"/debug/pprof/": pprof.Index, "/debug/pprof/cmdline": pprof.Cmdline, "/debug/pprof/profile": pprof.Profile,
 		"/debug/pprof/symbol": pprof.Symbol, "/debug/pprof/trace": pprof.Trace,
 	} {
-		mux.HandleFunc("GET "+path, localOnly(h))
+		mux.HandleFunc("GET "+path, d.operatorsOnly(h))
 	}
-	return &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+	return &http.Server{
+		Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10, ErrorLog: log.New(d, "", 0),
+	}
 }
 
-// localOnly refuses callers from other machines. The address is that of the connection: headers can be made up.
-func localOnly(h http.HandlerFunc) http.HandlerFunc {
+// mayAdmin tells whether a request comes from who may administer the server.
+func (d *doors) mayAdmin(r *http.Request) *kverr.Error {
+	pass, err := d.tokens.Admit(r.Header["Authorization"], authn.ServerAdmin)
+	if err != nil {
+		return err
+	}
+	return d.tokens.Check(pass, "")
+}
+
+// operatorsOnly refuses callers who may not administer the server; without tokens, those on other machines. The address is that of the
+// connection: headers can be made up.
+func (d *doors) operatorsOnly(h http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		if !loopback(r.RemoteAddr) {
+		err := d.mayAdmin(r)
+		switch {
+		case err != nil:
+			if err.Kind == kverr.Unauthenticated {
+				w.Header().Set("WWW-Authenticate", "Bearer")
+			}
+			http.Error(w, err.Message, err.Kind.HTTPStatus())
+		case d.tokens.Open() && !loopback(r.RemoteAddr):
 			http.Error(w, "profiles are served to this machine alone", http.StatusForbidden)
-			return
+		default:
+			h(w, r)
 		}
-		h(w, r)
 	}
 }
 
 // serveAdmin serves until stop is called.
-func serveAdmin(l net.Listener, ready *readiness) (stop func(context.Context) error) {
-	srv := newAdmin(ready)
+func serveAdmin(l net.Listener, ready *readiness, d *doors) (stop func(context.Context) error) {
+	srv := newAdmin(ready, d)
 	done := make(chan error, 1)
-	go func() { done <- srv.Serve(l) }()
+	go func() { done <- srv.Serve(d.adminListener(l)) }()
 	return func(ctx context.Context) error {
 		err := srv.Shutdown(ctx)
 		if serr := <-done; !errors.Is(serr, http.ErrServerClosed) {

@@ -37,7 +37,9 @@ type Config struct {
 	// GRPCListen and AdminListen are host:port of the doors; port 0 takes any. Default: on the loopback interface, at the port of
 	// the instance.
 	GRPCListen, AdminListen string
-	// Insecure lets doors be opened to other machines although there is neither TLS nor authentication yet.
+	// Access is how the doors know who comes. Zero: everybody who reaches them may do everything, so they stay on loopback.
+	Access Access
+	// Insecure lets doors be opened to other machines without TLS, or without a way to know who comes. Each start logs it.
 	Insecure bool
 	// AddressFile, when set, is written once the node serves, with its addresses as JSON, and removed when it stops.
 	AddressFile string
@@ -138,9 +140,11 @@ func (c *Config) Validate() error {
 			check(false, "-%s is %q: it must be host:port", d.flag, d.addr)
 			continue
 		}
-		check(c.Insecure || loopback(d.addr), "-%s is %q, which other machines can reach, and this release has neither TLS nor authentication: "+
-			"listen on 127.0.0.1, or say -insecure if the network is closed to everyone who may not read and write everything", d.flag, d.addr)
+		missing := c.Access.missing()
+		check(c.Insecure || missing == "" || loopback(d.addr), "-%s is %q, which other machines can reach, and there is not: %s. "+
+			"Give it, or listen on 127.0.0.1, or say -insecure if the network is closed to everyone who may not read and write everything", d.flag, d.addr, missing)
 	}
+	c.Access.validate(check)
 	check(c.MaxValueBytes >= 1<<10 && c.MaxValueBytes <= key.MaxValueConfig, "-max-value-bytes is %d: 1024 to %d", c.MaxValueBytes, int64(key.MaxValueConfig))
 	check(c.DefaultShards >= 1 && c.DefaultShards <= key.MaxShardsInKeyspace, "-shards is %d: 1 to %d", c.DefaultShards, key.MaxShardsInKeyspace)
 	check(c.SegmentBytes >= 0, "-segment-bytes is %d: not negative", c.SegmentBytes)

@@ -26,7 +26,6 @@ import (
 	"kvstore/actors/directory"
 	"kvstore/actors/directory/keeper"
 	"kvstore/actors/host/memhost"
-	"kvstore/components/authn"
 	"kvstore/components/wal"
 	"kvstore/components/wal/driver"
 	kvv1 "kvstore/proto/gen/kvstore/v1"
@@ -36,13 +35,14 @@ import (
 // Node is one process. Its doors are open from New on; it serves between the start and the end of Run.
 type Node struct {
 	cfg         Config
+	doors       *doors
 	grpc, admin net.Listener
 	ready       readiness
 	served      chan struct{} // closed once it serves
 	progress    progress
 }
 
-// New checks the configuration and opens the doors, so that a taken port is known at once. Run must be called, or Close.
+// New checks the configuration, reads the doors' files and opens the doors, so that a taken port or a bad certificate is known at once. Run must be called, or Close.
 func New(cfg Config) (*Node, error) {
 	cfg.EnsureDefaults()
 	if err := cfg.Validate(); err != nil {
@@ -52,6 +52,9 @@ func New(cfg Config) (*Node, error) {
 	n.progress.out = cfg.Progress
 	n.ready.set("starting")
 	var err error
+	if n.doors, err = openDoors(cfg.Access, cfg.Log); err != nil {
+		return nil, err
+	}
 	if n.grpc, err = listen(DoorGRPC, cfg.GRPCListen); err != nil {
 		return nil, err
 	}
@@ -105,12 +108,15 @@ func (n *Node) Run(ctx context.Context) (err error) {
 		}
 	}()
 
-	open.add(serveAdmin(n.admin, &n.ready))
+	open.add(n.doors.watch())
+	open.add(serveAdmin(n.admin, &n.ready, n.doors))
 	if n.cfg.Insecure {
-		log.Warn("insecure: doors may be open to other machines, without TLS or authentication", "grpc", n.GRPCAddr(), "admin", n.AdminAddr())
+		log.Warn("insecure: doors may be open to other machines without TLS, or without a way to know who comes",
+			append(n.doors.describe(), "grpc", n.GRPCAddr(), "admin", n.AdminAddr())...)
 	}
 	log.Info("starting", "version", n.cfg.Version, "target", n.cfg.Target, "engine", n.cfg.Engine, "store", n.cfg.store(),
 		"grpc", n.GRPCAddr(), "admin", n.AdminAddr(), "pid", os.Getpid())
+	log.Info("doors", n.doors.describe()...)
 	grpcStarted := false
 	defer func() {
 		if !grpcStarted {
@@ -150,7 +156,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	}
 
 	front, err := frontend.New(frontend.Config{
-		Access:        authn.Anyone,
+		Access:        n.doors.tokens,
 		MaxValueBytes: n.cfg.MaxValueBytes, DefaultShards: n.cfg.DefaultShards, Version: n.cfg.Version, Log: log,
 		Status: func(context.Context) (*kvv1.StatusResponse, error) { return statusOf(store, shards), nil },
 	}, shards, directoryOf{dir})
@@ -233,7 +239,7 @@ func shardIDs(c *directory.Catalog) []string {
 
 // serveGRPC serves the public API with health and reflection; what ends it unasked goes to failed.
 func (n *Node) serveGRPC(front *frontend.Server, failed chan<- error) (stop func(context.Context) error) {
-	srv := grpc.NewServer(front.Options()...)
+	srv := grpc.NewServer(append(front.Options(), n.doors.grpcOptions()...)...)
 	front.Register(srv)
 	status := health.NewServer()
 	healthpb.RegisterHealthServer(srv, status)

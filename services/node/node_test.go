@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
+	"kvstore/components/authn"
 	"kvstore/components/kverr"
 	"kvstore/components/wal/redislog"
 	kvv1 "kvstore/proto/gen/kvstore/v1"
@@ -231,7 +232,7 @@ func TestReadinessTellsWhy(t *testing.T) {
 		w := httptest.NewRecorder()
 		req := httptest.NewRequest(http.MethodGet, path, nil)
 		req.RemoteAddr = from
-		newAdmin(&r).Handler.ServeHTTP(w, req)
+		newAdmin(&r, &doors{tokens: authn.Anyone}).Handler.ServeHTTP(w, req)
 		return w.Code, w.Body.String()
 	}
 	const here, there = "127.0.0.1:5", "10.0.0.9:5"

@@ -94,7 +94,16 @@ func parse(args []string, stderr io.Writer) (node.Config, error) {
 	f.IntVar(&cfg.Instance, "instance", 0, fmt.Sprintf("shifts the default ports by this `number`, 0 to %d, for several servers on one machine", node.MaxInstance))
 	f.StringVar(&cfg.GRPCListen, "grpc-listen", "", "`address` of the gRPC API; port 0 takes any (default "+node.DoorGRPC.Loopback(0)+" for instance 0)")
 	f.StringVar(&cfg.AdminListen, "admin-listen", "", "`address` of /livez and /readyz (default "+node.DoorAdmin.Loopback(0)+" for instance 0)")
-	f.BoolVar(&cfg.Insecure, "insecure", false, "open doors to other machines although there is neither TLS nor authentication")
+	f.StringVar(&cfg.Access.TLS.Cert, "tls-cert", "", "`file` with the server's certificate (PEM): TLS 1.3 on the gRPC API and the admin port; followed without a restart, as all files of doors")
+	f.StringVar(&cfg.Access.TLS.Key, "tls-key", "", "`file` with its key")
+	f.StringVar(&cfg.Access.TLS.ClientCA, "tls-client-ca", "", "`file` with the CAs (PEM) whose client certificates are accepted")
+	f.BoolVar(&cfg.Access.TLS.RequireClient, "tls-client-required", false, "refuse clients without a certificate of -tls-client-ca; without -tokens such a certificate may do everything")
+	f.StringVar(&cfg.Access.Tokens, "tokens", "", "`file` with tokens and what they may do (kvctl token new makes lines for it): every call needs one, on loopback too")
+	f.StringVar(&cfg.Access.Peers.Cert, "peer-cert", "", "`file` with this process's certificate for the data plane, where both sides prove who they are")
+	f.StringVar(&cfg.Access.Peers.Key, "peer-key", "", "`file` with its key")
+	f.StringVar(&cfg.Access.Peers.CA, "peer-ca", "", "`file` with the CAs of our own processes")
+	peers := f.String("peer-names", "", "`names` with commas, one of which a peer's certificate must have: DNS names (*. for one label) or URIs")
+	f.BoolVar(&cfg.Insecure, "insecure", false, "open doors to other machines without TLS, or without a way to know who comes")
 	f.StringVar(&cfg.AddressFile, "address-file", "", "`file` to write the addresses to, as JSON, once the server serves")
 	f.Int64Var(&cfg.MaxValueBytes, "max-value-bytes", 16<<20, "largest value of a key in `bytes`, up to 512 MiB")
 	f.IntVar(&cfg.DefaultShards, "shards", 4, "`number` of shards of the first keyspace, fixed when the data directory is made")
@@ -115,6 +124,9 @@ func parse(args []string, stderr io.Writer) (node.Config, error) {
 	}
 	if f.NArg() > 0 {
 		return cfg, fmt.Errorf("%q is no flag; kvstored takes nothing else", f.Arg(0))
+	}
+	if *peers != "" {
+		cfg.Access.Peers.Names = strings.Split(*peers, ",")
 	}
 	given := map[string]bool{}
 	f.Visit(func(fl *flag.Flag) { given[fl.Name] = true })
@@ -183,6 +195,13 @@ Try it with kvctl, from another terminal:
 
 A signal (Ctrl-C, SIGTERM) ends it in order; kill -9 loses nothing that was acknowledged.
 /livez and /readyz on the admin port tell how it is.
+
+On loopback it needs no credentials, unless -tokens is given. To serve other machines it needs TLS and a way to know who
+comes:
+
+  kvctl ca init && kvctl ca issue server --dns kv.example
+  kvctl token new app --grant default=write >> tokens    # keep what it says on stderr: the token
+  kvstored -grpc-listen 0.0.0.0:8085 -tls-cert server.crt -tls-key server.key -tokens tokens
 
 Flags:
 `)

@@ -1,0 +1,119 @@
+package node
+
+import (
+	"bytes"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"kvstore/components/authn"
+)
+
+// TestDoorsToOtherMachines: an address that others can reach needs TLS and a way to know who comes, or -insecure.
+func TestDoorsToOtherMachines(t *testing.T) {
+	tls := authn.ServerFiles{Cert: "c", Key: "k"}
+	mutual := authn.ServerFiles{Cert: "c", Key: "k", ClientCA: "ca", RequireClient: true}
+	optional := authn.ServerFiles{Cert: "c", Key: "k", ClientCA: "ca"}
+	for _, tc := range []struct {
+		name     string
+		access   Access
+		addr     string
+		insecure bool
+		want     []string // none: it may
+	}{
+		{"loopback", Access{}, "127.0.0.1:0", false, nil},
+		{"loopback by name", Access{}, "localhost:0", false, nil},
+		{"loopback v6", Access{}, "[::1]:0", false, nil},
+		{"nothing", Access{}, "0.0.0.0:0", false, []string{"TLS (", "know who comes", "-insecure"}},
+		{"any address", Access{}, ":8085", false, []string{"TLS ("}},
+		{"a name", Access{}, "kv.example:8085", false, []string{"TLS ("}},
+		{"TLS alone", Access{TLS: tls}, "0.0.0.0:0", false, []string{"-tokens"}},
+		{"TLS and certificates that are not required", Access{TLS: optional}, "0.0.0.0:0", false, []string{"-tls-client-required"}},
+		{"tokens alone", Access{Tokens: "t"}, "0.0.0.0:0", false, []string{"TLS ("}},
+		{"TLS and tokens", Access{TLS: tls, Tokens: "t"}, "0.0.0.0:0", false, nil},
+		{"mutual TLS", Access{TLS: mutual}, "0.0.0.0:0", false, nil},
+		{"as told", Access{}, "0.0.0.0:0", true, nil},
+		{"half a pair", Access{TLS: authn.ServerFiles{Cert: "c"}}, "127.0.0.1:0", false, []string{"-tls-key"}},
+		{"a CA without TLS", Access{TLS: authn.ServerFiles{ClientCA: "ca"}}, "127.0.0.1:0", false, []string{"-tls-client-ca"}},
+		{"required by nobody", Access{TLS: authn.ServerFiles{Cert: "c", Key: "k", RequireClient: true}}, "127.0.0.1:0", false, []string{"-tls-client-required"}},
+		{"half a peer", Access{Peers: authn.PeerFiles{Cert: "c", Key: "k", CA: "ca"}}, "127.0.0.1:0", false, []string{"-peer-names"}},
+	} {
+		for _, door := range []string{"-grpc-listen", "-admin-listen"} {
+			cfg := Config{Engine: EngineMemory, GRPCListen: "127.0.0.1:0", AdminListen: "127.0.0.1:0", Access: tc.access, Insecure: tc.insecure}
+			if door == "-grpc-listen" {
+				cfg.GRPCListen = tc.addr
+			} else {
+				cfg.AdminListen = tc.addr
+			}
+			cfg.EnsureDefaults()
+			err := cfg.Validate()
+			if (err == nil) != (len(tc.want) == 0) {
+				t.Errorf("%s, %s: %v", tc.name, door, err)
+			}
+			for _, text := range tc.want {
+				if err != nil && !strings.Contains(err.Error(), text) {
+					t.Errorf("%s, %s: %v does not tell of %s", tc.name, door, err, text)
+				}
+			}
+		}
+	}
+	if _, err := New(Config{Engine: EngineMemory, Access: Access{Tokens: filepath.Join(t.TempDir(), "none")}}); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a tokens file that is not there: %v", err)
+	}
+}
+
+// TestAdminDoor: who is told what on the admin port, with tokens and without.
+func TestAdminDoor(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "tokens")
+	lines := "ops " + authn.HashOf(strings.Repeat("ops", 10)) + " server-admin\napp " + authn.HashOf(strings.Repeat("app", 10)) + " *=admin\n"
+	if err := os.WriteFile(file, []byte(lines), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tokens, err := authn.OpenTokens(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log bytes.Buffer
+	var ready readiness
+	ready.set("the disk is on fire")
+	ask := func(tokens *authn.Tokens, path, from, token string) (int, string) {
+		w := httptest.NewRecorder()
+		r := httptest.NewRequest(http.MethodGet, path, nil)
+		r.RemoteAddr = from
+		if token != "" {
+			r.Header.Set("Authorization", "Bearer "+strings.Repeat(token, 10))
+		}
+		newAdmin(&ready, &doors{tokens: tokens, log: slog.New(slog.NewTextHandler(&log, nil))}).Handler.ServeHTTP(w, r)
+		return w.Code, w.Body.String()
+	}
+	const here, there = "127.0.0.1:5", "10.0.0.9:5"
+	for _, tc := range []struct {
+		tokens            *authn.Tokens
+		path, from, token string
+		code              int
+		told              bool // why it is not ready
+	}{
+		{authn.Anyone, "/readyz", here, "", 503, true},
+		{authn.Anyone, "/debug/pprof/cmdline", here, "", 200, false},
+		{authn.Anyone, "/debug/pprof/cmdline", there, "", 403, false},
+		{tokens, "/livez", there, "", 200, false},
+		{tokens, "/readyz", here, "", 503, false},
+		{tokens, "/readyz", there, "app", 503, false},
+		{tokens, "/readyz", there, "ops", 503, true},
+		{tokens, "/debug/pprof/cmdline", here, "", 401, false},
+		{tokens, "/debug/pprof/cmdline", here, "wrong", 401, false},
+		{tokens, "/debug/pprof/cmdline", here, "app", 403, false},
+		{tokens, "/debug/pprof/heap", there, "ops", 200, false},
+		{tokens, "/debug/pprof/heap", there, "", 401, false},
+	} {
+		code, body := ask(tc.tokens, tc.path, tc.from, tc.token)
+		if code != tc.code || strings.Contains(body, "on fire") != tc.told {
+			t.Errorf("%s from %s with %q (tokens: %t): %d %.80s", tc.path, tc.from, tc.token, !tc.tokens.Open(), code, body)
+		}
+	}
+}
