@@ -41,10 +41,11 @@ type putter struct {
 	cmds []*shard.Command
 	left sync.WaitGroup
 	n    uint64
+	keys uint64 // it puts one of so many
 }
 
 func newPutter(batch int, id byte) *putter {
-	p := &putter{}
+	p := &putter{keys: 100_000}
 	value := make([]byte, 256)
 	for range batch {
 		c := &shard.Command{Op: shard.OpPut, Namespace: 1}
@@ -64,7 +65,7 @@ func (p *putter) run(b *testing.B, h *Host) {
 	}
 	for _, c := range p.cmds {
 		p.n++
-		binary.BigEndian.PutUint64(c.Put.Key, p.n*0x9e3779b97f4a7c15%100_000) // one of 100,000 keys
+		binary.BigEndian.PutUint64(c.Put.Key, p.n*0x9e3779b97f4a7c15%p.keys)
 		c.Done = done
 	}
 	p.left.Add(len(p.cmds))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -19,6 +20,10 @@ import (
 // objectSuffix ends the file name of every object. Object names hold no '.', so an object "a" and a folder of objects
 // "a/..." do not meet, nor an object and the manifest.
 const objectSuffix = ".o"
+
+// syncEvery is how many bytes of a checkpoint are written before they are synced. One sync of all of it at the end would keep the disk
+// busy with tens of megabytes at once, and commits would wait behind them (BenchmarkCheckpointPause).
+const syncEvery = 1 << 20
 
 // objects stores immutable files. A file is written under a temporary name, synced, renamed, and its folder synced; folders
 // too are made durably. It is then read through a bounded set of open files.
@@ -72,9 +77,9 @@ func (o *objects) put(ctx context.Context, shard, name string, size int64, r io.
 	if _, _, err := o.e.fs.Stat(final); err == nil {
 		return fmt.Errorf("%w: it exists", driver.ErrRefused)
 	}
-	share := 1.0
+	share, every := 1.0, int64(math.MaxInt64)
 	if strings.HasPrefix(name, driver.CheckpointPrefix) {
-		share = checkpointShare
+		share, every = checkpointShare, syncEvery
 	}
 	if err := o.e.space.take(max(size, 0), share); err != nil {
 		return err
@@ -91,7 +96,7 @@ func (o *objects) put(ctx context.Context, shard, name string, size int64, r io.
 	}()
 	buf := o.buffers.Get().(*[objectBuffer]byte)
 	defer o.buffers.Put(buf)
-	var off int64
+	var off, synced int64
 	for {
 		if err := ctx.Err(); err != nil {
 			return errors.Join(err, f.Close())
@@ -107,6 +112,12 @@ func (o *objects) put(ctx context.Context, shard, name string, size int64, r io.
 				return errors.Join(err, f.Close())
 			}
 			off += int64(n)
+		}
+		if off-synced >= every {
+			if err := f.Datasync(); err != nil {
+				return errors.Join(err, f.Close())
+			}
+			synced = off
 		}
 		if readErr == io.EOF { //nolint:errorlint // an EOF that an error wraps is not r's end
 			break
