@@ -30,7 +30,7 @@ run: build ## Build, start the embedded store in $(DATA), replay the first part 
 	@./tests/e2e/demo.sh $(BIN) $(DATA)
 
 .PHONY: test
-test: lint check-proto unit race tagged fuzz fault redis crash e2e ## Everything that CI checks.
+test: lint check-proto unit race tagged fuzz fault redis dapr crash e2e ## Everything that CI checks.
 	@echo "make test: all passed"
 
 .PHONY: unit
@@ -72,8 +72,8 @@ sidecars: $(foreach b,daprd sentry placement,$(if $(shell command -v $b),,$(SIDE
 	@PATH="$$PATH:$(SIDECARS)"; for b in daprd sentry placement; do command -v $$b; done
 
 .PHONY: dapr
-dapr: sidecars ## Actors on real daprd, placement and sentry: ownership, crashes, moves, stale and wedged sidecars.
-	PATH="$$PATH:$(SIDECARS)" KVSTORE_DAPR=1 $(GO) test -count=1 -timeout 15m ./tests/dapr/...
+dapr: sidecars ## Hosts of shards on real daprd, placement and Redis: crashes, moves, stale and wedged sidecars.
+	PATH="$$PATH:$(SIDECARS)" KVSTORE_DAPR=1 KVSTORE_REDIS=1 $(GO) test -count=1 -timeout 15m -v ./tests/dapr/...
 
 .PHONY: bench
 bench: build ## Peers (etcd, Redis) and this store in one run on one disk; prints ratios.

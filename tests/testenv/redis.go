@@ -39,7 +39,7 @@ func NewRedis(t testing.TB, args ...string) *Redis {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &Redis{Dir: dir, Addr: freeAddr(t), args: args}
+	r := &Redis{Dir: dir, Addr: FreeAddr(t), args: args}
 	t.Cleanup(func() {
 		r.Kill()
 		if err := os.RemoveAll(dir); err != nil {

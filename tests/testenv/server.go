@@ -59,12 +59,13 @@ func NewOnRedis(t testing.TB, bin string, r *Redis, args ...string) *Server {
 }
 
 func newServer(t testing.TB, bin string, args []string) *Server {
-	s := &Server{Dir: t.TempDir(), Addr: freeAddr(t), Admin: freeAddr(t), bin: filepath.Join(bin, "kvstored"), args: slices.Clone(args)}
+	s := &Server{Dir: t.TempDir(), Addr: FreeAddr(t), Admin: FreeAddr(t), bin: filepath.Join(bin, "kvstored"), args: slices.Clone(args)}
 	t.Cleanup(s.Kill)
 	return s
 }
 
-func freeAddr(t testing.TB) string {
+// FreeAddr is a TCP address of this machine that nothing listens on.
+func FreeAddr(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

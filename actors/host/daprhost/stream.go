@@ -26,8 +26,8 @@ const (
 	unplacedAfter   = 30 * time.Second       // and one that finds no placement service: some never find it again
 	firstRetry      = 50 * time.Millisecond  // pause before the stream is opened again
 	mostRetry       = time.Second
-	idleTimeout     = 8760 * time.Hour // Dapr puts nothing to sleep: shards do that themselves
-	drainTimeout    = 500 * time.Millisecond
+	idleTimeout     = 8760 * time.Hour       // Dapr puts nothing to sleep: shards do that themselves
+	drainTimeout    = 200 * time.Millisecond // a table waits so long for calls under way; ours take no time, batches little
 	outboxLen       = 256
 	activatingRetry = 10 * time.Millisecond // when to ask again for a shard that is being opened
 )

@@ -1,0 +1,170 @@
+package testenv
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+)
+
+// dapr finds a binary of Dapr. A test without KVSTORE_DAPR is skipped, naming the make target that runs it.
+func dapr(t testing.TB, name string) string {
+	t.Helper()
+	if os.Getenv("KVSTORE_DAPR") == "" {
+		t.Skip("needs daprd and placement: make dapr builds them, sets KVSTORE_DAPR and runs this")
+	}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		t.Fatalf("%s is not on PATH; make sidecars builds it and tells where it is: %v", name, err)
+	}
+	return path
+}
+
+// Placement is Dapr's placement service, supervised, on one port.
+type Placement struct {
+	*Process
+	Addr string
+	// Healthz is where it tells that it is well.
+	Healthz string
+}
+
+// NewPlacement starts a placement service that notices within two seconds that a sidecar's machine is gone.
+func NewPlacement(t testing.TB) *Placement {
+	t.Helper()
+	p := &Placement{Addr: FreeAddr(t), Healthz: FreeAddr(t)}
+	args := []string{
+		"--id", "p0", "--initial-cluster", "p0=" + FreeAddr(t), "--listen-address", "127.0.0.1", "--port", port(p.Addr),
+		"--healthz-listen-address", "127.0.0.1", "--healthz-port", port(p.Healthz), "--enable-metrics=false",
+		"--keepalive-time", "1s", "--keepalive-timeout", "1s",
+	}
+	p.Process = NewProcess(t, "placement", dapr(t, "placement"), args, nil).Supervised()
+	p.Start(t)
+	p.AwaitHTTP(t.Context(), t, "http://"+p.Healthz+"/healthz")
+	return p
+}
+
+// Sidecar is one daprd, supervised, on its ports.
+type Sidecar struct {
+	*Process
+	GRPC, HTTP string // its API
+	Internal   string // where other sidecars reach it
+}
+
+// SidecarConfig says how a daprd runs.
+type SidecarConfig struct {
+	AppID string // default "kvstore"
+	// Placement is the address of the placement service. It may be a proxy's.
+	Placement string
+	// Args and Env are added.
+	Args, Env []string
+	// ActorTypes get no retries by daprd: those of kvstore do their own, and daprd's take up to 5 s.
+	ActorTypes []string
+}
+
+// NewSidecar starts a daprd and waits until its API answers.
+func NewSidecar(t testing.TB, cfg SidecarConfig) *Sidecar {
+	t.Helper()
+	if cfg.AppID == "" {
+		cfg.AppID = "kvstore"
+	}
+	s := &Sidecar{GRPC: FreeAddr(t), HTTP: FreeAddr(t), Internal: FreeAddr(t)}
+	dir := t.TempDir()
+	resources := filepath.Join(dir, "resources")
+	config := filepath.Join(dir, "config.yaml")
+	for file, text := range map[string]string{
+		filepath.Join(resources, "actorstate.yaml"): actorState, filepath.Join(resources, "resiliency.yaml"): resiliency(cfg.ActorTypes), config: daprConfig,
+	} {
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	args := append([]string{
+		"--app-id", cfg.AppID, "--dapr-listen-addresses", "127.0.0.1", "--dapr-grpc-port", port(s.GRPC), "--dapr-http-port", port(s.HTTP),
+		"--dapr-internal-grpc-listen-address", "127.0.0.1", "--dapr-internal-grpc-port", port(s.Internal), "--enable-metrics=false",
+		"--placement-host-address", cfg.Placement, "--scheduler-host-address", "", "--resources-path", resources, "--config", config,
+		"--dapr-graceful-shutdown-seconds", "1",
+	}, cfg.Args...)
+	s.Process = NewProcess(t, "daprd-"+cfg.AppID+"-"+port(s.GRPC), dapr(t, "daprd"), args, append([]string{"DAPR_HOST_IP=127.0.0.1"}, cfg.Env...)).Supervised()
+	s.Start(t)
+	s.Await(t.Context(), t)
+	return s
+}
+
+// Await waits until the API answers. It does not wait for placement.
+func (s *Sidecar) Await(ctx context.Context, t testing.TB) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(ctx, Patience)
+	defer cancel()
+	for {
+		conn, err := new(net.Dialer).DialContext(ctx, "tcp", s.GRPC)
+		if err == nil {
+			conn.Close()
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("%s does not answer: %v", s.Name, err)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// Dial is a connection to the API, closed at the end of the test.
+func (s *Sidecar) Dial(t testing.TB) *grpc.ClientConn {
+	t.Helper()
+	conn, err := grpc.NewClient(s.GRPC, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+func port(addr string) string {
+	_, p, err := net.SplitHostPort(addr)
+	if err != nil {
+		panic(err)
+	}
+	return p
+}
+
+const actorState = `apiVersion: dapr.io/v1alpha1
+kind: Component
+metadata: {name: actorstate}
+spec: {type: state.in-memory, version: v1, metadata: [{name: actorStateStore, value: "true"}]}
+`
+
+const daprConfig = `apiVersion: dapr.io/v1alpha1
+kind: Configuration
+metadata: {name: kvstore}
+spec:
+  features: [{name: HotReload, enabled: false}]
+  tracing: {samplingRate: "0"}
+`
+
+func resiliency(actorTypes []string) string {
+	text := `apiVersion: dapr.io/v1alpha1
+kind: Resiliency
+metadata: {name: kvstore}
+spec:
+  policies:
+    retries: {none: {policy: constant, duration: 10ms, maxRetries: 0}}
+  targets:
+    actors:
+      none: {retry: none}
+`
+	for _, t := range actorTypes {
+		text += fmt.Sprintf("      %s: {retry: none}\n", t)
+	}
+	return text
+}
