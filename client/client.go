@@ -7,8 +7,6 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/resolver/manual"
@@ -27,6 +25,7 @@ type Client struct {
 // core is what all views of one Client share.
 type core struct {
 	cfg    Config
+	door   *door
 	id     []byte        // WriteIdentity.client: 16 random bytes
 	lastOp atomic.Uint64 // WriteIdentity.op counter; the first is 1
 	clock  serverClock
@@ -56,7 +55,11 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, invalid("connect", "%v", err)
 	}
-	co := &core{cfg: cfg, id: make([]byte, 16)}
+	door, err := openDoor(&cfg)
+	if err != nil {
+		return nil, invalid("connect", "%v", err)
+	}
+	co := &core{cfg: cfg, door: door, id: make([]byte, 16)}
 	_, _ = rand.Read(co.id) // never fails (crypto/rand)
 	c := &Client{core: co, keyspace: cfg.Keyspace, namespace: cfg.Namespace}
 	for i := range cfg.Connections {
@@ -67,7 +70,7 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 		}
 		co.conns = append(co.conns, cn)
 	}
-	_, err := unary(ctx, co, reads, "connect", adminStub, kvstorev1.AdminServiceClient.Status, &kvstorev1.StatusRequest{})
+	_, err = unary(ctx, co, reads, "connect", adminStub, kvstorev1.AdminServiceClient.Status, &kvstorev1.StatusRequest{})
 	if err != nil {
 		_ = c.Close()
 		return nil, err
@@ -103,12 +106,8 @@ func (co *core) open(i int) (*conn, error) {
 
 // dial makes a connection that begins with endpoint number i; it connects when first used.
 func (co *core) dial(i int) (*grpc.ClientConn, error) {
-	creds := insecure.NewCredentials()
-	if co.cfg.TLS != nil {
-		creds = credentials.NewTLS(co.cfg.TLS)
-	}
 	opts := []grpc.DialOption{
-		grpc.WithTransportCredentials(creds),
+		grpc.WithTransportCredentials(co.door.creds()),
 		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(vtcodec.Codec{})),
 		grpc.WithDisableRetry(), // ours know identities
 		grpc.WithDisableServiceConfig(),
@@ -117,6 +116,9 @@ func (co *core) dial(i int) (*grpc.ClientConn, error) {
 		grpc.WithInitialConnWindowSize(windowBytes),
 		grpc.WithWriteBufferSize(bufferBytes),
 		grpc.WithReadBufferSize(bufferBytes),
+	}
+	if co.door.token != nil {
+		opts = append(opts, grpc.WithPerRPCCredentials(co.door.token))
 	}
 	target := co.cfg.Endpoints[0]
 	if n := len(co.cfg.Endpoints); n > 1 {

@@ -41,8 +41,23 @@ type Config struct {
 	BackoffMin time.Duration
 	BackoffMax time.Duration
 
-	// TLS, when set, encrypts and authenticates; nil is plain text, for loopback.
+	// UseTLS turns TLS 1.3 on, as any of the four fields below it does. CAFile names the CAs (PEM) that the server's certificate may be of;
+	// without it those count that the system trusts. CertFile and KeyFile are the client's own certificate and key, if the
+	// server wants one. ServerName is the name that the server's certificate must have; without it the endpoint's host. Files are
+	// read anew for each connection.
+	UseTLS            bool
+	CAFile            string
+	CertFile, KeyFile string
+	ServerName        string
+
+	// TLS is instead of those, for whoever has a configuration of his own. Without any of them the client speaks plain text.
 	TLS *tls.Config
+
+	// Token goes with every call; TokenFile names a file that has it, and is read again every few seconds. At most one of them. Over
+	// plain text it is sent to this machine alone, unless Insecure is set.
+	Token     string
+	TokenFile string
+	Insecure  bool
 
 	// DialOptions are added to those of every connection, after the client's own.
 	DialOptions []grpc.DialOption
@@ -88,5 +103,31 @@ func (c *Config) Validate() error {
 	if c.BackoffMin <= 0 || c.BackoffMax < c.BackoffMin {
 		fault("BackoffMin, BackoffMax: %v, %v, want 0 < BackoffMin <= BackoffMax", c.BackoffMin, c.BackoffMax)
 	}
+	c.validateDoor(fault)
 	return errors.Join(faults...)
+}
+
+// wantsTLS tells whether a field turns TLS on.
+func (c *Config) wantsTLS() bool {
+	return c.UseTLS || c.CAFile != "" || c.CertFile != "" || c.KeyFile != "" || c.ServerName != ""
+}
+
+func (c *Config) validateDoor(fault func(format string, args ...any)) {
+	if c.TLS != nil && c.wantsTLS() {
+		fault("TLS: given together with UseTLS, CAFile, CertFile, KeyFile or ServerName; want one or the other")
+	}
+	if (c.CertFile == "") != (c.KeyFile == "") {
+		fault("CertFile, KeyFile: one without the other")
+	}
+	if c.Token != "" && c.TokenFile != "" {
+		fault("Token, TokenFile: both given, want one")
+	}
+	if c.Token == "" && c.TokenFile == "" || c.TLS != nil || c.wantsTLS() || c.Insecure {
+		return
+	}
+	for i, e := range c.Endpoints {
+		if !onThisMachine(e) {
+			fault("Endpoints[%d]: %q may be another machine, and a token must not travel in plain text: turn TLS on, or set Insecure if the network is trusted", i, e)
+		}
+	}
 }

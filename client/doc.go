@@ -33,5 +33,10 @@
 // applied in either order; a call issued after another returned is applied after it. A call whose context has no deadline
 // waits as long as the connection lives; a dead peer is noticed within 40 s.
 //
-// This package keeps no cache, no local state and no files.
+// # Doors
+//
+// A server on another machine wants TLS and usually a token: Config.CAFile and Config.TokenFile, or their neighbours. What cannot work
+// (another CA, another name, plain text on one side) fails at once with ErrUnauthenticated and says what to do.
+//
+// This package keeps no cache and no local state, and reads no files but those that Config names.
 package client

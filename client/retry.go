@@ -27,6 +27,7 @@ type attempts struct {
 	tries    int
 	deadline time.Time // of repetition; set at the first failure
 	maybe    bool      // a try of a write may have been applied
+	renewed  bool      // the token was read again
 }
 
 // again judges the error of a try. It returns how long to wait before the next, or the error to give to the caller.
@@ -49,8 +50,18 @@ func (a *attempts) again(ctx context.Context, co *core, err error) (time.Duratio
 		if wait == 0 {
 			return 0, a.final(err)
 		}
+	case kverr.Unauthenticated:
+		if a.renewed || !co.door.token.renew() {
+			return 0, a.final(err)
+		}
+		a.renewed = true
+		return 0, nil
 	default:
 		return 0, a.final(err)
+	}
+	verdict := co.door.verdict()
+	if verdict != nil && verdict.Kind == kverr.Unauthenticated && !co.door.come.Load() {
+		return 0, a.final(verdict) // no connection ever was of use: it is set up wrong, and waiting only hides that
 	}
 	if errors.Is(err, ErrClosed) {
 		return 0, a.final(err)
@@ -65,6 +76,9 @@ func (a *attempts) again(ctx context.Context, co *core, err error) (time.Duratio
 	wait = max(wait, co.backoff(a.tries))
 	a.tries++
 	if now.Add(wait).After(a.deadline) {
+		if verdict != nil {
+			err = verdict
+		}
 		return 0, a.final(err)
 	}
 	return wait, nil

@@ -48,6 +48,9 @@ var commands = map[string]command{
 	"bench mixed":      benchMixedCommand,
 	"bench prompt":     benchPromptCommand,
 	"bench value":      benchValueCommand,
+	"ca init":          caInitCommand,
+	"ca issue":         caIssueCommand,
+	"token new":        tokenNewCommand,
 	"version":          versionCommand,
 }
 
@@ -97,6 +100,7 @@ type session struct {
 	keyspace  string
 	namespace string
 	output    string // "", "table", "json", "raw"
+	door      door
 	timeout   time.Duration
 	patient   bool   // --timeout was given
 	command   string // the name of the command that runs
@@ -176,6 +180,7 @@ func (s *session) globals(fs *flag.FlagSet) {
 		"`address` of the server: host:port, or several with commas (KVSTORE_ENDPOINT)")
 	fs.StringVar(&s.keyspace, "keyspace", cmp.Or(s.keyspace, env("KVSTORE_KEYSPACE", "")), "`name` of the keyspace (KVSTORE_KEYSPACE)")
 	fs.StringVar(&s.namespace, "namespace", cmp.Or(s.namespace, env("KVSTORE_NAMESPACE", "")), "`name` of the namespace (KVSTORE_NAMESPACE)")
+	s.door.flags(fs, s.getenv)
 	fs.StringVar(&s.output, "o", s.output, "output `format`: table, json or raw")
 	fs.DurationVar(&s.timeout, "timeout", cmp.Or(s.timeout, 30*time.Second), "give up after this `time`, also when waiting for a server that starts; measurements do not")
 }
@@ -227,6 +232,7 @@ func (s *session) connect(ctx context.Context, more ...func(*client.Config)) (*c
 	cfg := client.Config{
 		Endpoints: strings.Split(s.endpoint, ","), Keyspace: s.keyspace, Namespace: s.namespace, DialOptions: s.dial,
 	}
+	s.door.config(&cfg)
 	for _, f := range more {
 		f(&cfg)
 	}

@@ -96,6 +96,17 @@ func hint(s *session, err error) string {
 		return "the server is at a limit now: try again later, or delete something"
 	case kverr.DataLoss:
 		return "stored data is damaged; kvctl status tells about the shards"
+	case kverr.Unauthenticated:
+		if e.Err != nil { // a handshake
+			return "TLS: --ca FILE names the CA, --server-name the server, --cert and --key a client certificate (kvctl help lists the environment)"
+		}
+		return "set KVSTORE_TOKEN, or name a file with --token-file; kvctl token new makes tokens for the server's tokens file"
+	case kverr.PermissionDenied:
+		return "whoever keeps the server's tokens file can grant it: KEYSPACE=read, =write or =admin, or server-admin"
+	case kverr.InvalidArgument:
+		if s.c == nil && s.door.exposed() {
+			return "--ca FILE or --tls turns TLS on; --insecure sends the token nevertheless"
+		}
 	case kverr.Canceled:
 		return "interrupted; a write under way may have been applied"
 	}

@@ -23,7 +23,8 @@ const outro = `
 Values come from the command line, standard input (-) or a file (@FILE). Flags may stand before or after arguments; behind
 -- nothing is a flag. -o json is for programs, -o raw for pipes.
 
-Environment: KVSTORE_ENDPOINT (127.0.0.1:8085), KVSTORE_KEYSPACE and KVSTORE_NAMESPACE ("default").
+Environment: KVSTORE_ENDPOINT (127.0.0.1:8085), KVSTORE_KEYSPACE and KVSTORE_NAMESPACE ("default"), KVSTORE_TOKEN or
+KVSTORE_TOKEN_FILE, and for TLS KVSTORE_TLS, KVSTORE_CA, KVSTORE_CERT, KVSTORE_KEY, KVSTORE_SERVER_NAME (as the flags).
 Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 conflict (version or existence), 5 unavailable.
 `
 

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc"
 
 	"kvstore/client/clienttest"
+	"kvstore/components/authn"
 )
 
 // shell runs command lines of kvctl in this process.
@@ -69,7 +70,7 @@ func TestCommandLines(t *testing.T) {
 	// the exit code is not 0.
 	sh, _ := newShell(t)
 	for _, tc := range []struct {
-		line  string // split at spaces; FILE stands for big, TXN for script
+		line  string // split at spaces; FILE stands for big, TXN for script, CERTS for a folder
 		stdin string
 		code  int
 		want  string
@@ -169,6 +170,25 @@ func TestCommandLines(t *testing.T) {
 		{"prompt clear --namespace prompts", "", 2, `--all-scopes`},
 		{"prompt clear --namespace prompts --scope model=m", "", 0, `^deleted 1 blocks; 0 stay`},
 
+		{"ca issue server --dir CERTS", "", 1, `kvctl ca init`},
+		{"ca init --dir CERTS", "", 0, `^wrote .*ca.crt and .*ca.key\n$`},
+		{"ca init --dir CERTS", "", 2, `--if-absent`},
+		{"ca init --dir CERTS --if-absent", "", 0, `^kept`},
+		{"ca issue server --dir CERTS --dns kv.example,kv --ip 10.0.0.5 --uri spiffe://kv/a", "", 0, `^wrote`},
+		{"ca issue server --dir CERTS", "", 2, `is there already`},
+		{"ca issue server --dir CERTS --if-absent", "", 0, `^kept`},
+		{"ca issue other --dir CERTS --ip nonsense", "", 2, `no IP address`},
+		{"ca issue other --dir CERTS --uri nonsense", "", 1, `no URI`},
+		{"ca issue ../x --dir CERTS", "", 2, `cannot be the name`},
+		{"ca issue ca --dir CERTS", "", 2, `cannot be the name`},
+		{"token new app --grant default=write,k=read --for 1h", "", 0, `^app sha256:[0-9a-f]{64} default=write k=read expires=20\S+Z\n$`},
+		{"token new app --grant default=own", "", 2, `KEYSPACE=read`},
+		{"token new App --grant default=read", "", 2, `the name is not one`},
+		{"token new app", "", 2, `--grant is missing`},
+		{"token new app --grant server-admin -o json", "", 0, `(?s)"line": "app sha256:\S+ server-admin",\s+"token": "kvs_`},
+		{"token new app --grant *=admin --out CERTS/app.token", "", 0, `^app sha256:\S+ \*=admin\n$`},
+		{"token new app --grant *=admin --out CERTS/app.token", "", 1, `exists`},
+
 		{"fly", "", 2, `(?s)unknown command "fly".*kvctl help`},
 		{"get", "", 2, `0 arguments given, KEY wanted`},
 		{"get a b", "", 2, `unexpected argument "b"`},
@@ -180,7 +200,7 @@ func TestCommandLines(t *testing.T) {
 		{"bench prompt --trace /nowhere", "", 2, `--trace`},
 		{"bench value --size tiny", "", 2, `80MiB`},
 	} {
-		args := strings.Fields(strings.NewReplacer("FILE", big, "TXN", script).Replace(tc.line))
+		args := strings.Fields(strings.NewReplacer("FILE", big, "TXN", script, "CERTS", filepath.Join(dir, "certs")).Replace(tc.line))
 		code, out, errs := sh.run(tc.stdin, args...)
 		got := out
 		if code != 0 {
@@ -554,5 +574,45 @@ func TestBenchValue(t *testing.T) {
 	}
 	if out := sh.ok("bench", "value", "--size", "64KiB", "--count", "2"); !strings.Contains(out, "64.0 KiB") {
 		t.Errorf("table: %s", out)
+	}
+}
+
+// TestTokenIsToldOnce: on standard error, or in a file of its owner; its line has the hash alone.
+func TestTokenIsToldOnce(t *testing.T) {
+	sh, _ := newShell(t)
+	code, line, told := sh.run("", "token", "new", "app", "--grant", "default=read")
+	at := strings.Index(told, "kvs_")
+	if code != 0 || at < 0 || strings.Contains(line, "kvs_") {
+		t.Fatalf("exit %d: %s%s", code, line, told)
+	}
+	if token := strings.TrimSpace(told[at:]); !strings.Contains(line, authn.HashOf(token)) {
+		t.Errorf("%q is not the hash of %q", line, token)
+	}
+	file := filepath.Join(t.TempDir(), "token")
+	code, line, told = sh.run("", "token", "new", "app", "--grant", "default=read", "--out", file)
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(file)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
+	if code != 0 || told != "" || !strings.Contains(line, authn.HashOf(strings.TrimSpace(string(text)))) {
+		t.Errorf("exit %d: %s%s", code, line, told)
+	}
+}
+
+// TestTokenStaysHere: without TLS it is not sent to another machine, and no flag takes it.
+func TestTokenStaysHere(t *testing.T) {
+	sh := &shell{t: t, env: map[string]string{"KVSTORE_TOKEN": "kvs_the-secret-of-this-test", "KVSTORE_ENDPOINT": "192.0.2.1:8085"}}
+	code, out, errs := sh.run("", "get", "a")
+	if code != exitError || !strings.Contains(errs, "plain text") || !strings.Contains(errs, "--insecure") || strings.Contains(out+errs, "secret") {
+		t.Errorf("exit %d: %s%s", code, out, errs)
+	}
+	for name := range commands {
+		if out := sh.ok(append([]string{"help"}, strings.Fields(name)...)...); strings.Contains(out, "secret") || strings.Contains(out, "--token ") {
+			t.Errorf("help %s tells the token, or takes it:\n%s", name, out)
+		}
 	}
 }
