@@ -31,7 +31,7 @@ func main() {
 		<-ctx.Done()
 		stop() // a second signal ends the process at once
 	}()
-	os.Exit(run(ctx, os.Args[1:], os.Stderr))
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
 // envRedisPassword may hold the password of -redis-url, which other processes could see on the command line.
@@ -44,7 +44,15 @@ const (
 	exitUsage = 2
 )
 
-func run(ctx context.Context, args []string, stderr io.Writer) int {
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	if len(args) > 0 {
+		switch args[0] {
+		case "healthcheck":
+			return healthcheck(ctx, args[1:], stdout, stderr)
+		case "pause":
+			return pause(ctx, args[1:], stderr)
+		}
+	}
 	cfg, err := parse(args, stderr)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
@@ -123,7 +131,7 @@ func parse(args []string, stderr io.Writer) (node.Config, error) {
 		return cfg, err
 	}
 	if f.NArg() > 0 {
-		return cfg, fmt.Errorf("%q is no flag; kvstored takes nothing else", f.Arg(0))
+		return cfg, fmt.Errorf("%q is no flag; kvstored takes nothing else (but healthcheck and pause, as its first word)", f.Arg(0))
 	}
 	if *peers != "" {
 		cfg.Access.Peers.Names = strings.Split(*peers, ",")
@@ -194,7 +202,7 @@ Try it with kvctl, from another terminal:
   kvctl put greeting hello && kvctl get greeting
 
 A signal (Ctrl-C, SIGTERM) ends it in order; kill -9 loses nothing that was acknowledged.
-/livez and /readyz on the admin port tell how it is.
+/livez and /readyz on the admin port tell how it is; kvstored healthcheck asks, for containers.
 
 On loopback it needs no credentials, unless -tokens is given. To serve other machines it needs TLS and a way to know who
 comes:

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"io"
 	"strings"
 	"testing"
 )
@@ -21,10 +22,16 @@ func TestUsage(t *testing.T) {
 		{[]string{"serve"}, exitUsage, 2, []string{`"serve"`}},
 		{[]string{"-engine", "tape", "-max-value-bytes", "5", "-grpc-listen", "0.0.0.0:0"}, exitUsage, 4,
 			[]string{"-engine", "-max-value-bytes", "-grpc-listen", "-insecure"}},
+		{[]string{"healthcheck", "-h"}, exitOK, 30, []string{"-admin-listen", "kvstored healthcheck -tls-cert"}},
+		{[]string{"healthcheck", "now"}, exitUsage, 2, []string{`"now"`, "healthcheck -h"}},
+		{[]string{"healthcheck", "-tls-cert", "x"}, exitUsage, 2, []string{"-tls-key"}},
+		{[]string{"healthcheck", "-instance", "99"}, exitUsage, 2, []string{"-instance"}},
+		{[]string{"healthcheck", "-admin-listen", "2112"}, exitUsage, 2, []string{"-admin-listen", "host:port"}},
+		{[]string{"pause", "it"}, exitUsage, 2, []string{"no arguments"}},
 		{[]string{"-log-level", "loud"}, exitUsage, 2, []string{"-log-level", "debug, info"}},
 	} {
 		var stderr bytes.Buffer
-		code := run(context.Background(), tc.args, &stderr)
+		code := run(context.Background(), tc.args, io.Discard, &stderr)
 		if lines := strings.Count(stderr.String(), "\n"); code != tc.code || lines > tc.lines {
 			t.Errorf("%v: exit %d, %d lines\n%s", tc.args, code, lines, stderr.String())
 		}
