@@ -27,6 +27,7 @@ func harness(t testing.TB, cfg memlog.Config) *waltest.Harness {
 			opened = true
 			return current
 		},
+		Beside: func(testing.TB) driver.Engine { return unclosed{current} }, // another process sees the same memory
 		Crash: func(testing.TB) {
 			old := current
 			current = current.Clone()
@@ -37,6 +38,11 @@ func harness(t testing.TB, cfg memlog.Config) *waltest.Harness {
 	t.Cleanup(func() { current.Close() })
 	return h
 }
+
+// unclosed is an engine whose Close leaves the store to the other process.
+type unclosed struct{ driver.Engine }
+
+func (unclosed) Close() error { return nil }
 
 func TestConformance(t *testing.T) { waltest.Run(t, newHarness) }
 

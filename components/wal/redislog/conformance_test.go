@@ -7,11 +7,14 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strconv"
 	"sync"
 	"testing"
+	"time"
 
 	"kvstore/components/wal/driver"
 	"kvstore/components/wal/waltest"
+	"kvstore/tests/badnet"
 	"kvstore/tests/testenv"
 )
 
@@ -46,13 +49,13 @@ func (p *process) kill() {
 	}
 }
 
-// newHarness holds a redis-server. A crash is that of both: the engine's process and the server are killed, and the server starts again on
-// its append-only file.
-func newHarness(cfg Config) func(t testing.TB) *waltest.Harness {
+// newHarness holds a redis-server, reached at what reach says. A crash is that of both: the engine's process and the server are killed, and
+// the server starts again on its append-only file.
+func newHarness(cfg Config, reach func(t testing.TB, server string) string) func(t testing.TB) *waltest.Harness {
 	return func(t testing.TB) *waltest.Harness {
 		server := testenv.NewRedis(t)
 		cfg := cfg
-		cfg.URL = "redis://" + server.Addr
+		cfg.URL = "redis://" + reach(t, server.Addr)
 		var current *process
 		var engine *Engine
 		end := func() {
@@ -72,6 +75,15 @@ func newHarness(cfg Config) func(t testing.TB) *waltest.Harness {
 					t.Fatal(err)
 				}
 				return engine
+			},
+			Beside: func(t testing.TB) driver.Engine {
+				cfg := cfg
+				cfg.dial = nil
+				e, err := Open(t.Context(), cfg)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return e
 			},
 			Crash: func(t testing.TB) {
 				current.kill()
@@ -112,6 +124,53 @@ func newHarness(cfg Config) func(t testing.TB) *waltest.Harness {
 	}
 }
 
-func TestConformance(t *testing.T) { waltest.Run(t, newHarness(Config{})) }
+func directly(_ testing.TB, server string) string { return server }
 
-func TestLog(t *testing.T) { waltest.RunLog(t, newHarness(Config{})) }
+func TestConformance(t *testing.T) { waltest.Run(t, newHarness(Config{}, directly)) }
+
+func TestLog(t *testing.T) { waltest.RunLog(t, newHarness(Config{}, directly)) }
+
+// TestBadNetwork runs both suites behind a network that delays, resets, loses requests and replies, delivers requests late, and goes
+// away: none of it may be seen. KVSTORE_SEED repeats a run's choices (not its timing).
+func TestBadNetwork(t *testing.T) {
+	seeds := []uint64{1}
+	if s := os.Getenv("KVSTORE_SEED"); s != "" {
+		seed, err := strconv.ParseUint(s, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seeds = []uint64{seed}
+	}
+	for _, seed := range seeds {
+		t.Run(fmt.Sprintf("KVSTORE_SEED=%d", seed), func(t *testing.T) {
+			var mu sync.Mutex // guards faults
+			faults := map[string]int{}
+			reach := func(t testing.TB, server string) string {
+				p := badnet.New(t, server, badnet.Config{Seed: seed, Rate: 0.02, Latency: 400 * time.Microsecond, Away: 200 * time.Millisecond})
+				t.Cleanup(func() {
+					mu.Lock()
+					defer mu.Unlock()
+					for kind, n := range p.Faults() {
+						faults[kind] += n
+					}
+				})
+				return p.Addr()
+			}
+			harness := newHarness(Config{Timeout: 500 * time.Millisecond, Settle: 20 * time.Second}, reach)
+			t.Cleanup(func() {
+				t.Logf("faults: %v", faults)
+				if len(faults) < badnet.Kinds && !t.Failed() {
+					t.Errorf("only %d kinds of faults of %d happened", len(faults), badnet.Kinds)
+				}
+			})
+			t.Run("Engine", func(t *testing.T) {
+				t.Parallel()
+				waltest.Run(t, harness)
+			})
+			t.Run("Log", func(t *testing.T) {
+				t.Parallel()
+				waltest.RunLog(t, harness)
+			})
+		})
+	}
+}

@@ -61,8 +61,16 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 	return e, nil
 }
 
+// quiet ends the library's own lines on stderr, once for all: every error that it prints is also returned.
+var quiet = sync.OnceFunc(func() { redis.SetLogger(silence{}) })
+
+type silence struct{}
+
+func (silence) Printf(context.Context, string, ...any) {}
+
 // connect makes an engine that commits nothing yet.
 func connect(cfg Config) (*Engine, error) {
+	quiet()
 	o, err := cfg.options()
 	if err != nil {
 		return nil, err

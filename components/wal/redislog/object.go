@@ -313,10 +313,18 @@ func (e *Engine) getPart(ctx context.Context, k *keys, shard, name string, off i
 	for _, part := range parts {
 		n += copy(p[n:], part.Val())
 	}
-	if n < len(p) {
-		return fmt.Errorf("object %s of shard %s: %w: bytes at %d are missing", name, shard, driver.ErrCorrupt, off)
+	if n == len(p) {
+		return nil
 	}
-	return nil
+	// Bytes are missing: it was removed between the look at its state and theirs, or it is damaged.
+	now, err := e.stateOf(ctx, k, name)
+	switch {
+	case err != nil:
+		return fmt.Errorf("object %s of shard %s: %w", name, shard, err)
+	case now != s:
+		return fmt.Errorf("object %s of shard %s: %w", name, shard, driver.ErrNotExist)
+	}
+	return fmt.Errorf("object %s of shard %s: %w: bytes at %d are missing", name, shard, driver.ErrCorrupt, off)
 }
 
 // DeleteObject implements driver.Engine.

@@ -2,12 +2,14 @@ package waltest
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
 	"sync"
 	"testing/iotest"
+	"time"
 
 	"kvstore/components/wal/driver"
 )
@@ -159,6 +161,64 @@ var objectTests = []engineTest{
 			r.reopen() // after a crash a deleted object may be back
 		}
 		r.needIs(r.e.GetObject(r.ctx(), "s", "v/0-0", 0, make([]byte, 1)), driver.ErrNotExist, "get of a deleted object")
+	}},
+	{"many objects are listed, also while they go", func(r *run) {
+		r.create("s")
+		const writers, each = 16, 80
+		errs := make([]error, writers)
+		var wg sync.WaitGroup
+		for w := range writers {
+			wg.Go(func() {
+				for i := range each {
+					if errs[w] = r.e.PutObject(r.ctx(), "s", fmt.Sprintf("v/%x-%x", w, i), 1, bytes.NewReader([]byte("x"))); errs[w] != nil {
+						return
+					}
+				}
+			})
+		}
+		wg.Wait()
+		r.need(errors.Join(errs...), "writers")
+		seen := map[string]bool{}
+		r.need(r.e.ListObjects(r.ctx(), "s", "v/", func(name string, _ int64) error {
+			if seen[name] {
+				return fmt.Errorf("%s is listed twice", name)
+			}
+			seen[name] = true
+			if len(seen)%2 == 0 {
+				return nil
+			}
+			return r.e.DeleteObject(r.ctx(), "s", name)
+		}), "list")
+		if len(seen) != writers*each {
+			r.Fatalf("%d objects listed, want %d", len(seen), writers*each)
+		}
+		if names := r.names("s", ""); len(names) != writers*each/2 {
+			r.Fatalf("%d objects left, want %d", len(names), writers*each/2)
+		}
+	}},
+	{"a put that is given up leaves a whole object or none", func(r *run) {
+		r.create("s")
+		data := pattern(2_000_000, 4)
+		whole, given := 0, 0
+		for i := range 40 {
+			name := fmt.Sprintf("v/%d", i)
+			ctx, cancel := context.WithTimeout(r.ctx(), time.Duration(i)*500*time.Microsecond)
+			err := r.e.PutObject(ctx, "s", name, int64(len(data)), bytes.NewReader(data))
+			cancel()
+			switch getErr := r.e.GetObject(r.ctx(), "s", name, 0, make([]byte, 1)); {
+			case getErr == nil:
+				r.wantObject("s", name, data)
+				whole++
+			case err == nil:
+				r.Fatalf("a put succeeded and the object cannot be read: %v", getErr)
+			default:
+				r.needIs(getErr, driver.ErrNotExist, "get of an object whose put was given up")
+				given++
+			}
+		}
+		if names := r.names("s", ""); len(names) != whole {
+			r.Fatalf("%d objects are listed, %d are there (%d were given up)", len(names), whole, given)
+		}
 	}},
 	{"objects are written and read at once", func(r *run) {
 		r.create("s")

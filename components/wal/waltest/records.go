@@ -3,6 +3,7 @@ package waltest
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 
 	"kvstore/components/wal/driver"
@@ -222,6 +223,55 @@ var recordTests = []engineTest{
 		r.needIs(err, driver.ErrNotExist, "read from a trimmed record after a crash")
 		r.wantRecords("s", n, data)
 		r.fill("s", e, n+1, 1)
+	}},
+	{"a long log is read from any place", func(r *run) {
+		r.create("s")
+		e := epoch(1, 'a')
+		r.mustFence("s", e)
+		rng := rand.New(rand.NewPCG(3, 3))
+		sizes := []int{0, 1, 50, 300, 5_000, 70_000, 400_000}
+		want := [][]byte{fenceData(1, e)}
+		for seq := uint64(2); seq <= 600; seq++ {
+			n := sizes[rng.IntN(len(sizes)-1)]
+			if rng.IntN(60) == 0 {
+				n = sizes[len(sizes)-1]
+			}
+			want = append(want, pattern(n, seq))
+			r.need(r.append("s", e, seq, want[seq-1]), "append %d", seq)
+		}
+		for range 10 {
+			from := 1 + rng.Uint64N(600)
+			r.wantRecords("s", from, want[from-1:]...)
+		}
+		r.need(r.e.Trim(r.ctx(), "s", e, 200), "trim")
+		for range 5 {
+			from := 200 + rng.Uint64N(401)
+			r.wantRecords("s", from, want[from-1:]...)
+		}
+	}},
+	{"a log that is trimmed while it is read has no holes", func(r *run) {
+		r.create("s")
+		e := epoch(1, 'a')
+		r.mustFence("s", e)
+		data := pattern(100_000, 5)
+		for seq := uint64(2); seq <= 100; seq++ {
+			r.need(r.append("s", e, seq, data), "append %d", seq)
+		}
+		next := uint64(1)
+		err := r.e.Read(r.ctx(), "s", 1, func(f driver.Frame) error {
+			if f.Seq != next {
+				return fmt.Errorf("record %d comes after %d", f.Seq, next-1)
+			}
+			if next++; f.Seq == 2 {
+				return r.e.Trim(r.ctx(), "s", e, 90)
+			}
+			return nil
+		})
+		if err != nil {
+			r.needIs(err, driver.ErrNotExist, "read of records that were trimmed meanwhile")
+		} else if next != 101 {
+			r.Fatalf("the read ended before record %d", next)
+		}
 	}},
 	{"close waits for appends and refuses later ones", func(r *run) {
 		e := epoch(1, 'a')

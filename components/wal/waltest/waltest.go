@@ -18,10 +18,13 @@ import (
 // patience is how long a test waits for something that must happen.
 const patience = 30 * time.Second
 
-// Harness holds one store that starts empty, and what can be done to it. At most one engine is open on it at a time.
+// Harness holds one store that starts empty, and what can be done to it. At most one engine is open on it at a time, but for Beside.
 type Harness struct {
 	// Open opens the store; again after the engine was closed or crashed.
 	Open func(t testing.TB) driver.Engine
+	// Beside opens the store a second time, as another process would, while the engine that Open gave is open. The test closes it.
+	// nil when one process has the store for itself.
+	Beside func(t testing.TB) driver.Engine
 	// Crash ends the open engine as the death of its process would: whatever is not durable may be gone. The next Open is the
 	// restart.
 	Crash func(t testing.TB)
@@ -46,6 +49,7 @@ func Run(t *testing.T, newHarness func(t testing.TB) *Harness) {
 		{"Fence", fenceTests},
 		{"Objects", objectTests},
 		{"Crash", crashTests},
+		{"Beside", besideTests},
 		{"Names", nameTests},
 	}
 	for _, g := range groups {
