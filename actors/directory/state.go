@@ -54,14 +54,17 @@ func get(t *btree.Tree, k []byte, into message) bool {
 	return ok && into.UnmarshalVT(item) == nil
 }
 
-func (m *Machine) set(k []byte, v message) error {
+// put stores one message.
+func put(t *btree.Tree, k []byte, v message) error {
 	item, err := v.MarshalVT()
 	if err != nil {
 		return fmt.Errorf("directory: %w", err)
 	}
-	m.tree.Set(k, item)
+	t.Set(k, item)
 	return nil
 }
+
+func (m *Machine) set(k []byte, v message) error { return put(m.tree, k, v) }
 
 // keyspace returns a keyspace, nil when there is none.
 func (m *Machine) keyspace(name string) *dataplanev1.DirectoryKeyspace {

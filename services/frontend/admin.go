@@ -23,13 +23,9 @@ func (a *adminService) CreateKeyspace(ctx context.Context, req *kvv1.CreateKeysp
 		return nil, err
 	}
 	if ks.Shards < 0 || ks.Shards > key.MaxShardsInKeyspace {
-		return nil, kverr.Invalid("keyspace.shards", "is %d; it must be 1 to %d, or 0 for %d", ks.Shards, key.MaxShardsInKeyspace, a.cfg.DefaultShards)
+		return nil, kverr.Invalid("keyspace.shards", "is %d; it must be 1 to %d, or 0 for what the server is configured for", ks.Shards, key.MaxShardsInKeyspace)
 	}
-	want := &kvv1.Keyspace{Name: ks.Name, Shards: ks.Shards}
-	if want.Shards == 0 {
-		want.Shards = int32(a.cfg.DefaultShards)
-	}
-	made, err := a.dir.CreateKeyspace(ctx, want)
+	made, err := a.dir.CreateKeyspace(ctx, &kvv1.Keyspace{Name: ks.Name, Shards: ks.Shards})
 	if err != nil {
 		return nil, kverr.From(err)
 	}

@@ -39,14 +39,16 @@ type Shards interface {
 // Directory is the way to what keyspaces and namespaces there are. Errors are *kverr.Error. Messages that it returns belong to
 // nobody: they are never changed.
 type Directory interface {
-	// Revision is that of the directory's last durable state: everything acknowledged so far is in it. It is asked for every
-	// request, so it is cheap.
+	// Revision is that of a durable state of the directory in which is everything that this Directory was asked for and has
+	// acknowledged. Of what others asked for it may be behind, by a time that the implementation tells: shards refuse what is routed by
+	// a state that is too old. It is asked for every request, so it is cheap.
 	Revision(ctx context.Context) (uint64, error)
 
 	// Snapshot returns everything there is.
 	Snapshot(ctx context.Context) (*Snapshot, error)
 
-	// CreateKeyspace makes a keyspace with its shards, all of them, before it returns. The argument is validated.
+	// CreateKeyspace makes a keyspace with its shards, all of them, before it returns. The argument is validated; no number of shards
+	// means as many as the directory is configured for.
 	CreateKeyspace(ctx context.Context, ks *kvv1.Keyspace) (*kvv1.Keyspace, error)
 
 	// DeleteKeyspace removes a keyspace, its namespaces, its shards and all that they hold.

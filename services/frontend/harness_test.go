@@ -140,6 +140,9 @@ func (d *plainDirectory) CreateKeyspace(ctx context.Context, ks *kvv1.Keyspace) 
 	}
 	d.snap.Revision++
 	made := proto.Clone(ks).(*kvv1.Keyspace)
+	if made.Shards == 0 {
+		made.Shards = 4
+	}
 	made.Uid, made.Version = fmt.Sprintf("%016x", d.snap.Revision), d.snap.Revision
 	slots, err := ring.New(made.Uid, int(made.Shards))
 	if err != nil {

@@ -39,8 +39,6 @@ type Config struct {
 	// InlineLimit is the length up to which a value is kept beside its key, in the shard's memory; longer ones go to an
 	// object of their own (D7). Default 1 KiB, at most 64 KiB.
 	InlineLimit int
-	// DefaultShards is how many shards a keyspace gets that asks for 0; default 4.
-	DefaultShards int
 	// Status tells what AdminService.Status tells of engine and shards; the frontend adds the rest. Errors are *kverr.Error. None:
 	// Status is UNIMPLEMENTED.
 	Status func(ctx context.Context) (*kvv1.StatusResponse, error)
@@ -63,9 +61,6 @@ func (c *Config) EnsureDefaults() {
 	}
 	if c.InlineLimit == 0 {
 		c.InlineLimit = 1 << 10
-	}
-	if c.DefaultShards == 0 {
-		c.DefaultShards = 4
 	}
 	if c.Version == "" {
 		c.Version = "dev"
@@ -92,9 +87,6 @@ func (c *Config) Validate() error {
 	}
 	if c.InlineLimit < 1 || c.InlineLimit > 64<<10 {
 		faults = append(faults, fmt.Errorf("InlineLimit is %d, must be 1 to 65,536", c.InlineLimit))
-	}
-	if c.DefaultShards < 1 || c.DefaultShards > 1024 {
-		faults = append(faults, fmt.Errorf("DefaultShards is %d, must be 1 to 1,024", c.DefaultShards))
 	}
 	return errors.Join(faults...)
 }

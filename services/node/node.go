@@ -29,6 +29,7 @@ import (
 	"kvstore/components/wal"
 	"kvstore/components/wal/driver"
 	kvv1 "kvstore/proto/gen/kvstore/v1"
+	"kvstore/services/catalog"
 	"kvstore/services/frontend"
 )
 
@@ -157,9 +158,9 @@ func (n *Node) Run(ctx context.Context) (err error) {
 
 	front, err := frontend.New(frontend.Config{
 		Access:        n.doors.tokens,
-		MaxValueBytes: n.cfg.MaxValueBytes, DefaultShards: n.cfg.DefaultShards, Version: n.cfg.Version, Log: log,
+		MaxValueBytes: n.cfg.MaxValueBytes, Version: n.cfg.Version, Log: log,
 		Status: func(context.Context) (*kvv1.StatusResponse, error) { return statusOf(store, shards), nil },
-	}, shards, directoryOf{dir})
+	}, shards, catalog.Local{Keeper: dir})
 	if err != nil {
 		return err
 	}

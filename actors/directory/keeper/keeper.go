@@ -140,9 +140,6 @@ func Open(ctx context.Context, store *wal.Store, h Host, shards Shards, cfg Conf
 	if err := Make(ctx, store); err != nil {
 		return nil, err
 	}
-	if err := k.do(ctx, bootstrap(k.cfg.DefaultShards)); err != nil {
-		return nil, err
-	}
 	return k, k.awaitReady(ctx, directory.DefaultName)
 }
 
@@ -200,6 +197,11 @@ func (k *Keeper) proven(ctx context.Context) (*owner, *host.State, error) {
 			return nil, nil, asKind(err)
 		}
 		s, err := o.Durable(ctx)
+		if err == nil && s.Revision == 0 { // nobody sees a directory without default/default that nobody removed
+			if err = o.do(ctx, bootstrap(k.cfg.DefaultShards)); err == nil {
+				s, err = o.Durable(ctx)
+			}
+		}
 		if err == nil {
 			return o, s, nil
 		}

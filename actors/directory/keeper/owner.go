@@ -118,7 +118,13 @@ func (o *owner) catalogOf(s *host.State) (*directory.Catalog, error) {
 func (o *owner) do(ctx context.Context, c *directory.Command) error {
 	released := make(chan error, 1)
 	c.Done = func(_ *directory.Command, err error) { released <- err }
-	if err := o.Do(c); err != nil {
+	cmds := []*directory.Command{c}
+	if c.Op != directory.OpBootstrap && o.Latest().Revision == 0 {
+		first := bootstrap(o.keeper.cfg.DefaultShards) // whatever becomes of it, c is told of the same
+		first.Done = func(*directory.Command, error) {}
+		cmds = []*directory.Command{first, c}
+	}
+	if err := o.Do(cmds...); err != nil {
 		return err
 	}
 	select {

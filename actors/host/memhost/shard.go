@@ -98,7 +98,7 @@ func (h *Host) Do(ctx context.Context, shardID string, cmds ...*shard.Command) {
 		if a != tracked { // once for each epoch: a command settles what it names once
 			cmds, tracked = a.values.Track(cmds), a
 		}
-		if a.Actor.Do(cmds...) == nil {
+		if a.Do(cmds...) == nil {
 			return
 		}
 		a, err = h.shardNext(ctx, shardID)
