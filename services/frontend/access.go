@@ -111,6 +111,8 @@ func (s *Server) seesServer(ctx context.Context) bool {
 // rights are compared by name before anything is looked up, so a refusal does not tell whether the keyspace exists.
 func (s *Server) keyspace(ctx context.Context, name string) (*Keyspace, *kverr.Error) {
 	if err := s.cfg.Access.Check(authn.FromContext(ctx), name); err != nil {
+		method, _ := grpc.Method(ctx)
+		s.refusals.note(ctx, method, err)
 		return nil, err
 	}
 	c, err := s.current(ctx)
@@ -127,30 +129,44 @@ func (s *Server) keyspace(ctx context.Context, name string) (*Keyspace, *kverr.E
 // errNoKeyspace is for those who have a role in a keyspace that is not there, and need not know which are.
 var errNoKeyspace = &kverr.Error{Kind: kverr.NotFound, Message: "the keyspace does not exist (yet, or any more)"}
 
-// refusals logs refused calls, at most one a second, with how many it left out: never what came in place of a token.
+// refusals logs refused calls: of strangers at most one a second, and of known callers, whom the strangers do not drown, as many; each with
+// how many were left out. Never what came in place of a token.
 type refusals struct {
 	cfg *Config
 
-	mu      sync.Mutex
-	next    time.Time // guarded by mu: when the next may be logged
-	leftOut int       // guarded by mu
+	mu               sync.Mutex
+	strangers, known turn // guarded by mu
+}
+
+// turn is when the next line may be logged.
+type turn struct {
+	next    time.Time
+	leftOut int
 }
 
 func (r *refusals) note(ctx context.Context, method string, err *kverr.Error) {
 	now := r.cfg.Now()
 	r.mu.Lock()
-	if now.Before(r.next) {
-		r.leftOut++
+	t := &r.strangers
+	if err.Kind == kverr.PermissionDenied {
+		t = &r.known
+	}
+	if now.Before(t.next) {
+		t.leftOut++
 		r.mu.Unlock()
 		return
 	}
-	leftOut := r.leftOut
-	r.next, r.leftOut = now.Add(faultEvery), 0
+	leftOut := t.leftOut
+	*t = turn{next: now.Add(faultEvery)}
 	r.mu.Unlock()
 	from := "unknown"
 	if p, ok := peer.FromContext(ctx); ok {
 		from = p.Addr.String()
 	}
+	of := ""
+	if pass := authn.FromContext(ctx); pass != nil {
+		of = pass.Name()
+	}
 	r.cfg.Log.Warn("a call was refused at the door", "from", from, "call", method[:min(len(method), 100)], "kind", err.Kind.String(),
-		"why", err.Message, "not_logged_before", leftOut)
+		"why", err.Message, "token_of", of, "not_logged_before", leftOut)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -76,7 +77,26 @@ func benchKey(i int64) []byte { return fmt.Appendf(nil, "key:%012d", i%benchKeys
 // vt is the client's codec in every benchmark, so that only servers differ.
 var vt = grpc.WithDefaultCallOptions(grpc.ForceCodecV2(vtcodec.Codec{}))
 
-// BenchmarkUnary compares Get and Put with an echo: echo is bare grpc-go, tuned is with our codec and options.
+// guarded makes a frontend of its own that wants tokens, beside r, and returns a client of it that has one.
+func guarded(b *testing.B, r *rig) kvv1.KVServiceClient {
+	tokens, _ := openTokens(b, "reader", "writer", "admin", "elsewhere")
+	s, err := New(Config{Access: tokens}, r.Server.shards, r.Dir)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return overTCP(b, func(g *grpc.Server) { s.Register(g) }, s.Options(), vt, grpc.WithPerRPCCredentials(header{"authorization": "Bearer " + secretOf("writer")}))
+}
+
+// header is sent with every call.
+type header map[string]string
+
+func (h header) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	return h, nil
+}
+func (h header) RequireTransportSecurity() bool { return false }
+
+// BenchmarkUnary compares Get and Put with an echo: echo is bare grpc-go, tuned is with our codec and options, header is kvstore with a
+// token that nobody looks at, token is with tokens.
 func BenchmarkUnary(b *testing.B) {
 	value := make([]byte, 256)
 	e := &echo{value: value}
@@ -97,6 +117,11 @@ func BenchmarkUnary(b *testing.B) {
 			{"kvstore", func(b *testing.B) kvv1.KVServiceClient {
 				return overTCP(b, func(s *grpc.Server) { r.Server.Register(s) }, ServerOptions(), vt)
 			}},
+			{"header", func(b *testing.B) kvv1.KVServiceClient {
+				return overTCP(b, func(s *grpc.Server) { r.Server.Register(s) }, ServerOptions(), vt,
+					grpc.WithPerRPCCredentials(header{"authorization": "Bearer " + secretOf("writer")}))
+			}},
+			{"token", func(b *testing.B) kvv1.KVServiceClient { return guarded(b, r) }},
 		} {
 			b.Run(fmt.Sprintf("get/c=%d/%s", c, way.name), func(b *testing.B) {
 				kv := way.kv(b)
@@ -120,10 +145,16 @@ func BenchmarkUnary(b *testing.B) {
 func BenchmarkPipeline(b *testing.B) {
 	value := make([]byte, 256)
 	r := newRig(b, Config{}, nil)
-	kv := overTCP(b, func(s *grpc.Server) { r.Server.Register(s) }, ServerOptions(), vt)
-	for _, verb := range []string{"put", "get"} {
+	open := overTCP(b, func(s *grpc.Server) { r.Server.Register(s) }, ServerOptions(), vt)
+	token := guarded(b, r)
+	for _, name := range []string{"put", "get", "put/token", "get/token"} {
+		verb, tokens := strings.CutSuffix(name, "/token")
+		kv := open
+		if tokens {
+			kv = token
+		}
 		for _, n := range []int{1, 16, 128} {
-			b.Run(fmt.Sprintf("%s/ops=%d", verb, n), func(b *testing.B) {
+			b.Run(fmt.Sprintf("%s/ops=%d", name, n), func(b *testing.B) {
 				s, err := kv.Pipeline(context.Background())
 				if err != nil {
 					b.Fatal(err)

@@ -204,7 +204,6 @@ func (p *pipeline) accept(buf mem.Buffer) error {
 	if fault != nil && fault.Kind == kverr.Unauthenticated {
 		// The stream came with a token that is good no more. It ends once all that was taken before is answered; nothing of this frame
 		// was applied, and the client may come again with another token.
-		p.server.refusals.note(p.ctx, kvv1.KVService_Pipeline_FullMethodName, fault)
 		p.ops.Add(-int64(n))
 		p.size.Add(-int64(len(b)))
 		return fault
@@ -273,6 +272,7 @@ func (p *pipeline) begin(o *operation, ns *Namespace, id shard.Identity) *kverr.
 		c.ID.Op = o.req.identityOp
 	}
 	if p.deny != nil && o.req.verb != verbGet {
+		p.server.refusals.note(p.ctx, kvv1.KVService_Pipeline_FullMethodName, p.deny)
 		return p.deny
 	}
 	switch o.req.verb {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -25,46 +26,72 @@ import (
 // patience is how long anything that must happen may take on a busy machine.
 const patience = 60 * time.Second
 
-// binary is kvstored, built once.
-var binary = sync.OnceValues(func() (string, error) {
+// binaries is the folder with kvstored and kvctl, built once.
+var binaries = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "kvstore-e2e-")
 	if err != nil {
 		return "", err
 	}
-	out := filepath.Join(dir, "kvstored")
-	if text, err := exec.Command("go", "build", "-o", out, "kvstore/services/cmd/kvstored").CombinedOutput(); err != nil {
+	if text, err := exec.Command("go", "build", "-o", dir+"/", "kvstore/services/cmd/kvstored", "kvstore/services/cmd/kvctl").CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build: %w\n%s", err, text)
 	}
-	return out, nil
+	return dir, nil
 })
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if path, err := binary(); err == nil {
-		_ = os.RemoveAll(filepath.Dir(path))
+	if dir, err := binaries(); err == nil {
+		_ = os.RemoveAll(dir)
 	}
 	os.Exit(code)
 }
 
 // command is kvstored with arguments. It dies with the test.
-func command(t *testing.T, args ...string) (*exec.Cmd, *bytes.Buffer) {
+func command(t *testing.T, args ...string) (*exec.Cmd, *journal) {
 	t.Helper()
-	path, err := binary()
+	return program(t, "kvstored", args...)
+}
+
+// program is one of the binaries with arguments.
+func program(t *testing.T, name string, args ...string) (*exec.Cmd, *journal) {
+	t.Helper()
+	dir, err := binaries()
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 	t.Cleanup(cancel)
-	cmd := exec.CommandContext(ctx, path, args...)
-	var log bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &log, &log
-	return cmd, &log
+	cmd := exec.CommandContext(ctx, filepath.Join(dir, name), args...)
+	log := new(journal)
+	cmd.Stdout, cmd.Stderr = log, log
+	return cmd, log
 }
+
+// journal is what a process has said so far.
+type journal struct {
+	mu  sync.Mutex
+	buf bytes.Buffer // guarded by mu
+}
+
+func (j *journal) Write(p []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.buf.Write(p)
+}
+
+func (j *journal) String() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.buf.String()
+}
+
+// says tells how often it has said something.
+func (j *journal) says(text string) int { return strings.Count(j.String(), text) }
 
 // server is one run of kvstored.
 type server struct {
 	cmd    *exec.Cmd
-	log    *bytes.Buffer // may be read once the process has ended
+	log    *journal
 	ended  chan struct{}
 	err    error // how it ended; after ended
 	GRPC   string
@@ -183,7 +210,7 @@ func fails(t *testing.T, code int, texts []string, args ...string) {
 		t.Errorf("%q: %v, want exit code %d:\n%s", args, err, code, log)
 	}
 	for _, text := range texts {
-		if !bytes.Contains(log.Bytes(), []byte(text)) {
+		if !strings.Contains(log.String(), text) {
 			t.Errorf("%q does not say %q:\n%s", args, text, log)
 		}
 	}
