@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
 
+	"kvstore/actors/host"
 	"kvstore/actors/host/daprhost"
 	"kvstore/actors/host/hosttest"
 	"kvstore/actors/host/memhost"
@@ -129,6 +130,20 @@ func (c *cluster) ReadValue(ctx context.Context, shardID string, ref shard.Ref, 
 		return err
 	}
 	return c.Host.ReadValue(ctx, shardID, ref, off, p)
+}
+
+func (c *cluster) Use(ctx context.Context, id string) (host.Resident, error) {
+	if err := c.reach(ctx, id); err != nil {
+		return nil, err
+	}
+	return c.Host.Use(ctx, id)
+}
+
+func (c *cluster) Next(ctx context.Context, id string) (host.Resident, error) {
+	if err := c.reach(ctx, id); err != nil {
+		return nil, err
+	}
+	return c.Host.Next(ctx, id)
 }
 
 func (c *cluster) Close(ctx context.Context, checkpoint bool) error {

@@ -34,6 +34,9 @@ type Host interface {
 	WriteValue(ctx context.Context, shardID string, size int64, r io.Reader) (shard.Ref, error)
 	DropValues(shardID string, refs ...shard.Ref)
 	ReadValue(ctx context.Context, shardID string, ref shard.Ref, off int64, p []byte) error
+	Register(id string, open host.Opener) error
+	Use(ctx context.Context, id string) (host.Resident, error)
+	Next(ctx context.Context, id string) (host.Resident, error)
 	Close(ctx context.Context, checkpoint bool) error
 }
 
@@ -77,6 +80,9 @@ func Run(t *testing.T, mk Maker) {
 		{"Unreachable", term, testUnreachable},
 		{"TwoOwners", term, testTwoOwners},
 		{"Lease", term, testLease},
+		{"Kinds", 0, testKinds},
+		{"Kinds/Move", term, testKindsMove},
+		{"Kinds/Fenced", term, testKindsFenced},
 		{"Values/Pack", 0, testPack},
 		{"Values/Stream", 0, testStream},
 		{"Values/Orphans", 0, testOrphans},
@@ -158,7 +164,9 @@ type pending struct {
 }
 
 // start hands commands to a host, without waiting.
-func (c *cluster) start(h Host, cmds ...*shard.Command) []*pending {
+func (c *cluster) start(h Host, cmds ...*shard.Command) []*pending { return c.startAt(h, one, cmds...) }
+
+func (c *cluster) startAt(h Host, id string, cmds ...*shard.Command) []*pending {
 	all := make([]*pending, len(cmds))
 	for i, cmd := range cmds {
 		p := &pending{Command: cmd, done: make(chan struct{})}
@@ -173,7 +181,7 @@ func (c *cluster) start(h Host, cmds ...*shard.Command) []*pending {
 		}
 		all[i] = p
 	}
-	h.Do(c.t.Context(), one, cmds...)
+	h.Do(c.t.Context(), id, cmds...)
 	return all
 }
 
@@ -204,6 +212,9 @@ func putRef(key string, ref shard.Ref) *shard.Command {
 func remove(key string) *shard.Command {
 	return &shard.Command{Op: shard.OpDelete, Namespace: ns, Delete: shard.Delete{Key: []byte(key)}}
 }
+
+// doAt runs one command on an actor and waits.
+func (c *cluster) doAt(h Host, id string, cmd *shard.Command) error { return c.startAt(h, id, cmd)[0].wait() }
 
 // do runs one command and waits.
 func (c *cluster) do(h Host, cmd *shard.Command) error { return c.start(h, cmd)[0].wait() }

@@ -225,13 +225,7 @@ func (h *Host) openLive(s *slot) (*live, error) {
 	if f := h.cfg.Events.Jumped; f != nil {
 		hooks.Jumped = func(by time.Duration) { f(s.id, by) }
 	}
-	opts := host.OpenOptions{Log: wal.OpenOptions{Address: h.cfg.Address}}
-	opts.Log.Yield = func(ctx context.Context, holder wal.Holder) {
-		// A host does not ask itself: what it held it has given up before.
-		if h.cfg.Peers != nil && holder.Address != h.cfg.Address {
-			h.cfg.Peers.Yield(ctx, s.id, holder)
-		}
-	}
+	opts := host.OpenOptions{Log: h.logOptions(s.id)}
 	opts.Progress = func(p wal.Progress) {
 		l.checkpointBytes.Store(p.CheckpointBytesTotal)
 		if f := h.cfg.Events.Activating; f != nil {
@@ -249,6 +243,16 @@ func (h *Host) openLive(s *slot) (*live, error) {
 	l.Resident, l.epoch = resident, resident.Log().Epoch().Counter
 	l.shard, _ = resident.(*shardActor)
 	return l, nil
+}
+
+// logOptions are what this host opens a log with.
+func (h *Host) logOptions(id string) wal.OpenOptions {
+	return wal.OpenOptions{Address: h.cfg.Address, Yield: func(ctx context.Context, holder wal.Holder) {
+		// A host does not ask itself: what it held it has given up before.
+		if h.cfg.Peers != nil && holder.Address != h.cfg.Address {
+			h.cfg.Peers.Yield(ctx, id, holder)
+		}
+	}}
 }
 
 // over runs when an actor's ownership ended by itself. The slot is freed by the next use, or by Close.

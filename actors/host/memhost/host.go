@@ -88,7 +88,8 @@ func (h *Host) Create(ctx context.Context, shardID string, meta []byte) error {
 	return h.store.Create(ctx, shardID, meta)
 }
 
-// Remove ends a shard here and removes all that is stored of it, for good.
+// Remove ends a shard, also one that another host owns, and removes all that is stored of it, for good. An absent one is a success.
+// Only the directory's owner calls it.
 func (h *Host) Remove(ctx context.Context, shardID string) error {
 	s, err := h.slot(shardID)
 	if err != nil {
@@ -102,10 +103,35 @@ func (h *Host) Remove(ctx context.Context, shardID string) error {
 		_ = h.stop(ctx, s, l, false) // what it was about to say is of no interest any more
 	}
 	h.timers.set(&s.wish, 0)
+	if err := h.depose(ctx, shardID); err != nil {
+		return err
+	}
 	if err := h.store.Remove(ctx, shardID); err != nil && !errors.Is(err, driver.ErrNotExist) {
 		return err
 	}
 	h.forget(s)
+	return nil
+}
+
+// depose ends a shard's owner elsewhere, so that it stops serving what is to be removed: it is asked to yield, and fenced. What is
+// damaged has no owner.
+func (h *Host) depose(ctx context.Context, shardID string) error {
+	if h.store.Engine().Term() == 0 {
+		return nil // the engine excludes other processes
+	}
+	holder, err := h.store.Holder(ctx, shardID)
+	if err != nil || holder.Epoch.Counter == 0 || holder.Yielded {
+		return nil
+	}
+	opts := h.logOptions(shardID)
+	opts.Clock = h.cfg.Actor.Clock.Now
+	log, err := h.store.Open(ctx, shardID, opts)
+	switch {
+	case err == nil:
+		log.Close()
+	case errors.Is(err, driver.ErrFenced), ctx.Err() != nil:
+		return err // somebody opens it at this moment: try again
+	}
 	return nil
 }
 
