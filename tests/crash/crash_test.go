@@ -2,25 +2,19 @@ package crash
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"math/rand/v2"
 	"os"
 	"slices"
 	"strconv"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
-	"kvstore/client"
+	"kvstore/tests/checked"
 	"kvstore/tests/testenv"
 )
 
-const (
-	workers      = 32
-	acksPerRound = 200
-)
+const acksPerRound = 200
 
 // TestCrash is KVSTORE_CRASH_ROUNDS rounds of: work, kill -9, sometimes kill -9 again during recovery, start, check all.
 // KVSTORE_CRASH_SEED repeats a run's choices (not its timing).
@@ -72,50 +66,28 @@ func crash(t *testing.T, srv *testenv.Server, d disturbance) {
 	srv.Start(t)
 	srv.Ready(ctx, t)
 
-	var acks atomic.Int64
-	var ws []*worker
-	var ps []*promptWorker
-	for i := range workers {
-		c, err := client.Dial(ctx, client.Config{Endpoints: []string{srv.Addr}, Unary: i%2 == 1, BackoffMax: 100 * time.Millisecond})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		ws = append(ws, newWorker(i, c, seed, &acks))
-		if i%4 == 0 {
-			ps = append(ps, newPromptWorker(i, c, seed, &acks))
-		}
-	}
-	if err := createPromptNamespace(ctx, ws[0].c); err != nil {
+	l, err := checked.Dial(ctx, checked.Config{Endpoints: []string{srv.Addr}, Seed: seed})
+	if err != nil {
 		t.Fatal(err)
 	}
+	defer l.Close()
 
 	for round := range rounds {
-		acks.Store(0)
-		stop := make(chan struct{})
-		errs := make(chan error, len(ws)+len(ps))
-		var wg sync.WaitGroup
-		for _, w := range ws {
-			wg.Go(func() { errs <- w.run(ctx, stop) })
-		}
-		for _, p := range ps {
-			wg.Go(func() { errs <- p.run(ctx, stop) })
-		}
-		waitFor(ctx, t, srv, errs, func() bool { return acks.Load() >= acksPerRound })
+		began := l.Acks()
+		l.Work(ctx)
+		waitFor(ctx, t, srv, l, func() bool { return l.Acks() >= began+acksPerRound })
 		if d.working != nil {
 			d.working(round)
 		}
-		chaos := time.NewTimer(time.Duration(r.Int64N(int64(400 * time.Millisecond))))
-		select {
-		case <-chaos.C:
-		case err := <-errs:
+		<-time.After(time.Duration(r.Int64N(int64(400 * time.Millisecond))))
+		if err := l.Failed(); err != nil {
 			t.Fatalf("round %d: %v\nthe server's log:\n%s", round, err, srv.Tail())
 		}
 		srv.Kill()
 		if d.killed != nil {
 			d.killed(round)
 		}
-		before := acks.Load()
+		before := l.Acks() - began
 		if round%3 == 2 { // once more, in the middle of its recovery
 			srv.Start(t)
 			<-time.After(time.Duration(r.Int64N(int64(60 * time.Millisecond))))
@@ -123,18 +95,10 @@ func crash(t *testing.T, srv *testenv.Server, d disturbance) {
 		}
 		srv.Start(t)
 		srv.Ready(ctx, t)
-		close(stop)
-		wg.Wait()
-		close(errs)
-		for err := range errs {
-			if err != nil {
-				t.Fatalf("round %d: %v", round, err)
-			}
+		if err := l.Rest(); err != nil {
+			t.Fatalf("round %d: %v", round, err)
 		}
-		for _, err := range parallel(ws, func(w *worker) error { return w.verify(ctx) }) {
-			t.Errorf("round %d: %v", round, err)
-		}
-		for _, err := range parallel(ps, func(p *promptWorker) error { return p.verify(ctx) }) {
+		if err := l.Verify(ctx); err != nil {
 			t.Errorf("round %d: %v", round, err)
 		}
 		if t.Failed() {
@@ -144,30 +108,21 @@ func crash(t *testing.T, srv *testenv.Server, d disturbance) {
 			t.Logf("%d rounds: %d acknowledgements before the last kill, nothing lost", round+1, before)
 		}
 	}
-	total := map[string]int{}
-	for _, w := range ws {
-		for verb, n := range w.seen {
-			total[verb] += n
-		}
-	}
-	for _, p := range ps {
-		for verb, n := range p.seen {
-			total[verb] += n
-		}
-	}
+	total := l.Seen()
 	for _, verb := range slices.Sorted(maps.Keys(total)) {
 		t.Logf("%-20s %d acknowledged", verb, total[verb])
 	}
 }
 
-// waitFor waits until done holds; no worker may fail meanwhile.
-func waitFor(ctx context.Context, t *testing.T, srv *testenv.Server, errs <-chan error, done func() bool) {
+// waitFor waits until done holds; no client may fail meanwhile.
+func waitFor(ctx context.Context, t *testing.T, srv *testenv.Server, l *checked.Load, done func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(testenv.Patience)
 	for !done() {
-		select {
-		case err := <-errs:
+		if err := l.Failed(); err != nil {
 			t.Fatalf("%v\nthe server's log:\n%s", err, srv.Tail())
+		}
+		select {
 		case <-ctx.Done():
 			t.Fatal(ctx.Err())
 		case <-time.After(2 * time.Millisecond):
@@ -176,21 +131,4 @@ func waitFor(ctx context.Context, t *testing.T, srv *testenv.Server, errs <-chan
 			t.Fatalf("no progress for %v; the server's log:\n%s", testenv.Patience, srv.Tail())
 		}
 	}
-}
-
-// parallel runs fn for every item and returns the errors.
-func parallel[T any](items []T, fn func(T) error) (errs []error) {
-	var mu sync.Mutex // guards errs
-	var wg sync.WaitGroup
-	for _, it := range items {
-		wg.Go(func() {
-			if err := fn(it); err != nil {
-				mu.Lock()
-				defer mu.Unlock()
-				errs = append(errs, fmt.Errorf("verify: %w", err))
-			}
-		})
-	}
-	wg.Wait()
-	return errs
 }

@@ -1,8 +1,7 @@
 // Package crash kills a real kvstored with -9, over and over, under clients that check everything: nothing acknowledged is
 // lost, nothing half there, versions never go back, nothing is applied twice (DESIGN section 5).
+// The clients are those of tests/checked.
 //
-// Each client owns its keys, so it knows exactly what must be there. It repeats what a crash interrupted under the same
-// identity, so almost every write ends with a definite answer; where one does not, both outcomes are accepted, once.
 // Segments and checkpoints are made small, so that kills land in segment rolls, checkpoints and merges too; every third
 // round also kills the process while it recovers.
 //

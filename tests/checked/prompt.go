@@ -1,4 +1,4 @@
-package crash
+package checked
 
 import (
 	"bytes"
@@ -6,30 +6,28 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"sync/atomic"
 	"time"
 
 	"kvstore/client"
 	kvstorev1 "kvstore/proto/gen/kvstore/v1"
 )
 
-// promptNamespace is where the prompt workers write; it has no capacity, so that nothing is ever evicted.
-const promptNamespace = "crash-prompt"
+// promptNamespace is where blocks are written; it has no capacity, so that nothing is ever evicted.
+const promptNamespace = "checked-prompt"
 
 func createPromptNamespace(ctx context.Context, c *client.Client) error {
 	_, err := c.CreateNamespace(ctx, &kvstorev1.Namespace{Name: promptNamespace, Kind: kvstorev1.NamespaceKind_NAMESPACE_KIND_PROMPT})
 	return err
 }
 
-// promptWorker owns a scope of blocks. A block is written once; stored[i] says what is known of block i.
-type promptWorker struct {
+// promptOwner owns a scope of blocks. A block is written once; stored[i] says what is known of block i.
+type promptOwner struct {
 	id     int
 	p      *client.Prompt
 	r      *rand.Rand
-	acks   *atomic.Int64
 	stored map[int]presence
 	next   int
-	seen   map[string]int
+	tally
 }
 
 // presence is what is known of a block.
@@ -41,59 +39,43 @@ const (
 	either
 )
 
-func newPromptWorker(id int, c *client.Client, seed uint64, acks *atomic.Int64) *promptWorker {
-	return &promptWorker{
-		id: id, p: c.In("", promptNamespace).Prompt(client.Scope{"model": fmt.Sprintf("crash-%d", id)}),
-		r: rand.New(rand.NewPCG(seed, uint64(1000+id))), acks: acks, stored: map[int]presence{}, seen: map[string]int{},
+func newPromptOwner(id int, c *client.Client, seed uint64, t tally) *promptOwner {
+	return &promptOwner{
+		id: id, p: c.In("", promptNamespace).Prompt(client.Scope{"model": fmt.Sprintf("checked-%d", id)}),
+		r: rand.New(rand.NewPCG(seed, uint64(1000+id))), stored: map[int]presence{}, tally: t,
 	}
 }
 
-func (w *promptWorker) ref(i int) client.BlockRef {
+func (w *promptOwner) ref(i int) client.BlockRef {
 	return client.BlockRef{ID: fmt.Appendf(nil, "block-%d-%d", w.id, i), Depth: uint32(i % 32)}
 }
 
-func (w *promptWorker) data(i int) []byte {
+func (w *promptOwner) data(i int) []byte {
 	sizes := []int{64, 1024, 4096, 16 << 10, 16 << 10, 300_000}
 	return value(string(w.ref(i).ID), uint64(i), sizes[i%len(sizes)])
 }
 
-func (w *promptWorker) run(ctx context.Context, stop <-chan struct{}) error {
-	for {
-		select {
-		case <-stop:
-			return nil
-		default:
-		}
-		if err := w.step(ctx); err != nil {
-			return fmt.Errorf("prompt worker %d: %w", w.id, err)
-		}
-	}
-}
-
-func (w *promptWorker) step(ctx context.Context) error {
+func (w *promptOwner) step(ctx context.Context) error {
 	if w.r.IntN(100) == 0 {
 		return w.clear(ctx)
 	}
-	switch w.r.IntN(6) {
+	switch w.r.IntN(7) {
 	case 0:
 		return w.delete(ctx)
 	case 1, 2:
 		return w.read(ctx, w.some(8))
 	case 3:
 		return w.pin(ctx)
+	case 4:
+		return w.lookup(ctx, w.some(16))
 	}
 	return w.write(ctx)
-}
-
-func (w *promptWorker) ack(verb string) {
-	w.seen[verb]++
-	w.acks.Add(1)
 }
 
 // passing tells whether an error only means that the outcome is not known.
 func passing(err error) bool { return unknown(err) || errors.Is(err, client.ErrUnavailable) }
 
-func (w *promptWorker) write(ctx context.Context) error {
+func (w *promptOwner) write(ctx context.Context) error {
 	var blocks []client.NewBlock
 	var ids []int
 	for range 1 + w.r.IntN(8) {
@@ -128,7 +110,7 @@ func (w *promptWorker) write(ctx context.Context) error {
 	return nil
 }
 
-func (w *promptWorker) some(n int) (ids []int) {
+func (w *promptOwner) some(n int) (ids []int) {
 	for i := range w.stored {
 		if ids = append(ids, i); len(ids) == n {
 			break
@@ -137,7 +119,7 @@ func (w *promptWorker) some(n int) (ids []int) {
 	return ids
 }
 
-func (w *promptWorker) refs(ids []int) (refs []client.BlockRef) {
+func (w *promptOwner) refs(ids []int) (refs []client.BlockRef) {
 	for _, i := range ids {
 		refs = append(refs, w.ref(i))
 	}
@@ -145,7 +127,7 @@ func (w *promptWorker) refs(ids []int) (refs []client.BlockRef) {
 }
 
 // read requires that every block known to be there comes, and comes right.
-func (w *promptWorker) read(ctx context.Context, ids []int) error {
+func (w *promptOwner) read(ctx context.Context, ids []int) error {
 	if len(ids) == 0 {
 		return nil
 	}
@@ -174,7 +156,40 @@ func (w *promptWorker) read(ctx context.Context, ids []int) error {
 	return nil
 }
 
-func (w *promptWorker) delete(ctx context.Context) error {
+// lookup requires that every block known to be there is found with its length, and none that was deleted.
+func (w *promptOwner) lookup(ctx context.Context, ids []int) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	f, err := w.p.Lookup(ctx, w.refs(ids), &client.LookupOptions{All: true})
+	if err != nil {
+		if passing(err) {
+			return nil
+		}
+		return fmt.Errorf("lookup: %w", err)
+	}
+	found := map[int]bool{}
+	for _, b := range f.Blocks {
+		i := ids[b.Index]
+		found[i] = true
+		if want := int64(len(w.data(i))); b.Size != want {
+			return fmt.Errorf("lookup: block %d has %d bytes, want %d", i, b.Size, want)
+		}
+	}
+	for _, i := range ids {
+		if (found[i] && w.stored[i] == absent) || (!found[i] && w.stored[i] == present) {
+			return fmt.Errorf("lookup found block %d there=%t, known %d", i, found[i], w.stored[i])
+		}
+		w.stored[i] = absent
+		if found[i] {
+			w.stored[i] = present
+		}
+	}
+	w.ack("block lookup")
+	return nil
+}
+
+func (w *promptOwner) delete(ctx context.Context) error {
 	ids := w.some(2)
 	if len(ids) == 0 {
 		return nil
@@ -203,7 +218,7 @@ func (w *promptWorker) delete(ctx context.Context) error {
 }
 
 // clear removes all blocks. A repeated try that meets none is right, so the count may be too low, but never too high.
-func (w *promptWorker) clear(ctx context.Context) error {
+func (w *promptOwner) clear(ctx context.Context) error {
 	possible := 0
 	for _, p := range w.stored {
 		if p != absent {
@@ -231,7 +246,7 @@ func (w *promptWorker) clear(ctx context.Context) error {
 	return nil
 }
 
-func (w *promptWorker) pin(ctx context.Context) error {
+func (w *promptOwner) pin(ctx context.Context) error {
 	ids := w.some(3)
 	if len(ids) == 0 {
 		return nil
@@ -253,6 +268,6 @@ func (w *promptWorker) pin(ctx context.Context) error {
 }
 
 // verify reads every block that was ever written.
-func (w *promptWorker) verify(ctx context.Context) error {
+func (w *promptOwner) verify(ctx context.Context) error {
 	return w.read(ctx, w.some(1<<30))
 }

@@ -1,4 +1,4 @@
-package crash
+package checked
 
 import (
 	"bytes"
@@ -7,13 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"sync/atomic"
 	"time"
 
 	"kvstore/client"
 )
 
-// state is what a worker knows of one key.
+// state is what an owner knows of one key.
 type state struct {
 	present bool
 	gen     uint64 // which value; see value
@@ -29,20 +28,19 @@ type key struct {
 	highest uint64 // highest version ever seen: a later one is higher or the same write
 }
 
-// worker owns its keys and is the only one to write them.
-type worker struct {
+// owner owns its keys and is the only one to write them.
+type owner struct {
 	id     int
 	c      *client.Client
 	r      *rand.Rand
 	gen    uint64
 	keys   []*key
 	groups [][]*key // written by transactions alone, four keys of one partition, always of one generation
-	acks   *atomic.Int64
-	seen   map[string]int // acknowledged operations by verb
+	tally
 }
 
-func newWorker(id int, c *client.Client, seed uint64, acks *atomic.Int64) *worker {
-	w := &worker{id: id, c: c, r: rand.New(rand.NewPCG(seed, uint64(id))), acks: acks, seen: map[string]int{}}
+func newOwner(id int, c *client.Client, seed uint64, t tally) *owner {
+	w := &owner{id: id, c: c, r: rand.New(rand.NewPCG(seed, uint64(id))), tally: t}
 	for i := range 24 {
 		w.keys = append(w.keys, &key{name: fmt.Sprintf("w%02d/k%02d", id, i)})
 	}
@@ -72,7 +70,7 @@ func value(name string, gen uint64, size int) []byte {
 	return v
 }
 
-func (w *worker) next() state {
+func (w *owner) next() state {
 	w.gen++
 	sizes := []int{8, 100, 256, 900, 1024, 1025, 5_000, 16_384}
 	s := state{present: true, gen: w.gen, size: sizes[w.r.IntN(len(sizes))]}
@@ -82,21 +80,7 @@ func (w *worker) next() state {
 	return s
 }
 
-// run works until stop is closed; the operation under way is finished first, however often it must be repeated.
-func (w *worker) run(ctx context.Context, stop <-chan struct{}) error {
-	for {
-		select {
-		case <-stop:
-			return nil
-		default:
-		}
-		if err := w.step(ctx); err != nil {
-			return fmt.Errorf("worker %d: %w", w.id, err)
-		}
-	}
-}
-
-func (w *worker) step(ctx context.Context) error {
+func (w *owner) step(ctx context.Context) error {
 	k := w.keys[w.r.IntN(len(w.keys))]
 	switch w.r.IntN(14) {
 	case 0, 1, 2:
@@ -121,13 +105,8 @@ func (w *worker) step(ctx context.Context) error {
 	return w.expire(ctx)
 }
 
-func (w *worker) ack(verb string) {
-	w.seen[verb]++
-	w.acks.Add(1)
-}
-
 // wrote notes the outcome of a write of k that meant to make it s.
-func (w *worker) wrote(verb string, k *key, s state, version uint64, err error) error {
+func (w *owner) wrote(verb string, k *key, s state, version uint64, err error) error {
 	switch {
 	case err == nil:
 		if version != 0 && version <= k.highest {
@@ -148,7 +127,7 @@ func unknown(err error) bool {
 	return errors.Is(err, client.ErrOutcomeUnknown) || errors.Is(err, client.ErrExpired) || errors.Is(err, context.DeadlineExceeded)
 }
 
-func (w *worker) put(ctx context.Context, verb string, k *key, o *client.PutOptions) error {
+func (w *owner) put(ctx context.Context, verb string, k *key, o *client.PutOptions) error {
 	if k.maybe != nil {
 		return w.check(ctx, k)
 	}
@@ -161,7 +140,7 @@ func (w *worker) put(ctx context.Context, verb string, k *key, o *client.PutOpti
 }
 
 // putIf writes under the precondition that must hold: a second application of the same write would fail it.
-func (w *worker) putIf(ctx context.Context, k *key) error {
+func (w *owner) putIf(ctx context.Context, k *key) error {
 	if k.maybe != nil || (k.is.present && k.is.version == 0) {
 		return w.check(ctx, k)
 	}
@@ -173,7 +152,7 @@ func (w *worker) putIf(ctx context.Context, k *key) error {
 }
 
 // putWrong writes under a precondition that cannot hold.
-func (w *worker) putWrong(ctx context.Context, k *key) error {
+func (w *owner) putWrong(ctx context.Context, k *key) error {
 	if k.maybe != nil {
 		return w.check(ctx, k)
 	}
@@ -193,7 +172,7 @@ func (w *worker) putWrong(ctx context.Context, k *key) error {
 	return fmt.Errorf("put %s under a condition that does not hold: %s, want %w", k.name, fmt.Sprint(err), want) // err may be nil
 }
 
-func (w *worker) delete(ctx context.Context, k *key) error {
+func (w *owner) delete(ctx context.Context, k *key) error {
 	if k.maybe != nil {
 		return w.check(ctx, k)
 	}
@@ -204,7 +183,7 @@ func (w *worker) delete(ctx context.Context, k *key) error {
 	return w.wrote("delete", k, state{}, res.Revision, err)
 }
 
-func (w *worker) some(n int) (ks []*key) {
+func (w *owner) some(n int) (ks []*key) {
 	for _, i := range w.r.Perm(len(w.keys)) {
 		if w.keys[i].maybe == nil && len(ks) < n {
 			ks = append(ks, w.keys[i])
@@ -213,7 +192,7 @@ func (w *worker) some(n int) (ks []*key) {
 	return ks
 }
 
-func (w *worker) batchPut(ctx context.Context) error {
+func (w *owner) batchPut(ctx context.Context) error {
 	ks := w.some(5)
 	var items []client.PutItem
 	var states []state
@@ -237,7 +216,7 @@ func (w *worker) batchPut(ctx context.Context) error {
 	return nil
 }
 
-func (w *worker) batchDelete(ctx context.Context) error {
+func (w *owner) batchDelete(ctx context.Context) error {
 	ks := w.some(2)
 	var items []client.DeleteItem
 	for _, k := range ks {
@@ -261,7 +240,7 @@ func (w *worker) batchDelete(ctx context.Context) error {
 }
 
 // txn writes all keys of a group to one new generation, or removes them all; sometimes under a condition that fails.
-func (w *worker) txn(ctx context.Context, group []*key) error {
+func (w *owner) txn(ctx context.Context, group []*key) error {
 	first := group[0]
 	if first.maybe != nil {
 		return w.checkGroup(ctx, group)
@@ -310,7 +289,7 @@ func (w *worker) txn(ctx context.Context, group []*key) error {
 }
 
 // expire puts a key with a time to live that is over at once, and waits until it is gone.
-func (w *worker) expire(ctx context.Context) error {
+func (w *owner) expire(ctx context.Context) error {
 	name := fmt.Sprintf("w%02d/ttl", w.id)
 	if _, err := w.c.Put(ctx, name, []byte("x"), &client.PutOptions{TTL: time.Millisecond}); err != nil {
 		if unknown(err) {
@@ -338,7 +317,7 @@ func (w *worker) expire(ctx context.Context) error {
 }
 
 // check reads a key and compares it with what it must hold, resolving an unknown outcome.
-func (w *worker) check(ctx context.Context, k *key) error {
+func (w *owner) check(ctx context.Context, k *key) error {
 	e, err := w.c.Get(ctx, k.name, nil)
 	if err != nil && !errors.Is(err, client.ErrNotFound) {
 		if unknown(err) {
@@ -377,7 +356,7 @@ func (k *key) settle(present bool, version uint64, got []byte) error {
 }
 
 // checkGroup requires that all keys of a group are of one generation.
-func (w *worker) checkGroup(ctx context.Context, group []*key) error {
+func (w *owner) checkGroup(ctx context.Context, group []*key) error {
 	var names []string
 	for _, k := range group {
 		names = append(names, k.name)
@@ -406,8 +385,8 @@ func (w *worker) checkGroup(ctx context.Context, group []*key) error {
 	return nil
 }
 
-// verify checks every key of the worker, one by one and by listing.
-func (w *worker) verify(ctx context.Context) error {
+// verify checks every key of the owner, one by one and by listing.
+func (w *owner) verify(ctx context.Context) error {
 	for _, k := range w.keys {
 		if err := w.check(ctx, k); err != nil {
 			return err
