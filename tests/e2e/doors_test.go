@@ -148,6 +148,7 @@ func TestWhoIsRefusedAtTheDoor(t *testing.T) {
 		{"the right one", trusting + as("app"), "get k", 0, "private"},
 		{"a reader", trusting + as("reader"), "get k", 0, "private"},
 		{"the operator", trusting + as("ops"), "status", 0, "engine memory"},
+		{"status for others", trusting + as("reader"), "status", 0, "more is shown to a token"},
 		{"mutual TLS", toMutual + pair(h.file("client")), "put k v", 0, "created"},
 		{"on loopback too", toPlain + as("app"), "put k v", 0, "created"},
 

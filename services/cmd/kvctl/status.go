@@ -26,8 +26,12 @@ var statusCommand = command{
 			if s.output == "json" {
 				return s.protoJSON(st)
 			}
-			fmt.Fprintf(s.stdout, "kvstore %s at %s, engine %s, up %v\n", st.Version, s.endpoint, st.Engine,
-				(time.Duration(st.UptimeMs) * time.Millisecond).Round(time.Second))
+			up := (time.Duration(st.UptimeMs) * time.Millisecond).Round(time.Second)
+			if st.Engine == "" {
+				fmt.Fprintf(s.stdout, "kvstore %s at %s, up %v; more is shown to a token with the grant server-admin\n", st.Version, s.endpoint, up)
+				return nil
+			}
+			fmt.Fprintf(s.stdout, "kvstore %s at %s, engine %s, up %v\n", st.Version, s.endpoint, st.Engine, up)
 			if st.FreeBytes > 0 {
 				fmt.Fprintf(s.stdout, "%s free on disk; writes stop below %s\n", bytesText(st.FreeBytes), bytesText(st.ReserveBytes))
 			}

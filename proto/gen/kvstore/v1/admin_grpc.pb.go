@@ -36,6 +36,9 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
 // AdminService manages keyspaces and namespaces as resources and tells how the server is.
+//
+// Where tokens are wanted (see KVService), calls about namespaces need the role admin in their keyspace, to look at them any role; those about
+// keyspaces need the grant server-admin, GetKeyspace a role in it or that grant.
 type AdminServiceClient interface {
 	// CreateKeyspace makes a keyspace; ALREADY_EXISTS when the name is taken.
 	CreateKeyspace(ctx context.Context, in *CreateKeyspaceRequest, opts ...grpc.CallOption) (*CreateKeyspaceResponse, error)
@@ -55,7 +58,8 @@ type AdminServiceClient interface {
 	UpdateNamespace(ctx context.Context, in *UpdateNamespaceRequest, opts ...grpc.CallOption) (*UpdateNamespaceResponse, error)
 	// DeleteNamespace removes a namespace with its data. The confirmation must repeat the name.
 	DeleteNamespace(ctx context.Context, in *DeleteNamespaceRequest, opts ...grpc.CallOption) (*DeleteNamespaceResponse, error)
-	// Status tells how the server and its shards are.
+	// Status tells how the server and its shards are. A token without the grant server-admin is told the time, the version and the
+	// uptime.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
 }
 
@@ -172,6 +176,9 @@ func (c *adminServiceClient) Status(ctx context.Context, in *StatusRequest, opts
 // for forward compatibility.
 //
 // AdminService manages keyspaces and namespaces as resources and tells how the server is.
+//
+// Where tokens are wanted (see KVService), calls about namespaces need the role admin in their keyspace, to look at them any role; those about
+// keyspaces need the grant server-admin, GetKeyspace a role in it or that grant.
 type AdminServiceServer interface {
 	// CreateKeyspace makes a keyspace; ALREADY_EXISTS when the name is taken.
 	CreateKeyspace(context.Context, *CreateKeyspaceRequest) (*CreateKeyspaceResponse, error)
@@ -191,7 +198,8 @@ type AdminServiceServer interface {
 	UpdateNamespace(context.Context, *UpdateNamespaceRequest) (*UpdateNamespaceResponse, error)
 	// DeleteNamespace removes a namespace with its data. The confirmation must repeat the name.
 	DeleteNamespace(context.Context, *DeleteNamespaceRequest) (*DeleteNamespaceResponse, error)
-	// Status tells how the server and its shards are.
+	// Status tells how the server and its shards are. A token without the grant server-admin is told the time, the version and the
+	// uptime.
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
 	mustEmbedUnimplementedAdminServiceServer()
 }

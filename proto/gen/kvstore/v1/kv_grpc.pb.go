@@ -42,6 +42,11 @@ const (
 // (configurable up to 512 MiB, over 16 MiB by PutStream alone), unary replies 4 MiB (GetStream beyond), batch 1,000
 // operations and 8 MiB or one value, transaction 2,000 operations and 8 MiB, 32 tags of 256 bytes, 64 entries and 16 KiB of
 // metadata, list page 1,000.
+//
+// Where tokens are wanted, every call carries one as metadata "authorization: Bearer TOKEN", and its role in the keyspace decides: read for
+// Get, BatchGet, List and GetStream, write for all that changes; Pipeline needs read, each frame for its keyspace, and write for its
+// puts and deletes. UNAUTHENTICATED: no token, or one that is wrong, expired or revoked; it ends a Pipeline after all that was
+// taken is answered. PERMISSION_DENIED: the role is missing, whether or not the keyspace exists.
 type KVServiceClient interface {
 	// Put stores one value.
 	Put(ctx context.Context, in *PutRequest, opts ...grpc.CallOption) (*PutResponse, error)
@@ -214,6 +219,11 @@ type KVService_PutStreamClient = grpc.ClientStreamingClient[PutStreamRequest, Pu
 // (configurable up to 512 MiB, over 16 MiB by PutStream alone), unary replies 4 MiB (GetStream beyond), batch 1,000
 // operations and 8 MiB or one value, transaction 2,000 operations and 8 MiB, 32 tags of 256 bytes, 64 entries and 16 KiB of
 // metadata, list page 1,000.
+//
+// Where tokens are wanted, every call carries one as metadata "authorization: Bearer TOKEN", and its role in the keyspace decides: read for
+// Get, BatchGet, List and GetStream, write for all that changes; Pipeline needs read, each frame for its keyspace, and write for its
+// puts and deletes. UNAUTHENTICATED: no token, or one that is wrong, expired or revoked; it ends a Pipeline after all that was
+// taken is answered. PERMISSION_DENIED: the role is missing, whether or not the keyspace exists.
 type KVServiceServer interface {
 	// Put stores one value.
 	Put(context.Context, *PutRequest) (*PutResponse, error)

@@ -41,6 +41,8 @@ const (
 // and whatever does not match is a counted miss.
 // Limits: id 1 to 128 bytes, scope 32 fields of together 4 KiB, 65,536 references a call, block 128 MiB (configurable
 // to 512 MiB), lease 30 s.
+//
+// Where tokens are wanted (see KVService), Lookup, Read, List and Usage need the role read in the keyspace, the others write.
 type PromptCacheServiceClient interface {
 	// Lookup tells which blocks are stored, and touches them; with lease_ms it also keeps them from being evicted or
 	// deleted until the lease ends.
@@ -199,6 +201,8 @@ func (c *promptCacheServiceClient) Usage(ctx context.Context, in *UsageRequest, 
 // and whatever does not match is a counted miss.
 // Limits: id 1 to 128 bytes, scope 32 fields of together 4 KiB, 65,536 references a call, block 128 MiB (configurable
 // to 512 MiB), lease 30 s.
+//
+// Where tokens are wanted (see KVService), Lookup, Read, List and Usage need the role read in the keyspace, the others write.
 type PromptCacheServiceServer interface {
 	// Lookup tells which blocks are stored, and touches them; with lease_ms it also keeps them from being evicted or
 	// deleted until the lease ends.
