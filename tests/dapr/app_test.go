@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -31,8 +32,8 @@ const appEnv = "KVSTORE_TEST_DAPR_APP"
 type app struct {
 	Address string // where it serves
 	Sidecar string // gRPC API of its daprd
+	Token   string // of that API
 	Redis   string
-	MaxBody int // of its daprd
 }
 
 func TestMain(m *testing.M) {
@@ -67,7 +68,7 @@ func (a *app) run() error {
 	if err != nil {
 		return err
 	}
-	sidecar, err := daprhost.Dial(daprhost.SidecarConfig{Address: a.Sidecar, MaxBody: a.MaxBody})
+	sidecar, err := daprhost.Dial(daprhost.SidecarConfig{Address: a.Sidecar, Token: a.Token})
 	if err != nil {
 		return err
 	}
@@ -150,10 +151,11 @@ func slow() daprhost.Handler {
 	}
 }
 
-// dataService puts "shard key value" and gets "shard key".
+// dataService puts "shard key value", which tells the version, and checks with "shard name n" that the keys
+// name0 to name(n-1) have the values v0 to v(n-1), and tells which has not.
 var dataService = grpc.ServiceDesc{
 	ServiceName: "test.Data", HandlerType: (*any)(nil),
-	Methods: []grpc.MethodDesc{{MethodName: "Put", Handler: dataMethod(putIn)}, {MethodName: "Get", Handler: dataMethod(getFrom)}},
+	Methods: []grpc.MethodDesc{{MethodName: "Put", Handler: dataMethod(putIn)}, {MethodName: "Check", Handler: dataMethod(checkIn)}},
 }
 
 func dataMethod(f func(ctx context.Context, h *daprhost.Host, args []string) (string, error)) grpc.MethodHandler {
@@ -172,7 +174,7 @@ func dataMethod(f func(ctx context.Context, h *daprhost.Host, args []string) (st
 
 func putIn(ctx context.Context, h *daprhost.Host, args []string) (string, error) {
 	done := make(chan error, 1)
-	h.Do(ctx, args[0], &shard.Command{
+	c := &shard.Command{
 		Op: shard.OpPut, Namespace: 1, Put: shard.Put{Key: []byte(args[1]), Value: shard.Value{Inline: []byte(args[2])}},
 		Done: func(c *shard.Command, err error) {
 			if err == nil && c.Result.Err != nil {
@@ -180,21 +182,31 @@ func putIn(ctx context.Context, h *daprhost.Host, args []string) (string, error)
 			}
 			done <- err
 		},
-	})
-	return "", <-done
+	}
+	h.Do(ctx, args[0], c)
+	if err := <-done; err != nil {
+		return "", err
+	}
+	return fmt.Sprint(c.Result.Write.Version), nil
 }
 
-func getFrom(ctx context.Context, h *daprhost.Host, args []string) (string, error) {
+func checkIn(ctx context.Context, h *daprhost.Host, args []string) (string, error) {
+	n, err := strconv.Atoi(args[2])
+	if err != nil {
+		return "", err
+	}
 	v, err := h.View(ctx, args[0])
 	if err != nil {
 		return "", err
 	}
-	e, ok, why := v.Get(1, []byte(args[1]))
-	if why != nil {
-		return "", why
+	for i := range n {
+		e, ok, why := v.Get(1, fmt.Append(nil, args[1], i))
+		if why != nil {
+			return "", why
+		}
+		if want := fmt.Sprint("v", i); !ok || string(e.Value.Inline) != want {
+			return fmt.Sprintf("%s%d is %q, want %s", args[1], i, e.Value.Inline, want), nil
+		}
 	}
-	if !ok {
-		return "", kverr.New(kverr.NotFound, "get", "no such key")
-	}
-	return string(e.Value.Inline), nil
+	return "", nil
 }

@@ -29,6 +29,7 @@ import (
 // cluster is some hosts, each with a sidecar, and a frontend's sidecar.
 type cluster struct {
 	t         *testing.T
+	setup     setup
 	redis     *testenv.Redis
 	placement *testenv.Placement
 	nodes     []*node
@@ -49,10 +50,19 @@ type node struct {
 
 var actorTypes = []string{daprhost.DefaultActorType, daprhost.DefaultActorType + "-data"}
 
-// newCluster starts everything and waits until every shard is served. placementOf, if not nil, tells each host's sidecar where placement is.
-func newCluster(t *testing.T, hosts, shards int, placementOf func(c *cluster, host int) string) *cluster {
+// setup says how a cluster is made.
+type setup struct {
+	hosts, shards int
+	// placementOf, if not nil, tells where a host's sidecar finds placement.
+	placementOf func(c *cluster, host int) string
+	sentry      *testenv.Sentry
+	token       string // of the sidecars' API
+}
+
+// newCluster starts everything and waits until every shard is served.
+func newCluster(t *testing.T, s setup) *cluster {
 	t.Helper()
-	c := &cluster{t: t, placement: testenv.NewPlacement(t), redis: testenv.NewRedis(t), conns: make(map[string]*grpc.ClientConn)}
+	c := &cluster{t: t, setup: s, placement: testenv.NewPlacement(t, s.sentry), redis: testenv.NewRedis(t), conns: make(map[string]*grpc.ClientConn)}
 	t.Cleanup(func() {
 		for _, conn := range c.conns {
 			conn.Close()
@@ -67,21 +77,21 @@ func newCluster(t *testing.T, hosts, shards int, placementOf func(c *cluster, ho
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range shards {
+	for i := range s.shards {
 		id := fmt.Sprintf("a1b2c3d4e5f60718-%d", i)
 		if err := store.Create(t.Context(), id, nil); err != nil {
 			t.Fatal(err)
 		}
 		c.shards = append(c.shards, id)
 	}
-	for i := range hosts {
+	for i := range s.hosts {
 		at := c.placement.Addr
-		if placementOf != nil {
-			at = placementOf(c, i)
+		if s.placementOf != nil {
+			at = s.placementOf(c, i)
 		}
 		c.addNode(at)
 	}
-	c.front = testenv.NewSidecar(t, testenv.SidecarConfig{AppID: "front", Placement: c.placement.Addr, ActorTypes: actorTypes})
+	c.front = c.newSidecar("front", c.placement.Addr)
 	c.locator = c.locatorBy(c.front)
 	for _, id := range c.shards {
 		c.locate(id)
@@ -89,10 +99,19 @@ func newCluster(t *testing.T, hosts, shards int, placementOf func(c *cluster, ho
 	return c
 }
 
+func (c *cluster) newSidecar(appID, placement string) *testenv.Sidecar {
+	c.t.Helper()
+	cfg := testenv.SidecarConfig{AppID: appID, Placement: placement, ActorTypes: actorTypes, Sentry: c.setup.sentry}
+	if c.setup.token != "" {
+		cfg.Env = append(cfg.Env, "DAPR_API_TOKEN="+c.setup.token)
+	}
+	return testenv.NewSidecar(c.t, cfg)
+}
+
 func (c *cluster) addNode(placement string) *node {
 	c.t.Helper()
-	n := &node{sidecar: testenv.NewSidecar(c.t, testenv.SidecarConfig{AppID: "host", Placement: placement, ActorTypes: actorTypes}), address: testenv.FreeAddr(c.t)}
-	text, err := json.Marshal(app{Address: n.address, Sidecar: n.sidecar.GRPC, Redis: c.redis.Addr, MaxBody: daprhost.DefaultMaxBody})
+	n := &node{sidecar: c.newSidecar("host", placement), address: testenv.FreeAddr(c.t)}
+	text, err := json.Marshal(app{Address: n.address, Sidecar: n.sidecar.GRPC, Token: c.setup.token, Redis: c.redis.Addr})
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -105,7 +124,7 @@ func (c *cluster) addNode(placement string) *node {
 // locatorBy asks through a sidecar.
 func (c *cluster) locatorBy(s *testenv.Sidecar) *daprhost.Locator {
 	c.t.Helper()
-	link, err := daprhost.Dial(daprhost.SidecarConfig{Address: s.GRPC})
+	link, err := daprhost.Dial(daprhost.SidecarConfig{Address: s.GRPC, Token: c.setup.token})
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -196,30 +215,37 @@ func (c *cluster) call(ctx context.Context, address, method, args string) (strin
 // writer is a client that writes one key after another to a shard, each until it is acknowledged, the way a frontend does it: straight to
 // the host that it was led to, and asking anew when that one does not answer or is not the owner.
 type writer struct {
-	shardID string
-	acked   atomic.Int64    // keys 0 to acked-1
-	gaps    []time.Duration // between two acknowledgements, the longest first
-	at      host.Location
+	shardID  string
+	name     string // its keys begin with it
+	by       *daprhost.Locator
+	versions []string        // that its writes got
+	acked    atomic.Int64    // keys 0 to acked-1
+	gaps     []time.Duration // between two acknowledgements, the longest first
+	at       host.Location
 }
 
 func (w *writer) run(ctx context.Context, c *cluster) {
 	last := time.Now()
+	pace := time.NewTicker(10 * time.Millisecond) // writes to read back, not a benchmark
+	defer pace.Stop()
 	for ctx.Err() == nil {
+		<-pace.C
 		if w.at.Address == "" {
-			loc, err := c.locator.Locate(ctx, w.shardID)
+			loc, err := w.by.Locate(ctx, w.shardID)
 			if err != nil {
 				continue
 			}
 			w.at = loc
 		}
 		attempt, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
-		_, err := c.call(attempt, w.at.Address, "Put", fmt.Sprintf("%s k%d v%d", w.shardID, w.acked.Load(), w.acked.Load()))
+		version, err := c.call(attempt, w.at.Address, "Put", fmt.Sprintf("%s %s%d v%d", w.shardID, w.name, w.acked.Load(), w.acked.Load()))
 		cancel()
 		if err != nil {
 			w.at = host.Location{}
 			continue
 		}
 		w.acked.Add(1)
+		w.versions = append(w.versions, version)
 		now := time.Now()
 		w.gaps = append(w.gaps, now.Sub(last))
 		last = now
@@ -235,15 +261,18 @@ type load struct {
 	all     sync.WaitGroup
 }
 
-// load writes to every shard until it is stopped, and waits until it does.
-func (c *cluster) load() *load {
+// load writes to every shard until it is stopped, and waits until it does. Clients find shards by the frontend's sidecar and, with another
+// client for each shard, by those that are named.
+func (c *cluster) load(also ...*daprhost.Locator) *load {
 	l := &load{c: c}
 	var ctx context.Context
 	ctx, l.cancel = context.WithCancel(c.t.Context())
-	for _, id := range c.shards {
-		w := &writer{shardID: id}
-		l.writers = append(l.writers, w)
-		l.all.Go(func() { w.run(ctx, c) })
+	for i, by := range append([]*daprhost.Locator{c.locator}, also...) {
+		for _, id := range c.shards {
+			w := &writer{shardID: id, name: string(rune('a' + i)), by: by}
+			l.writers = append(l.writers, w)
+			l.all.Go(func() { w.run(ctx, c) })
+		}
 	}
 	l.steady(5)
 	return l
@@ -260,20 +289,23 @@ func (l *load) steady(n int64) time.Duration {
 	return time.Since(began)
 }
 
-// stop reads every acknowledged write back, tells the longest pause of each shard, and returns the longest of all.
+// stop reads every acknowledged write back, holds that no two writes of a shard got one version, which would be two owners', tells the
+// longest pause of each client, and returns the longest of all.
 func (l *load) stop(what string) time.Duration {
 	c := l.c
 	c.t.Helper()
 	l.cancel()
 	l.all.Wait()
+	versions := make(map[string]string)
 	for _, w := range l.writers {
-		at := c.locate(w.shardID)
-		for i := range w.acked.Load() {
-			want := fmt.Sprint("v", i)
-			got, err := c.read(at.Address, w.shardID, fmt.Sprint("k", i))
-			if err != nil || got != want {
-				c.t.Fatalf("%s: key %d was acknowledged as %s; it is %q, %v", w.shardID, i, want, got, err)
+		for i, v := range w.versions {
+			if other := versions[w.shardID+"@"+v]; other != "" {
+				c.t.Errorf("%s: version %s was given to %s and to %s%d", w.shardID, v, other, w.name, i)
 			}
+			versions[w.shardID+"@"+v] = fmt.Sprint(w.name, i)
+		}
+		if wrong := c.check(w.shardID, w.name, w.acked.Load()); wrong != "" {
+			c.t.Fatalf("%s: of %d acknowledged writes: %s", w.shardID, w.acked.Load(), wrong)
 		}
 	}
 	var gaps []time.Duration
@@ -283,12 +315,24 @@ func (l *load) stop(what string) time.Duration {
 		gaps = append(gaps, w.gaps[0])
 	}
 	slices.Sort(gaps)
-	c.t.Logf("%s: %d writes acknowledged and read back; the longest pause of each of %d shards: %v", what, acked, len(gaps), gaps)
+	c.t.Logf("%s: %d writes acknowledged and read back; the longest pause of each of %d clients: %v", what, acked, len(gaps), gaps)
 	return gaps[len(gaps)-1]
 }
 
-func (c *cluster) read(address, shardID, key string) (string, error) {
-	ctx, cancel := context.WithTimeout(c.t.Context(), 10*time.Second)
+// check tells which of the first n writes under a name is not there, wherever the shard is; "" when all are.
+func (c *cluster) check(shardID, name string, n int64) string {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.t.Context(), testenv.Patience)
 	defer cancel()
-	return c.call(ctx, address, "Get", shardID+" "+key)
+	for {
+		attempt, done := context.WithTimeout(ctx, 5*time.Second)
+		wrong, err := c.call(attempt, c.locate(shardID).Address, "Check", fmt.Sprint(shardID, " ", name, " ", n))
+		done()
+		if err == nil {
+			return wrong
+		}
+		if ctx.Err() != nil {
+			c.t.Fatalf("check %s: %v", shardID, err)
+		}
+	}
 }

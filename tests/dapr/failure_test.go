@@ -1,10 +1,13 @@
 package dapr
 
 import (
+	"strings"
 	"testing"
 	"time"
 
+	"kvstore/actors/host/daprhost"
 	"kvstore/components/kverr"
+	"kvstore/tests/testenv"
 )
 
 // mostPause is how long a shard may go without a write that is acknowledged, in the tests of this file, on a busy machine: a lease term of 1 s is
@@ -13,7 +16,7 @@ const mostPause = 5 * time.Second
 
 // TestLocate: every sidecar leads to the same owner, and shards are spread; a shard that does not exist is not found.
 func TestLocate(t *testing.T) {
-	c := newCluster(t, 3, 24, nil)
+	c := newCluster(t, setup{hosts: 3, shards: 24})
 	held := c.held()
 	for _, n := range c.nodes {
 		if len(held[n]) == 0 {
@@ -39,7 +42,7 @@ func TestLocate(t *testing.T) {
 
 // TestHostKilled: kill -9 of a host, with its sidecar left, moves its shards at once; it comes back and gets what Dapr places on it.
 func TestHostKilled(t *testing.T) {
-	c := newCluster(t, 3, 12, nil)
+	c := newCluster(t, setup{hosts: 3, shards: 12})
 	victim := c.nodeAt(c.locate(c.shards[0]).Address)
 	l := c.load()
 	victim.Crash()
@@ -53,7 +56,7 @@ func TestHostKilled(t *testing.T) {
 
 // TestSidecarKilled: kill -9 of a host's sidecar stops nothing: whoever knows where a shard is goes on, and others are led there once more.
 func TestSidecarKilled(t *testing.T) {
-	c := newCluster(t, 3, 12, nil)
+	c := newCluster(t, setup{hosts: 3, shards: 12})
 	victim := c.nodeAt(c.locate(c.shards[0]).Address)
 	l := c.load()
 	victim.sidecar.Crash()
@@ -68,7 +71,7 @@ func TestSidecarKilled(t *testing.T) {
 
 // TestPlacementKilled: without placement no shard is found anew, and everything goes on where it is.
 func TestPlacementKilled(t *testing.T) {
-	c := newCluster(t, 3, 12, nil)
+	c := newCluster(t, setup{hosts: 3, shards: 12})
 	l := c.load()
 	c.placement.Kill()
 	during := l.steady(50)
@@ -86,7 +89,7 @@ func TestPlacementKilled(t *testing.T) {
 
 // TestGracefulMove: a host that is told to stop hands its shards over, faster than any lease ends.
 func TestGracefulMove(t *testing.T) {
-	c := newCluster(t, 3, 12, nil)
+	c := newCluster(t, setup{hosts: 3, shards: 12})
 	victim := c.nodeAt(c.locate(c.shards[0]).Address)
 	l := c.load()
 	if err := victim.Stop(); err != nil {
@@ -98,5 +101,34 @@ func TestGracefulMove(t *testing.T) {
 	l.steady(5)
 	if gap := l.stop("a host that leaves and comes back"); gap > time.Second {
 		t.Errorf("a shard was not written for %v: that is as long as if the host had been killed", gap)
+	}
+}
+
+// TestSecured: the same with mutual TLS between the sidecars and placement, by a sentry, and a token for the sidecars' API; whoever has no
+// token is told nothing.
+func TestSecured(t *testing.T) {
+	c := newCluster(t, setup{hosts: 2, shards: 8, sentry: testenv.NewSentry(t), token: "correct-horse"})
+	victim := c.nodeAt(c.locate(c.shards[0]).Address)
+	l := c.load()
+	victim.Crash()
+	l.steady(5)
+	if gap := l.stop("kill -9 of a host, secured"); gap > mostPause {
+		t.Errorf("a shard was not written for %v", gap)
+	}
+	for _, token := range []string{"", "wrong"} {
+		link, err := daprhost.Dial(daprhost.SidecarConfig{Address: c.front.GRPC, Token: token})
+		if err != nil {
+			t.Fatal(err)
+		}
+		stranger, err := daprhost.NewLocator(link, daprhost.LocatorConfig{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		_, err = stranger.Locate(t.Context(), c.shards[0])
+		if err == nil || !strings.Contains(err.Error(), "refuses the call: Unauthenticated") || strings.Contains(err.Error(), "correct-horse") || time.Since(began) > 2*time.Second {
+			t.Errorf("with token %q: %v, after %v", token, err, time.Since(began))
+		}
+		link.Close()
 	}
 }

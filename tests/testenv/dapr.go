@@ -35,8 +35,8 @@ type Placement struct {
 	Healthz string
 }
 
-// NewPlacement starts a placement service that notices within two seconds that a sidecar's machine is gone.
-func NewPlacement(t testing.TB) *Placement {
+// NewPlacement starts a placement service that notices within two seconds that a sidecar's machine is gone. With a sentry it speaks TLS.
+func NewPlacement(t testing.TB, sentry *Sentry) *Placement {
 	t.Helper()
 	p := &Placement{Addr: FreeAddr(t), Healthz: FreeAddr(t)}
 	args := []string{
@@ -44,10 +44,44 @@ func NewPlacement(t testing.TB) *Placement {
 		"--healthz-listen-address", "127.0.0.1", "--healthz-port", port(p.Healthz), "--enable-metrics=false",
 		"--keepalive-time", "1s", "--keepalive-timeout", "1s",
 	}
+	if sentry != nil {
+		args = append(args, "--tls-enabled", "--trust-domain", trustDomain, "--trust-anchors-file", sentry.anchors, "--sentry-address", sentry.Addr)
+	}
 	p.Process = NewProcess(t, "placement", dapr(t, "placement"), args, nil).Supervised()
 	p.Start(t)
 	p.AwaitHTTP(t.Context(), t, "http://"+p.Healthz+"/healthz")
 	return p
+}
+
+// Sentry is Dapr's certificate authority.
+type Sentry struct {
+	*Process
+	Addr string
+
+	anchors string // file with the certificate that it signs by
+}
+
+// trustDomain is that of the certificates of tests.
+const trustDomain = "kvstore.test"
+
+// NewSentry starts a sentry that makes itself a CA.
+func NewSentry(t testing.TB) *Sentry {
+	t.Helper()
+	dir := t.TempDir()
+	s := &Sentry{Addr: FreeAddr(t), anchors: filepath.Join(dir, "ca.crt")}
+	config := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(config, []byte(sentryConfig), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	healthz := FreeAddr(t)
+	s.Process = NewProcess(t, "sentry", dapr(t, "sentry"), []string{
+		"--config", config,
+		"--listen-address", "127.0.0.1", "--port", port(s.Addr), "--healthz-listen-address", "127.0.0.1", "--healthz-port", port(healthz),
+		"--enable-metrics=false", "--issuer-credentials", dir, "--trust-domain", trustDomain,
+	}, nil).Supervised()
+	s.Start(t)
+	s.AwaitHTTP(t.Context(), t, "http://"+healthz+"/healthz")
+	return s
 }
 
 // Sidecar is one daprd, supervised, on its ports.
@@ -62,6 +96,8 @@ type SidecarConfig struct {
 	AppID string // default "kvstore"
 	// Placement is the address of the placement service. It may be a proxy's.
 	Placement string
+	// Sentry, if set, makes it speak mutual TLS with placement and other sidecars.
+	Sentry *Sentry
 	// Args and Env are added.
 	Args, Env []string
 	// ActorTypes get no retries by daprd: those of kvstore do their own, and daprd's take up to 5 s.
@@ -94,6 +130,14 @@ func NewSidecar(t testing.TB, cfg SidecarConfig) *Sidecar {
 		"--placement-host-address", cfg.Placement, "--scheduler-host-address", "", "--resources-path", resources, "--config", config,
 		"--dapr-graceful-shutdown-seconds", "1",
 	}, cfg.Args...)
+	if cfg.Sentry != nil {
+		anchors, err := os.ReadFile(cfg.Sentry.anchors)
+		if err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, "--enable-mtls", "--sentry-address", cfg.Sentry.Addr, "--control-plane-trust-domain", trustDomain)
+		cfg.Env = append(cfg.Env, "DAPR_TRUST_ANCHORS="+string(anchors))
+	}
 	s.Process = NewProcess(t, "daprd-"+cfg.AppID+"-"+port(s.GRPC), dapr(t, "daprd"), args, append([]string{"DAPR_HOST_IP=127.0.0.1"}, cfg.Env...)).Supervised()
 	s.Start(t)
 	s.Await(t.Context(), t)
@@ -108,7 +152,7 @@ func (s *Sidecar) Await(ctx context.Context, t testing.TB) {
 	for {
 		conn, err := new(net.Dialer).DialContext(ctx, "tcp", s.GRPC)
 		if err == nil {
-			conn.Close()
+			_ = conn.Close()
 			return
 		}
 		select {
@@ -126,7 +170,7 @@ func (s *Sidecar) Dial(t testing.TB) *grpc.ClientConn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { conn.Close() })
+	t.Cleanup(func() { _ = conn.Close() })
 	return conn
 }
 
@@ -150,6 +194,13 @@ metadata: {name: kvstore}
 spec:
   features: [{name: HotReload, enabled: false}]
   tracing: {samplingRate: "0"}
+`
+
+const sentryConfig = `apiVersion: dapr.io/v1alpha1
+kind: Configuration
+metadata: {name: sentry}
+spec:
+  mtls: {enabled: true, workloadCertTTL: 24h, allowedClockSkew: 15m}
 `
 
 func resiliency(actorTypes []string) string {

@@ -35,11 +35,13 @@ type sidecar struct {
 	locks    map[string]*sync.Mutex // by actor
 	shutdown int                    // how often it was asked to end
 	deaf     bool                   // it takes calls and routes none of them
+	calls    map[string]int         // how often actors were called, by id
 }
 
 // stream is a host's stream of callbacks.
 type stream struct {
 	ctx  context.Context
+	end  context.CancelFunc
 	out  chan *rtv1.SubscribeActorEventsResponseAlpha1
 	mu   sync.Mutex
 	next int
@@ -47,7 +49,7 @@ type stream struct {
 }
 
 func newSidecar() *sidecar {
-	s := &sidecar{listener: bufconn.Listen(1 << 20), server: grpc.NewServer(), locks: make(map[string]*sync.Mutex)}
+	s := &sidecar{listener: bufconn.Listen(1 << 20), server: grpc.NewServer(), locks: make(map[string]*sync.Mutex), calls: make(map[string]int)}
 	rtv1.RegisterDaprServer(s.server, s)
 	go s.server.Serve(s.listener)
 	return s
@@ -80,7 +82,7 @@ func (s *sidecar) SubscribeActorEventsAlpha1(server rtv1.Dapr_SubscribeActorEven
 	}
 	ctx, cancel := context.WithCancel(server.Context())
 	defer cancel()
-	st := &stream{ctx: ctx, out: make(chan *rtv1.SubscribeActorEventsResponseAlpha1), wait: make(map[string]chan *rtv1.SubscribeActorEventsRequestAlpha1)}
+	st := &stream{ctx: ctx, end: cancel, out: make(chan *rtv1.SubscribeActorEventsResponseAlpha1), wait: make(map[string]chan *rtv1.SubscribeActorEventsRequestAlpha1)}
 	s.mu.Lock()
 	if s.stream != nil {
 		s.mu.Unlock()
@@ -160,6 +162,7 @@ func (s *sidecar) current() *stream {
 func (s *sidecar) InvokeActor(ctx context.Context, r *rtv1.InvokeActorRequest) (*rtv1.InvokeActorResponse, error) {
 	s.mu.Lock()
 	st, deaf := s.stream, s.deaf
+	s.calls[r.ActorId]++
 	lock := s.locks[r.ActorType+"/"+r.ActorId]
 	if lock == nil {
 		lock = new(sync.Mutex)
@@ -215,3 +218,26 @@ func (s *sidecar) Shutdown(context.Context, *rtv1.ShutdownRequest) (*emptypb.Emp
 	s.shutdown++
 	return &emptypb.Empty{}, nil
 }
+
+func (s *sidecar) setDeaf(deaf bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.deaf = deaf
+}
+
+// shutdowns is how often it was asked to end.
+func (s *sidecar) shutdowns() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.shutdown
+}
+
+// invoked is how often an actor was called.
+func (s *sidecar) invoked(id string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.calls[id]
+}
+
+// endStream ends the host's stream.
+func (s *sidecar) endStream() { s.current().end() }

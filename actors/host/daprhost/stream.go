@@ -9,6 +9,8 @@ import (
 	"time"
 
 	rtv1 "github.com/dapr/dapr/pkg/proto/runtime/v1"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"kvstore/components/kverr"
@@ -145,12 +147,16 @@ func (h *Host) listed(r *rtv1.ActorRuntime) bool {
 // watch looks after the sidecar until ctx ends or it is found wedged, which ends it.
 func (h *Host) watch(ctx context.Context, began time.Time) error {
 	well, placed := time.Now(), time.Now() // last time that a canary came through, and that there was a placement service
+	misses := 0                            // looks in a row that found the sidecar at fault: this process may have stood still
 	routes := false
 	for {
-		err, blame := h.look(ctx)
+		blame, err := h.look(ctx)
 		now := time.Now()
 		if blame != blamePlacement {
 			placed = now
+		}
+		if misses++; blame != blameSidecar {
+			misses = 0
 		}
 		switch {
 		case ctx.Err() != nil:
@@ -170,13 +176,15 @@ func (h *Host) watch(ctx context.Context, began time.Time) error {
 				h.end(fmt.Sprintf("it has not reached the placement service for %v", unplacedAfter))
 				return err
 			}
-		case now.Sub(well) > wedgedBeats*h.cfg.Beat:
-			h.end(fmt.Sprintf("it has not routed a call for %v: %v", wedgedBeats*h.cfg.Beat, err))
+		case now.Sub(well) > wedgedBeats*h.cfg.Beat && misses >= wedgedBeats:
+			if status.Code(err) != codes.Unavailable { // one that is not there cannot be asked to end
+				h.end(fmt.Sprintf("it has not routed a call for %v: %v", wedgedBeats*h.cfg.Beat, err))
+			}
 			return fmt.Errorf("%w: %w", errWedged, err)
 		}
 		pause := h.cfg.Beat
 		if !routes || err != nil {
-			pause = min(firstBeat*(1+now.Sub(well)/(10*firstBeat)), h.cfg.Beat)
+			pause = min(max(firstBeat, now.Sub(well)/10), h.cfg.Beat)
 		}
 		if err := sleep(ctx, pause); err != nil {
 			return err
@@ -194,23 +202,23 @@ const (
 )
 
 // look asks the sidecar how it is, and sends a canary: a call of an actor that only this host has, which comes back by the stream.
-func (h *Host) look(ctx context.Context) (error, blame) {
+func (h *Host) look(ctx context.Context) (blame, error) {
 	asking, cancel := context.WithTimeout(ctx, askTimeout)
 	r, err := h.sidecar.runtime(asking)
 	cancel()
 	switch {
 	case err != nil:
-		return fmt.Errorf("ask the sidecar: %w", err), blameSidecar
+		return blameSidecar, fmt.Errorf("ask the sidecar: %w", err)
 	case r.GetRuntimeStatus() == rtv1.ActorRuntime_RUNNING && !r.GetHostReady():
-		return fmt.Errorf("the sidecar has no placement service: %s", r.GetPlacement()), blamePlacement
+		return blamePlacement, fmt.Errorf("the sidecar has no placement service: %s", r.GetPlacement())
 	}
 	calling, cancel := context.WithTimeout(ctx, canaryTimeout)
 	_, err = h.sidecar.invoke(calling, h.canary, "canary", "Sing", nil)
 	cancel()
 	if err != nil {
-		return fmt.Errorf("the canary: %w", err), blameSidecar
+		return blameSidecar, fmt.Errorf("the canary: %w", err)
 	}
-	return nil, blameNobody
+	return blameNobody, nil
 }
 
 // session is one stream.
@@ -298,9 +306,6 @@ func (s *session) invoked(r *rtv1.SubscribeActorEventsResponseInvokeRequestAlpha
 
 // reply answers a call. The status is in the payload: daprd loses the codes of failed requests, and tries them again (DAPR.md 1.6, 3.7).
 func (s *session) reply(id string, payload []byte) {
-	if most := s.host.sidecar.MaxPayload(); len(payload) > most { // daprd would end the stream of the whole host
-		payload = encode(callFailed(kverr.TooBig("answer", len(payload), most, "bytes")))
-	}
 	s.answer(&rtv1.SubscribeActorEventsRequestAlpha1{RequestType: &rtv1.SubscribeActorEventsRequestAlpha1_InvokeResponse{
 		InvokeResponse: &rtv1.SubscribeActorEventsRequestInvokeResponseAlpha1{Id: id, Data: payload},
 	}})
@@ -313,6 +318,9 @@ func (h *Host) call(shardID string, method Handler, payload []byte) *dataplanev1
 	answer, err := method(ctx, shardID, payload)
 	if err != nil {
 		return callFailed(err)
+	}
+	if most := h.sidecar.MaxPayload(); len(answer) > most { // daprd would end the stream of the whole host
+		return callFailed(kverr.TooBig("answer", len(answer), most, "bytes"))
 	}
 	return &dataplanev1.CallResponse{Answer: &dataplanev1.CallResponse_Payload{Payload: answer}}
 }

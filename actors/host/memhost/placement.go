@@ -67,17 +67,18 @@ func (h *Host) Open(shardID string) Answer {
 	return Answer{}
 }
 
-// Serves tells whether this host serves a shard in an epoch.
+// Serves tells whether this host serves a shard in an epoch, or is about to: the manifest names an owner before that has read the log.
 func (h *Host) Serves(shardID string, epoch driver.Epoch) Serving {
 	v, ok := h.slots.Load(shardID)
 	if !ok {
 		return Serving{}
 	}
-	l := v.(*slot).live.Load()
-	if l == nil || l.Err() != nil || l.Log().Epoch() != epoch {
-		return Serving{}
+	s := v.(*slot)
+	serves := s.state.Load().name == StateActivating // asked before live, which is set first
+	if l := s.live.Load(); l != nil {
+		serves = l.Err() == nil && l.Log().Epoch() == epoch
 	}
-	return Serving{Serves: true, Placed: h.placed(shardID)}
+	return Serving{Serves: serves, Placed: h.placed(shardID)}
 }
 
 // Serving tells whether a shard is open here.
@@ -135,7 +136,11 @@ func (h *Host) keepPeace(s *slot, c *condition) error {
 	if err != nil {
 		return err
 	}
-	if holder.Yielded || h.cfg.Address != "" && holder.Address == h.cfg.Address {
+	lost := c.peace.Add(-h.cfg.Peace)
+	switch own := h.cfg.Address != "" && holder.Address == h.cfg.Address; {
+	case own && now.Sub(lost) < heirTime:
+		return c.reason // this host yielded, and whoever asked it to has not taken the shard yet
+	case own, holder.Yielded:
 		return nil
 	}
 	known := *c
@@ -144,7 +149,6 @@ func (h *Host) keepPeace(s *slot, c *condition) error {
 		ctx, cancel := context.WithTimeout(h.ctx, askTimeout)
 		defer cancel()
 		serving, err := h.cfg.Peers.Serves(ctx, s.id, holder)
-		lost := c.peace.Add(-h.cfg.Peace)
 		switch {
 		case err == nil && !serving.Serves:
 			return nil
@@ -156,6 +160,9 @@ func (h *Host) keepPeace(s *slot, c *condition) error {
 	s.state.Store(&known)
 	return c.reason
 }
+
+// heirTime is how long a host that asked for a shard has to take it.
+const heirTime = time.Second
 
 // strangerTerms is how many lease terms a holder that cannot be asked is left in peace: it acknowledges nothing in the first.
 const strangerTerms = 3

@@ -1,0 +1,203 @@
+package memhost
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"kvstore/actors/shard"
+	"kvstore/components/kverr"
+	"kvstore/components/wal"
+	"kvstore/components/wal/memlog"
+	"kvstore/components/wal/waltest/fault"
+)
+
+// stage is hosts that share a store, with a term of 1 s.
+type stage struct {
+	t      *testing.T
+	faults *fault.Engine
+	store  *wal.Store
+	peers  LocalPeers
+	hosts  []*Host
+}
+
+func onStage(t *testing.T, test func(t *testing.T, s *stage)) {
+	synctest.Test(t, func(t *testing.T) {
+		engine, err := memlog.New(memlog.Config{Term: time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &stage{t: t, faults: fault.Wrap(engine)}
+		if s.store, err = wal.NewStore(s.faults, wal.Config{}); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.store.Create(t.Context(), "a-0", nil); err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			s.faults.Clear()
+			for _, h := range s.hosts {
+				_ = h.Close(context.Background(), false)
+			}
+			_ = s.faults.Close()
+		}()
+		test(t, s)
+	})
+}
+
+func (s *stage) host(address string, cfg Config) *Host {
+	s.t.Helper()
+	cfg.Address, cfg.Peers = address, &s.peers
+	h, err := New(s.store, cfg)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.peers.Join(h)
+	s.hosts = append(s.hosts, h)
+	return h
+}
+
+// put writes to the shard by a host.
+func (s *stage) put(h *Host, p shard.Put) error {
+	done := make(chan error, 1)
+	p.Key, p.Value.Inline = []byte("k"), []byte("v")
+	h.Do(s.t.Context(), "a-0", &shard.Command{Op: shard.OpPut, Namespace: 1, Put: p, Done: func(_ *shard.Command, err error) { done <- err }})
+	return <-done
+}
+
+// TestOpen: where a shard is, is told without waiting, also while the engine does not answer.
+func TestOpen(t *testing.T) {
+	onStage(t, func(t *testing.T, s *stage) {
+		h := s.host("a", Config{})
+		frozen := s.faults.Add(fault.Rule{Verb: fault.Manifest, Freeze: true})
+		for range 3 {
+			if a := h.Open("a-0"); a != (Answer{}) {
+				t.Fatalf("%+v while it is being opened", a)
+			}
+			synctest.Wait()
+		}
+		frozen.Thaw()
+		synctest.Wait()
+		if a := h.Open("a-0"); a.Epoch != 1 || a.Why != nil {
+			t.Fatalf("%+v", a)
+		}
+		if a := h.Open("a-1"); a != (Answer{}) {
+			t.Fatalf("%+v of a shard that nobody has looked for yet", a)
+		}
+		synctest.Wait()
+		if a := h.Open("a-1"); a.Why == nil || a.Why.Kind != kverr.NotFound {
+			t.Fatalf("%+v of a shard that does not exist", a)
+		}
+		// It may be made and used meanwhile; and nothing is kept of one that was only asked for.
+		if err := s.store.Create(t.Context(), "a-1", nil); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := h.View(t.Context(), "a-1"); err != nil {
+			t.Fatal(err)
+		}
+		h.Open("a-2")
+		time.Sleep(time.Second)
+		if n := len(h.Status()); n != 2 {
+			t.Fatalf("%d shards are known, want 2", n)
+		}
+	})
+}
+
+// TestPeace: a host leaves a shard that it lost alone while the holder serves it, also while that one is still opening it, and takes it back
+// at once when the holder is gone.
+func TestPeace(t *testing.T) {
+	onStage(t, func(t *testing.T, s *stage) {
+		a, b := s.host("a", Config{}), s.host("b", Config{})
+		if err := s.put(a, shard.Put{}); err != nil {
+			t.Fatal(err)
+		}
+		reading := s.faults.Add(fault.Rule{Verb: fault.Read, Freeze: true}) // b names itself in the manifest, and then stands still
+		b.Open("a-0")
+		<-reading.Hit()
+		for range 20 {
+			if answer := a.Open("a-0"); answer.Epoch != 0 {
+				t.Fatalf("%+v: the shard was taken back from a host that was opening it", answer)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		if answer := a.Open("a-0"); answer.Why == nil || answer.Why.Kind != kverr.Moved || answer.Holder.Address != "b" || !answer.HolderPlaced {
+			t.Fatalf("%+v, want that it moved to b", answer)
+		}
+		reading.Thaw()
+		synctest.Wait()
+		if answer := b.Open("a-0"); answer.Epoch != 2 {
+			t.Fatalf("%+v", answer)
+		}
+		if err := s.put(a, shard.Put{}); kverr.KindOf(err) != kverr.Moved {
+			t.Fatal(err)
+		}
+		s.host("b", Config{}) // the process at that address is another one now
+		began := time.Now()
+		if err := s.put(a, shard.Put{}); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(began); took > 1200*time.Millisecond { // a term
+			t.Fatalf("the shard of a host that was gone was written after %v", took)
+		}
+	})
+}
+
+// placements is a Placement for tests.
+type placements struct {
+	mu     sync.Mutex
+	placed bool     // guarded by mu
+	woken  []string // guarded by mu
+}
+
+func (p *placements) Placed(string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.placed
+}
+
+func (p *placements) Wake(shardID string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.woken = append(p.woken, shardID)
+}
+
+func (p *placements) set(placed bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.placed = placed
+}
+
+// TestPlacement: a shard that is not placed here is not opened, by users or by its own wake-up; one that is open is served all the same.
+func TestPlacement(t *testing.T) {
+	onStage(t, func(t *testing.T, s *stage) {
+		p := &placements{}
+		h := s.host("a", Config{Placement: p, IdleAfter: time.Minute})
+		if err := s.put(h, shard.Put{}); kverr.KindOf(err) != kverr.Moved {
+			t.Fatal(err)
+		}
+		if n := len(h.Status()); n != 0 {
+			t.Fatalf("%d shards are known", n)
+		}
+		p.set(true)
+		if err := s.put(h, shard.Put{TTLMS: 600_000}); err != nil {
+			t.Fatal(err)
+		}
+		p.set(false)
+		if err := s.put(h, shard.Put{TTLMS: 600_000}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(3 * time.Minute) // it sleeps
+		if err := s.put(h, shard.Put{}); kverr.KindOf(err) != kverr.Moved {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if len(p.woken) != 1 || p.woken[0] != "a-0" || len(h.Active()) != 0 {
+			t.Fatalf("woken: %v, active: %v; want the one shard woken, elsewhere", p.woken, h.Active())
+		}
+	})
+}
