@@ -49,6 +49,7 @@ var commands = map[string]command{
 	"bench prompt":     benchPromptCommand,
 	"bench value":      benchValueCommand,
 	"ca init":          caInitCommand,
+	"ca cluster":       caClusterCommand,
 	"ca issue":         caIssueCommand,
 	"token new":        tokenNewCommand,
 	"version":          versionCommand,
