@@ -2,6 +2,7 @@ package node
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"log/slog"
 	"net/http"
@@ -10,6 +11,16 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/types/known/emptypb"
 
 	"kvstore/components/authn"
 )
@@ -115,5 +126,66 @@ func TestAdminDoor(t *testing.T) {
 		if code != tc.code || strings.Contains(body, "on fire") != tc.told {
 			t.Errorf("%s from %s with %q (tokens: %t): %d %.80s", tc.path, tc.from, tc.token, !tc.tokens.Open(), code, body)
 		}
+	}
+}
+
+// TestNothingIsServedWithoutAToken asks a node for every service that it has, and calls every method of each without a token and with one.
+// A method that nobody has said what it needs is UNIMPLEMENTED to both.
+func TestNothingIsServedWithoutAToken(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "tokens")
+	token := strings.Repeat("all", 10)
+	if err := os.WriteFile(file, []byte("all "+authn.HashOf(token)+" *=admin server-admin\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, conn, _ := run(t, Config{Engine: EngineMemory, Access: Access{Tokens: file}})
+	ctx, cancel := context.WithCancel(within(t))
+	defer cancel()
+	with := metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
+	list, err := reflectionpb.NewServerReflectionClient(conn).ServerReflectionInfo(with)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := list.Send(&reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_ListServices{}}); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := list.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// first makes a call with an empty message, or none, and returns how its first reply fails.
+	first := func(ctx context.Context, method string) error {
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Second) // those that wait for more
+		defer cancel()
+		s, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, method)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = s.SendMsg(&emptypb.Empty{}) // its error comes below
+		_ = s.CloseSend()
+		return s.RecvMsg(&emptypb.Empty{})
+	}
+	calls := 0
+	for _, service := range resp.GetListServicesResponse().GetService() {
+		d, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(service.Name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		methods := d.(protoreflect.ServiceDescriptor).Methods()
+		for i := range methods.Len() {
+			method := "/" + service.Name + "/" + string(methods.Get(i).Name())
+			calls++
+			if err := first(ctx, method); status.Code(err) != codes.Unauthenticated {
+				t.Errorf("%s without a token: %v", method, err)
+			}
+			if err := first(with, method); status.Code(err) == codes.Unauthenticated || status.Code(err) == codes.PermissionDenied || status.Code(err) == codes.Unimplemented {
+				t.Errorf("%s with the token of all: %v", method, err)
+			}
+		}
+	}
+	if calls < 35 {
+		t.Errorf("%d calls; where are the others?", calls)
+	}
+	if err := first(ctx, "/dapr.proto.runtime.v1.AppCallback/ListTopicSubscriptions"); status.Code(err) != codes.Unimplemented {
+		t.Errorf("a call that is not there: %v", err)
 	}
 }
