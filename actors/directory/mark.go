@@ -4,6 +4,7 @@ import (
 	"kvstore/components/btree"
 	"kvstore/components/kverr"
 	"kvstore/components/ring"
+	"kvstore/components/wal"
 	dataplanev1 "kvstore/proto/gen/kvstore/dataplane/v1"
 )
 
@@ -18,24 +19,7 @@ import (
 // Either is DATA_LOSS, and nothing may be written, until an operator accepts the loss (OpAcceptLoss). Then the shard is opened under an epoch
 // above Mark.Epoch, whatever the manifest says: names and numbers of the epochs that were lost are not used twice, and the first
 // report of the new epoch ends the acceptance, while a late report of an old owner does not.
-type Mark struct {
-	Shard string
-	Epoch uint64 // counter of the epoch that wrote the record; 0 = none was reported
-	Seq   uint64
-
-	// Known to the directory, ignored in reports.
-	Made     bool // the shard was made and not removed: its manifest must be there
-	Accepted bool // an operator has accepted the loss of what the log lacks up to Epoch and Seq
-}
-
-// Behind tells whether a log whose last record is seq of epoch lacks records that the mark says were there, and nobody has
-// accepted that. Both must have come as far: seqs go on counting from epoch to epoch.
-func (m Mark) Behind(epoch, seq uint64) bool {
-	return !m.Accepted && (epoch < m.Epoch || seq < m.Seq)
-}
-
-// Missing tells whether a shard without a manifest was lost, and not just never made, and nobody has accepted that.
-func (m Mark) Missing() bool { return !m.Accepted && (m.Made || m.Epoch > 0) }
+type Mark = wal.Mark
 
 // MarkOf reads what a durable state remembers of a shard. One that the directory does not know has a zero mark.
 func MarkOf(t *btree.Tree, shardID string) Mark {

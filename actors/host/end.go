@@ -60,7 +60,10 @@ func (a *Actor[C]) end(what wal.Outcome, last uint64, cause error, out *outcomes
 // an append in flight holds: that one decides.
 func (a *Actor[C]) lose(cause error, out *outcomes[C]) (*kverr.Error, *outcomes[C]) {
 	why := &kverr.Error{Kind: kverr.Moved, Op: "own the shard", Message: "the shard has another owner", Err: cause}
-	if !errors.Is(cause, driver.ErrFenced) {
+	switch {
+	case errors.Is(cause, driver.ErrCorrupt):
+		why = &kverr.Error{Kind: kverr.DataLoss, Op: "own the shard", Message: "the store has lost records of the shard that were durable", Err: cause}
+	case !errors.Is(cause, driver.ErrFenced):
 		why = &kverr.Error{Kind: kverr.Unavailable, Op: "own the shard", Message: "the shard is not open here any more", RetryAfterMS: 100, Err: cause}
 	}
 	if a.flight != nil {

@@ -68,6 +68,9 @@ func (l *Log) checkpoint(ctx context.Context, snap Snapshot) (stats CheckpointSt
 	if snap.Seq <= l.baseSeq {
 		return l.fill(stats), nil
 	}
+	if err := l.stillHas(ctx, snap.Seq); err != nil {
+		return stats, err
+	}
 	run, stats, err := l.writeRun(ctx, snap)
 	if err != nil {
 		return stats, err
@@ -78,6 +81,24 @@ func (l *Log) checkpoint(ctx context.Context, snap Snapshot) (stats CheckpointSt
 	}
 	stats.Cleanup = l.cleanUp(ctx)
 	return l.fill(stats), nil
+}
+
+// stillHas requires that the log has the record that a checkpoint is of. An engine that can go back in time (a Redis that failed over)
+// may have lost it since it was acknowledged; a checkpoint beyond the log's end would leave a shard that no epoch can follow on.
+func (l *Log) stillHas(ctx context.Context, seq uint64) error {
+	if l.engine.Term() == 0 {
+		return nil
+	}
+	epoch, found, err := epochOf(ctx, l.engine, l.shard, seq)
+	switch {
+	case errors.Is(err, driver.ErrNotExist), err == nil && found && epoch > l.epoch.Counter:
+		return l.end(fmt.Errorf("shard %s: %w", l.shard, ErrFenced)) // a successor trims
+	case err != nil:
+		return err
+	case !found || epoch != l.epoch.Counter:
+		return l.end(damaged("checkpoint shard "+l.shard, "record %d of epoch %d was durable and is not in the log any more: the store has lost acknowledged records", seq, l.epoch.Counter))
+	}
+	return nil
 }
 
 // publish makes the manifest name the pending checkpoint, which then is the base of the next one.

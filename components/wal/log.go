@@ -21,6 +21,7 @@ type Log struct {
 	shard  string
 	epoch  driver.Epoch
 	clock  func() time.Time
+	seen   *seen // how far this process has seen the shard come
 
 	// Fixed by Open.
 	ackAfter  time.Time
@@ -59,7 +60,7 @@ type Log struct {
 
 func newLog(s *Store, shard string, epoch driver.Epoch, clock func() time.Time) *Log {
 	l := &Log{
-		engine: s.engine, cfg: s.cfg, shard: shard, epoch: epoch, clock: clock,
+		engine: s.engine, cfg: s.cfg, shard: shard, epoch: epoch, clock: clock, seen: s.marks.of(shard),
 		prefix:        recordPrefix(shard, epoch, epoch.Counter),
 		checkpointing: make(chan struct{}, 1),
 	}
@@ -140,6 +141,7 @@ func (l *Log) complete(err error) {
 	case Written:
 		l.seq = seq
 		l.appended += l.flightSize
+		l.seen.raise(l.epoch.Counter, seq)
 	case NotWritten:
 		err = fmt.Errorf("append record %d of shard %s: %w", seq, l.shard, err)
 	case Lost:
@@ -187,7 +189,10 @@ func (l *Log) Confirm(ctx context.Context) (until time.Time, err error) {
 	}
 	if l.engine.Term() > 0 {
 		s, err := readManifest(ctx, l.engine, l.shard)
-		if err != nil {
+		switch {
+		case errors.Is(err, driver.ErrNotExist):
+			return time.Time{}, l.end(fmt.Errorf("shard %s: %w: its manifest is gone: it was removed, or the store has lost it", l.shard, ErrFenced))
+		case err != nil:
 			return time.Time{}, err
 		}
 		if err := l.owns(s); err != nil {

@@ -42,6 +42,7 @@ func (s *Store) Remove(ctx context.Context, shard string) error {
 	if err := s.engine.RemoveShard(ctx, shard); err != nil {
 		return fmt.Errorf("remove shard %s: %w", shard, err)
 	}
+	s.marks.forget(shard)
 	return nil
 }
 
@@ -57,28 +58,32 @@ func (s *Store) Holder(ctx context.Context, shard string) (Holder, error) {
 // Open takes the shard over under a new epoch (D3): the holder before is asked to yield, the manifest names us, a fence
 // in the log refuses the holder's appends from then on. The Log must be restored before its first append, and
 // nothing may be acknowledged before AckAfter. driver.ErrNotExist when the shard was never created; ErrFenced when another
-// was quicker; DataLoss when the log is behind what the manifest knows.
+// was quicker; DataLoss when the log is behind what the manifest knows, or the store behind what is remembered of it.
 func (s *Store) Open(ctx context.Context, shard string, opts OpenOptions) (*Log, error) {
 	if opts.Clock == nil {
 		opts.Clock = time.Now
 	}
+	mark := s.demand(shard, opts.Mark)
 	before, err := readManifest(ctx, s.engine, shard)
 	if err != nil {
-		return nil, err
+		return nil, s.missing(shard, opts.Mark, err)
 	}
 	if s.engine.Term() > 0 && before.manifest.Epoch > 0 && !before.manifest.Yielded && opts.Yield != nil {
 		asking, cancel := context.WithTimeout(ctx, s.cfg.YieldTimeout)
 		opts.Yield(asking, before.holder())
 		cancel()
 		if before, err = readManifest(ctx, s.engine, shard); err != nil {
-			return nil, err
+			return nil, s.missing(shard, opts.Mark, err)
 		}
 	}
-	l, before, err := s.take(ctx, shard, before, opts)
+	if err := s.check(ctx, shard, before.manifest, mark); err != nil {
+		return nil, err
+	}
+	l, before, err := s.take(ctx, shard, before, mark, opts)
 	if err != nil {
 		return nil, err
 	}
-	if err := l.fence(ctx, before); err != nil {
+	if err := l.fence(ctx, before, mark); err != nil {
 		return nil, err
 	}
 	if err := l.reread(ctx); err != nil {
@@ -88,9 +93,9 @@ func (s *Store) Open(ctx context.Context, shard string, opts OpenOptions) (*Log,
 }
 
 // take makes the manifest name a new epoch. It returns the manifest that it replaced, which may be newer than before.
-func (s *Store) take(ctx context.Context, shard string, before *stored, opts OpenOptions) (*Log, *stored, error) {
+func (s *Store) take(ctx context.Context, shard string, before *stored, mark Mark, opts OpenOptions) (*Log, *stored, error) {
 	contended := before.manifest.Epoch
-	epoch := driver.Epoch{Counter: contended + 1}
+	epoch := driver.Epoch{Counter: max(contended, mark.Epoch) + 1}
 	rand.Read(epoch.Writer[:])
 	for range swapTries {
 		next, err := decodeManifest(shard, before.data) // a copy
@@ -133,8 +138,8 @@ func (s *Store) take(ctx context.Context, shard string, before *stored, opts Ope
 	return nil, nil, fmt.Errorf("open shard %s: %w, %d times", shard, driver.ErrConflict, swapTries)
 }
 
-// fence places the record that opens the epoch, unless the log is behind what the manifest knows.
-func (l *Log) fence(ctx context.Context, before *stored) error {
+// fence places the record that opens the epoch, unless the log is behind what the manifest knows, or the mark.
+func (l *Log) fence(ctx context.Context, before *stored, mark Mark) error {
 	m := before.manifest
 	var behind error
 	place := func(seq, previousEpoch uint64) []byte {
@@ -145,6 +150,11 @@ func (l *Log) fence(ctx context.Context, before *stored) error {
 				seq-1, previousEpoch, m.CheckpointSeq, m.CheckpointEpoch)
 			return nil
 		}
+		if mark.Behind(previousEpoch, seq-1) {
+			behind = damaged("open shard "+l.shard, "the log ends at record %d of epoch %d, but record %d of epoch %d was durable: "+
+				"the store has lost acknowledged records. %s", seq-1, previousEpoch, mark.Seq, mark.Epoch, wayOut)
+			return nil
+		}
 		return encodeFence(l.shard, l.epoch, previousEpoch, seq)
 	}
 	for try := 1; ; try++ {
@@ -152,6 +162,7 @@ func (l *Log) fence(ctx context.Context, before *stored) error {
 		switch {
 		case err == nil:
 			l.fenceSeq, l.seq = seq, seq
+			l.seen.raise(l.epoch.Counter, seq)
 			return nil
 		case behind != nil:
 			return behind

@@ -132,10 +132,12 @@ func (c *Config) Validate() error {
 	return errors.Join(faults...)
 }
 
-// Store is an engine with what all engines share. It is safe for any number of goroutines and holds no state of its own.
+// Store is an engine with what all engines share. It is safe for any number of goroutines. Of its own it holds how far it has seen each
+// shard come (Mark): a store that goes back behind that while this process lives is not served.
 type Store struct {
 	engine driver.Engine
 	cfg    Config
+	marks  marks
 }
 
 // NewStore wraps an engine. The engine stays the caller's to close, after every Log of it is done.
@@ -144,7 +146,7 @@ func NewStore(engine driver.Engine, cfg Config) (*Store, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Store{engine: engine, cfg: cfg}, nil
+	return &Store{engine: engine, cfg: cfg, marks: marks{all: map[string]*seen{}}}, nil
 }
 
 // Engine returns the engine.
@@ -165,6 +167,9 @@ type OpenOptions struct {
 	// if the engine has a lease term and the holder has not yielded, with a context of Config.YieldTimeout. What it achieved is read
 	// from the manifest. nil asks nobody.
 	Yield func(ctx context.Context, h Holder)
+	// Mark is what others remember of the shard's log, the directory say. They then also decide whether a shard without a manifest is
+	// lost, or was never made or removed. nil: nobody but this process does.
+	Mark *Mark
 	// Clock tells the time, with a monotonic reading as time.Now has. nil is time.Now.
 	Clock func() time.Time
 }

@@ -144,11 +144,15 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	}
 	open.add(func(ctx context.Context) error { return shards.Close(ctx, true) })
 
-	dir, err := keeper.Open(ctx, store, shards, shards, keeper.Config{
+	dir, err := keeper.New(shards, shards, keeper.Config{
 		DefaultShards: n.cfg.DefaultShards,
 		Failed:        func(what string, err error) { log.Warn("the directory will try again", "what", what, "error", err) },
 	})
 	if err != nil {
+		return err
+	}
+	shards.RememberWith(dir)
+	if err := dir.Begin(ctx, store); err != nil {
 		return fmt.Errorf("open the directory: %w", err)
 	}
 

@@ -130,17 +130,22 @@ func Make(ctx context.Context, store *wal.Store) error {
 	return nil
 }
 
-// Open is New for one process: it also makes the directory of a new store, opens it, and waits until the default keyspace
-// can be used, if there is one.
+// Open is New and Begin.
 func Open(ctx context.Context, store *wal.Store, h Host, shards Shards, cfg Config) (*Keeper, error) {
 	k, err := New(h, shards, cfg)
 	if err != nil {
 		return nil, err
 	}
+	return k, k.Begin(ctx, store)
+}
+
+// Begin is for one process: it makes the directory of a new store, opens it, and waits until the default keyspace can be used, if
+// there is one.
+func (k *Keeper) Begin(ctx context.Context, store *wal.Store) error {
 	if err := Make(ctx, store); err != nil {
-		return nil, err
+		return err
 	}
-	return k, k.awaitReady(ctx, directory.DefaultName)
+	return k.awaitReady(ctx, directory.DefaultName)
 }
 
 func bootstrap(shards int) *directory.Command {

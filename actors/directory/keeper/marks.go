@@ -16,7 +16,7 @@ func (k *Keeper) Remember(ctx context.Context, marks ...directory.Mark) error {
 }
 
 // Marks returns what is remembered of some shards, in their order, for whoever opens them: everything that Remember returned
-// for is in it. A shard that the directory does not know has a zero mark.
+// for is in it. A shard that the directory does not know has a zero mark. With Remember it is a memhost.Highwater.
 func (k *Keeper) Marks(ctx context.Context, shardIDs ...string) ([]directory.Mark, error) {
 	s, err := k.State(ctx)
 	if err != nil {

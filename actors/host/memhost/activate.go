@@ -180,6 +180,11 @@ func (h *Host) enter() bool {
 
 // open makes a slot active. Its turn is held.
 func (h *Host) open(s *slot) (*live, error) {
+	mark, err := h.remembered(s) // before it takes one of the activations, which the directory may need
+	if err != nil {
+		h.failed(s, err)
+		return nil, err
+	}
 	select {
 	case h.activations <- struct{}{}:
 		defer func() { <-h.activations }()
@@ -193,9 +198,12 @@ func (h *Host) open(s *slot) (*live, error) {
 	activating := &condition{name: StateActivating}
 	s.state.Store(activating)
 	began := h.cfg.Actor.Clock.Now()
-	l, err := h.openLive(s)
+	l, err := h.openLive(s, mark)
 	if err != nil {
 		h.failed(s, err)
+		if asKind(err).Kind == kverr.DataLoss {
+			h.reports.note(s) // others are to know what this host has seen
+		}
 		return nil, err
 	}
 	s.live.Store(l)
@@ -210,9 +218,10 @@ func (h *Host) open(s *slot) (*live, error) {
 	return l, nil
 }
 
-func (h *Host) openLive(s *slot) (*live, error) {
+func (h *Host) openLive(s *slot, mark *wal.Mark) (*live, error) {
 	l := &live{}
 	hooks := host.Hooks{
+		Published:     func(*host.State) { h.reports.note(s) },
 		Wake:          func(ms int64) { h.timers.set(&s.wish, ms) },
 		CheckpointDue: func() { h.checkpoints.due(s) },
 		Grown:         func(delta int64) { h.memory.Add(delta) },
@@ -226,6 +235,7 @@ func (h *Host) openLive(s *slot) (*live, error) {
 		hooks.Jumped = func(by time.Duration) { f(s.id, by) }
 	}
 	opts := host.OpenOptions{Log: h.logOptions(s.id)}
+	opts.Log.Mark = mark
 	opts.Progress = func(p wal.Progress) {
 		l.checkpointBytes.Store(p.CheckpointBytesTotal)
 		if f := h.cfg.Events.Activating; f != nil {
@@ -242,6 +252,7 @@ func (h *Host) openLive(s *slot) (*live, error) {
 	}
 	l.Resident, l.epoch = resident, resident.Log().Epoch().Counter
 	l.shard, _ = resident.(*shardActor)
+	h.reports.note(s)
 	return l, nil
 }
 
@@ -283,6 +294,7 @@ func (h *Host) bury(s *slot, l *live) {
 	if !s.live.CompareAndSwap(l, nil) {
 		return
 	}
+	s.lost = l.epoch
 	// Unless another host has it: tell the store that this epoch serves nothing any more, so that the next need not wait for
 	// its lease. An error costs that wait.
 	ctx, cancel := context.WithTimeout(h.ctx, buryTimeout)

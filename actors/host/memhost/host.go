@@ -38,6 +38,8 @@ type Host struct {
 	timers      timers
 	idle        idler
 	checkpoints checkpoints
+	reports     reports
+	highwater   Highwater // nil: nobody else remembers
 	background  sync.WaitGroup
 
 	slots  sync.Map // shard id -> *slot; entries are only ever added, and removed by Remove
@@ -48,12 +50,14 @@ type Host struct {
 
 // slot is an actor's place in a host, active or not.
 type slot struct {
-	id   string
-	host *Host
-	open host.Opener          // nil: a shard; changed with the turn
-	live atomic.Pointer[live] // nil while it is not active
-	used atomic.Bool          // since the idler looked last
-	wish wish
+	id    string
+	host  *Host
+	open  host.Opener          // nil: a shard; changed with the turn
+	live  atomic.Pointer[live] // nil while it is not active
+	used  atomic.Bool          // since the idler looked last
+	lost  uint64               // epoch of the last actor that was over by itself; changed with the turn
+	noted atomic.Bool          // it is part of the next report
+	wish  wish
 
 	turn  chan struct{}             // a token: whoever holds it changes the slot's state
 	state atomic.Pointer[condition] // for Status and for failing fast
@@ -78,6 +82,7 @@ func New(store *wal.Store, cfg Config) (*Host, error) {
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.timers.clock, h.timers.fire = cfg.Actor.Clock, h.due
 	h.checkpoints.host, h.checkpoints.stopped = h, make(chan struct{})
+	h.reports.host, h.reports.dirty = h, map[*slot]bool{}
 	h.idle.host = h
 	h.idle.start()
 	return h, nil

@@ -133,8 +133,13 @@ func (h *Host) keepPeace(s *slot, c *condition) error {
 		return nil
 	}
 	holder, err := h.store.Holder(h.ctx, s.id)
-	if err != nil {
+	switch {
+	case errors.Is(err, driver.ErrNotExist):
+		return nil // opening it tells what that means
+	case err != nil:
 		return err
+	case holder.Epoch.Counter <= s.lost:
+		return nil // nobody has it after us: the store has gone back
 	}
 	lost := c.peace.Add(-h.cfg.Peace)
 	switch own := h.cfg.Address != "" && holder.Address == h.cfg.Address; {

@@ -136,6 +136,7 @@ func (h *Host) Close(ctx context.Context, checkpoint bool) error {
 	}
 	h.closed = true
 	h.mu.Unlock()
+	h.reports.send(ctx, lastTimeout)
 	defer context.AfterFunc(ctx, h.cancel)() // background work, too
 	h.idle.close()
 	h.timers.close()

@@ -85,7 +85,8 @@ type Engine interface {
 
 	// Append makes one record durable and then calls done, exactly once, from a goroutine of the engine or of another
 	// caller, never from inside Append itself. Seq must be one more than that of the last record, and e the epoch of the
-	// last fence: ErrFenced otherwise, also for a shard that does not exist. The caller has one append outstanding per shard. The engine may make appends of many
+	// last fence: ErrFenced otherwise, also for a shard that does not exist, and with it ErrCorrupt if e is that epoch and records before seq
+	// are missing, which an engine that can lose acknowledged records tells. The caller has one append outstanding per shard. The engine may make appends of many
 	// shards durable with one sync.
 	Append(shard string, e Epoch, f Frame, done func(error))
 

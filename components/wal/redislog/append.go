@@ -153,6 +153,7 @@ const (
 	appendDone    = 1
 	appendBefore  = 2 // by an earlier try
 	appendUnknown = 3
+	appendBehind  = 4 // the log ends before the record that comes before this one
 )
 
 // answer tells the caller the outcome of an append; false when it has none yet.
@@ -174,6 +175,8 @@ func (e *Engine) answer(p *pending, cmd *redis.Cmd) bool {
 		p.done(nil)
 	case n == appendRefused && cmd.Val() != nil:
 		p.done(fmt.Errorf("%w: record %d is not the next of the epoch that owns the log", driver.ErrFenced, p.seq))
+	case n == appendBehind:
+		p.done(fmt.Errorf("%w: record %d is not the next: %w: the log has lost records that were before it", driver.ErrFenced, p.seq, driver.ErrCorrupt))
 	default:
 		p.done(&unknownError{fmt.Errorf("record %d was trimmed before its append was answered", p.seq)})
 	}
