@@ -71,8 +71,8 @@ const (
 	mostPause  = 250 * time.Millisecond
 )
 
-// Locate tells where a shard is served, and waits until it is. Errors are *kverr.Error: Unavailable when nobody told within the budget,
-// otherwise what the host said (NotFound: no such shard) or what became of ctx.
+// Locate tells where a shard is served, and waits until it is. Errors are *kverr.Error: Unavailable when nobody told within the budget
+// or by ctx's deadline, Canceled when ctx was, otherwise what the host said (NotFound: no such shard).
 func (l *Locator) Locate(ctx context.Context, shardID string) (host.Location, error) {
 	request, err := (&dataplanev1.LocateRequest{}).MarshalVT()
 	if err != nil {
@@ -105,10 +105,10 @@ func (l *Locator) Locate(ctx context.Context, shardID string) (host.Location, er
 			pause = min(max(hint, firstPause), mostPause)
 		}
 		if err := sleep(budget, pause/2+rand.N(pause/2+1)); err != nil {
-			if ctx.Err() != nil {
+			if errors.Is(ctx.Err(), context.Canceled) {
 				return host.Location{}, kverr.From(context.Cause(ctx))
 			}
-			return host.Location{}, why
+			return host.Location{}, why // also when it was the caller's deadline: nothing was done that could be unknown
 		}
 		pause = min(2*pause, mostPause)
 	}
