@@ -228,18 +228,18 @@ func decodeRef(b []byte, ref *Ref) bool {
 	*ref = Ref{}
 	r := reader{b: b}
 	for f, ok := r.next(); ok; f, ok = r.next() {
-		switch f.number {
-		case 1:
+		switch f.tag() {
+		case 1<<3 | wireVarint:
 			ref.Object.Epoch = f.value
-		case 2:
+		case 2<<3 | wireVarint:
 			ref.Object.Counter = f.value
-		case 3:
+		case 3<<3 | wireVarint:
 			ref.ObjectBytes = int64(f.value)
-		case 4:
+		case 4<<3 | wireVarint:
 			ref.Offset = int64(f.value)
-		case 5:
+		case 5<<3 | wireVarint:
 			ref.Length = int64(f.value)
-		case 6:
+		case 6<<3 | wireFixed64:
 			ref.Checksum = f.value
 		default:
 			return false
@@ -270,10 +270,10 @@ func fieldLen(n int) int {
 func decodePair(b []byte) (p Pair, ok bool) {
 	r := reader{b: b}
 	for f, ok := r.next(); ok; f, ok = r.next() {
-		switch f.number {
-		case 1:
+		switch f.tag() {
+		case 1<<3 | wireBytes:
 			p.Name = view(f.bytes)
-		case 2:
+		case 2<<3 | wireBytes:
 			p.Value = view(f.bytes)
 		default:
 			return p, false

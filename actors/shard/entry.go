@@ -17,6 +17,8 @@ type Entry struct {
 	Encoding    string
 
 	metadata, tags []byte // packed pairs
+	item           []byte // all of it, as it is stored
+	leftOut        int64  // length of an inline value that was not sent
 }
 
 // Size is the length of the value, wherever it is.
@@ -24,7 +26,7 @@ func (e *Entry) Size() int64 {
 	if e.Value.Ref.Object != (ObjectID{}) {
 		return e.Value.Ref.Length
 	}
-	return int64(len(e.Value.Inline))
+	return int64(len(e.Value.Inline)) + e.leftOut
 }
 
 // Metadata decodes the user metadata, sorted by name; nil when there is none.
@@ -46,6 +48,7 @@ const (
 )
 
 func (e *Entry) decode(item []byte) bool {
+	e.item = item
 	r := reader{b: item}
 	flags := r.byte()
 	e.Version = r.uvarint()

@@ -22,7 +22,8 @@ type Block struct {
 	ExpiresMS     int64 // 0 = never
 	PinnedUntilMS int64 // 0 = not pinned
 
-	use promptcache.Use
+	use  promptcache.Use
+	item []byte // all of it, as it is stored
 }
 
 // A block's item: flags, revision, created, touched - created, clock and count of its use, depth, size, checksum:8, then as the
@@ -75,6 +76,7 @@ func (b *Block) append(p []byte) []byte {
 
 // decode reads an item; it leaves the name alone.
 func (b *Block) decode(item []byte) bool {
+	b.item = item
 	r := reader{b: item}
 	flags := r.byte()
 	b.Revision = r.uvarint()
