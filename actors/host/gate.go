@@ -49,6 +49,15 @@ func (a *Actor[C]) Durable(ctx context.Context) (*State, error) {
 	}
 }
 
+// Leased tells whether Durable returns at once.
+func (a *Actor[C]) Leased() bool {
+	if a.term == 0 {
+		return true
+	}
+	now := a.cfg.Clock.Now()
+	return !now.Before(a.ackAfter) && now.Before(a.log.LeaseUntil())
+}
+
 // Latest returns the last durable state as it is known here: another owner may have gone further. It is for status, checkpoints
 // and reads that may be stale.
 func (a *Actor[C]) Latest() *State { return a.durable.Load() }

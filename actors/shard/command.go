@@ -231,5 +231,39 @@ type Command struct {
 	Done func(c *Command, err error)
 }
 
+// NamesRefs tells whether Refs may yield anything; it is cheap for the frequent commands.
+func (c *Command) NamesRefs() bool {
+	switch c.Op {
+	case OpPut:
+		return c.Put.Value.Ref.Object != (ObjectID{})
+	case OpTxn, OpRelocate, OpIndex:
+		return true
+	}
+	return false
+}
+
+// Refs yields the references that the command would bring into the state.
+func (c *Command) Refs(yield func(*Ref) bool) {
+	one := func(f *Ref) bool { return f.Object == (ObjectID{}) || yield(f) }
+	switch c.Op {
+	case OpPut:
+		one(&c.Put.Value.Ref)
+	case OpTxn:
+		for i := range c.Txn.Ops {
+			if p := c.Txn.Ops[i].Put; p != nil && !one(&p.Value.Ref) {
+				return
+			}
+		}
+	case OpRelocate:
+		one(&c.Relocate.To)
+	case OpIndex:
+		for i := range c.Prompt.Index {
+			if !one(&c.Prompt.Index[i].Value.Ref) {
+				return
+			}
+		}
+	}
+}
+
 // Release calls Done.
 func (c *Command) Release(err error) { c.Done(c, err) }

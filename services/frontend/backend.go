@@ -16,8 +16,8 @@ type Shards interface {
 	// returns; a failure to reach the shard releases them with an error.
 	Do(ctx context.Context, shardID string, cmds ...*shard.Command)
 
-	// Read asks one shard, linearizably: everything acknowledged before the call is in the answers, and all answers of one call
-	// are as of one durable state. Every query is answered exactly once, possibly before Read returns; a failure to reach the
+	// Read asks one shard, linearizably: everything acknowledged before the call is in the answers. Those of one call may be from
+	// several states. Every query is answered exactly once, possibly before Read returns; a failure to reach the
 	// shard is told by each.
 	Read(ctx context.Context, shardID string, queries ...*shard.Query)
 

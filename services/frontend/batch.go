@@ -297,7 +297,7 @@ func (k *kvService) lookUpAll(ctx context.Context, ns *Namespace, gets []*kvv1.G
 			g.err = g.query.Answer.Err
 		}
 		if g.err == nil {
-			latest[g.shard] = g.query.Answer.Revision
+			latest[g.shard] = max(latest[g.shard], g.query.Answer.Revision)
 		}
 	}
 	return items, latest, nil

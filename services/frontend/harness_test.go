@@ -55,7 +55,7 @@ func newRig(tb testing.TB, cfg Config, wrap func(Shards) Shards) *rig {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	host, err := memhost.New(store, memhost.Config{})
+	host, err := memhost.New(store, memhost.Config{Address: "first"})
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -64,6 +64,10 @@ func newRig(tb testing.TB, cfg Config, wrap func(Shards) Shards) *rig {
 		cfg.Access = authn.Anyone
 	}
 	var shards Shards = host
+	leave := func() {}
+	if remote {
+		shards, leave = overDataPlane(tb, store, host)
+	}
 	if wrap != nil {
 		shards = wrap(shards)
 	}
@@ -101,6 +105,7 @@ func newRig(tb testing.TB, cfg Config, wrap func(Shards) Shards) *rig {
 		if err := <-served; err != nil && !errors.Is(err, grpc.ErrServerStopped) { // a test may be over before Serve began
 			tb.Errorf("serve: %v", err)
 		}
+		leave()
 		ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
 		defer cancel()
 		if err := host.Close(ctx, false); err != nil {

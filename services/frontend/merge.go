@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"container/heap"
 
+	"kvstore/components/key"
 	"kvstore/components/kverr"
 )
 
@@ -48,7 +49,7 @@ func (m *merge[T]) advance() *kverr.Error {
 	last := c.rows[0]
 	c.rows = c.rows[1:]
 	if len(c.rows) == 0 && c.more {
-		c.limit *= 2
+		c.limit = min(2*c.limit, key.MaxListPage)
 		var err *kverr.Error
 		if c.rows, c.more, err = m.more(c.shard, m.key(&last), c.limit); err != nil {
 			return err

@@ -131,6 +131,19 @@ func (h *Host) View(ctx context.Context, shardID string) (shard.View, error) {
 	return shard.View{}, errUnsteady
 }
 
+// Epoch is the counter of the epoch in which a shard is served here; 0 while it is not. Leased tells that reads need not ask the engine.
+func (h *Host) Epoch(shardID string) (epoch uint64, leased bool) {
+	s, ok := h.slots.Load(shardID)
+	if !ok {
+		return 0, false
+	}
+	l := s.(*slot).live.Load()
+	if l == nil || l.shard == nil || l.Err() != nil {
+		return 0, false
+	}
+	return l.epoch, l.shard.Leased()
+}
+
 // Read answers queries of a shard, all from its last durable state: everything that was acknowledged before the call is in it. Each
 // is answered before Read returns.
 func (h *Host) Read(ctx context.Context, shardID string, queries ...*shard.Query) {

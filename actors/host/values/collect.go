@@ -142,7 +142,7 @@ func (s *Store) do(ctx context.Context, cmds ...*shard.Command) error {
 
 func (s *Store) dropRefs(cmds []*shard.Command) {
 	for _, c := range cmds {
-		for f := range values(c) {
+		for f := range c.Refs {
 			s.Drop(*f)
 		}
 	}

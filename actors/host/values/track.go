@@ -15,7 +15,7 @@ func (s *Store) Track(cmds []*shard.Command) []*shard.Command {
 	epoch := s.log.Epoch().Counter
 	taken := cmds
 	for i, c := range cmds {
-		if inline(c) {
+		if !c.NamesRefs() {
 			if len(taken) != len(cmds) {
 				taken = append(taken, c)
 			}
@@ -39,49 +39,16 @@ func (s *Store) Track(cmds []*shard.Command) []*shard.Command {
 	return taken
 }
 
-// inline tells the frequent commands that name no reference.
-func inline(c *shard.Command) bool {
-	return c.Op == shard.OpDelete || c.Op == shard.OpPut && c.Put.Value.Ref.Object == (shard.ObjectID{})
-}
-
 // refs tells whether a command names references that a Put or WriteStream gave, and whether one is of another epoch or settled.
 func (s *Store) refs(c *shard.Command, epoch uint64) (named, gone bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for v := range values(c) {
+	for v := range c.Refs {
 		named = true
 		o := s.objects[v.Object]
 		gone = gone || v.Object.Epoch != epoch || o == nil || o.left == 0
 	}
 	return named, gone
-}
-
-// values yields the references that a command would bring into the state, in the order that settled uses.
-func values(c *shard.Command) func(yield func(*shard.Ref) bool) {
-	return func(yield func(*shard.Ref) bool) {
-		switch c.Op {
-		case shard.OpPut:
-			one(&c.Put.Value.Ref, yield)
-		case shard.OpTxn:
-			for i := range c.Txn.Ops {
-				if p := c.Txn.Ops[i].Put; p != nil && !one(&p.Value.Ref, yield) {
-					return
-				}
-			}
-		case shard.OpRelocate:
-			one(&c.Relocate.To, yield)
-		case shard.OpIndex:
-			for i := range c.Prompt.Index {
-				if !one(&c.Prompt.Index[i].Value.Ref, yield) {
-					return
-				}
-			}
-		}
-	}
-}
-
-func one(f *shard.Ref, yield func(*shard.Ref) bool) bool {
-	return f.Object == (shard.ObjectID{}) || yield(f)
 }
 
 // wrap puts settling before a command's Done, for this one release: callers use a command again with the Done that it had.
@@ -95,7 +62,7 @@ func (s *Store) wrap(c *shard.Command) {
 }
 
 func (s *Store) refuse(c *shard.Command) {
-	for f := range values(c) {
+	for f := range c.Refs {
 		s.Drop(*f)
 	}
 	c.Release(&kverr.Error{Kind: kverr.Unavailable, Op: "name a value", Message: "the value was given up, or the shard was opened again since it was written; write it again", RetryAfterMS: 1})
@@ -122,7 +89,7 @@ func (s *Store) settleCommand(c *shard.Command, err error) {
 		}
 		return
 	}
-	for f := range values(c) {
+	for f := range c.Refs {
 		s.settle(f.Object, applied, unknown)
 	}
 }

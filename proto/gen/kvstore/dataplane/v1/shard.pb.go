@@ -30,7 +30,7 @@ type ExchangeRequest struct {
 	Hello *ExchangeRequest_Hello `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"`
 	// New routes; they come before the calls.
 	Routes []*ExchangeRequest_Route `protobuf:"bytes,2,rep,name=routes,proto3" json:"routes,omitempty"`
-	// Calls. Those to one shard are begun in order.
+	// Calls. Those of one frame to one shard are begun in order, queries before commands.
 	Calls []*ExchangeRequest_Call `protobuf:"bytes,3,rep,name=calls,proto3" json:"calls,omitempty"`
 	// When not 0: asks for a frame that has the same number, at once.
 	Ping          uint64 `protobuf:"varint,4,opt,name=ping,proto3" json:"ping,omitempty"`
