@@ -3,6 +3,8 @@ package client
 import (
 	"context"
 
+	"google.golang.org/grpc"
+
 	"kvstore/components/kverr"
 	kvstorev1 "kvstore/proto/gen/kvstore/v1"
 )
@@ -45,16 +47,13 @@ func (c *Client) BatchPut(ctx context.Context, items []PutItem) ([]PutOutcome, e
 	for _, it := range items {
 		req.Puts = append(req.Puts, it.Options.proto(it.Key, it.Value))
 	}
-	resp, err := unary(ctx, c.core, writes, "batch put", kvStub, kvstorev1.KVServiceClient.BatchPut, req)
-	if err == nil {
-		err = sameLength("batch put", len(items), len(resp.Results))
-	}
+	results, errs, err := batch(ctx, c.core, writes, "batch put", kvstorev1.KVServiceClient.BatchPut, req, len(items))
 	if err != nil {
 		return nil, err
 	}
 	out := make([]PutOutcome, len(items))
-	for i, r := range resp.Results {
-		out[i] = PutOutcome{fromPut(r.GetResult()), fromItem(r.GetError())}
+	for i, r := range results {
+		out[i] = PutOutcome{fromPut(r.GetResult()), errs[i]}
 	}
 	return out, nil
 }
@@ -67,16 +66,13 @@ func (c *Client) BatchGet(ctx context.Context, keys []string, o *GetOptions) ([]
 	for _, k := range keys {
 		req.Gets = append(req.Gets, &kvstorev1.GetOp{Key: []byte(k), MetadataOnly: only})
 	}
-	resp, err := unary(ctx, c.core, reads, "batch get", kvStub, kvstorev1.KVServiceClient.BatchGet, req)
-	if err == nil {
-		err = sameLength("batch get", len(keys), len(resp.Results))
-	}
+	results, errs, err := batch(ctx, c.core, reads, "batch get", kvstorev1.KVServiceClient.BatchGet, req, len(keys))
 	if err != nil {
 		return nil, err
 	}
 	out := make([]GetOutcome, len(keys))
-	for i, r := range resp.Results {
-		out[i] = GetOutcome{fromEntry(r.GetEntry()), fromItem(r.GetError())}
+	for i, r := range results {
+		out[i] = GetOutcome{fromEntry(r.GetEntry()), errs[i]}
 		out[i].Key = keys[i]
 		if out[i].Err == nil {
 			out[i].present(only)
@@ -95,18 +91,64 @@ func (c *Client) BatchDelete(ctx context.Context, items []DeleteItem) ([]DeleteO
 		}
 		req.Deletes = append(req.Deletes, op)
 	}
-	resp, err := unary(ctx, c.core, writes, "batch delete", kvStub, kvstorev1.KVServiceClient.BatchDelete, req)
-	if err == nil {
-		err = sameLength("batch delete", len(items), len(resp.Results))
-	}
+	results, errs, err := batch(ctx, c.core, writes, "batch delete", kvstorev1.KVServiceClient.BatchDelete, req, len(items))
 	if err != nil {
 		return nil, err
 	}
 	out := make([]DeleteOutcome, len(items))
-	for i, r := range resp.Results {
-		out[i] = DeleteOutcome{fromDelete(r.GetResult()), fromItem(r.GetError())}
+	for i, r := range results {
+		out[i] = DeleteOutcome{fromDelete(r.GetResult()), errs[i]}
 	}
 	return out, nil
+}
+
+// batch calls one RPC whose reply has an outcome for each of n items. It is repeated as a whole while an item failed in a way that passes:
+// under its identity, what was done before gets its first answer. errs[i] is the error of items[i], or nil.
+func batch[Req any, Resp interface{ GetResults() []Item }, Item interface{ GetError() *kvstorev1.Error }](
+	ctx context.Context, co *core, eff effect, op string,
+	rpc func(kvstorev1.KVServiceClient, context.Context, Req, ...grpc.CallOption) (Resp, error), req Req, n int,
+) (items []Item, errs []error, err error) {
+	a := attempts{effect: eff}
+	var each []attempts // of items; nil while no outcome was unknown
+	for {
+		resp, err := unary(ctx, co, eff, op, kvStub, rpc, req)
+		if err == nil {
+			err = sameLength(op, n, len(resp.GetResults()))
+		}
+		if err != nil {
+			if items != nil {
+				return items, errs, nil // most of the batch has its outcome: what is known of the rest stands
+			}
+			return nil, nil, err
+		}
+		items, errs = resp.GetResults(), make([]error, n)
+		var passing *kverr.Error
+		for i, it := range items {
+			e := kverr.FromItem(it.GetError())
+			if e == nil {
+				continue
+			}
+			if errs[i] = e; each != nil {
+				errs[i] = each[i].final(e)
+			}
+			if e.Kind == kverr.OutcomeUnknown && eff != reads {
+				if each == nil {
+					each = make([]attempts, n)
+				}
+				each[i].maybe = true
+			}
+			if passes(e) {
+				passing = e
+			}
+		}
+		if passing == nil {
+			return items, errs, nil
+		}
+		wait, err := a.again(ctx, co, passing)
+		if err != nil || pause(ctx, wait) != nil {
+			return items, errs, nil
+		}
+	}
 }
 
 // sameLength checks that a batch's reply answers every item.

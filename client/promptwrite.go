@@ -34,8 +34,8 @@ type WriteOutcome struct {
 }
 
 // Write stores blocks in one call; outcome i belongs to blocks[i]. The first writer of a block wins. The call is
-// repeated after a lost connection (a block stored by the first try then is there already) unless one of the readers
-// is no io.Seeker. Memory use is a few chunks beyond the blocks given.
+// repeated after a lost connection (a block stored by the first try then is there already), and for blocks that could not be
+// stored just then, unless one of the readers is no io.Seeker. Memory use is a few chunks beyond the blocks given.
 func (p *Prompt) Write(ctx context.Context, blocks []NewBlock, o *WriteOptions) ([]WriteOutcome, error) {
 	const op = "write blocks"
 	if len(blocks) == 0 {
@@ -54,20 +54,46 @@ func (p *Prompt) Write(ctx context.Context, blocks []NewBlock, o *WriteOptions) 
 		}
 	}
 	a := attempts{effect: writes}
+	var out []WriteOutcome // of earlier tries; blocks that failed in a way that passes are written again
+	left := blocks
+	at := make([]int, len(blocks)) // where left's are in blocks
+	for i := range at {
+		at[i] = i
+	}
 	for {
-		out, err := p.write(ctx, blocks, o)
+		tried, err := p.write(ctx, left, o)
 		if err == nil {
-			return out, nil
+			if out == nil {
+				out = make([]WriteOutcome, len(blocks))
+			}
+			var again []int
+			for i, o := range tried {
+				out[at[i]] = o
+				var e *kverr.Error
+				if errors.As(o.Err, &e) && passes(e) {
+					again, err = append(again, at[i]), e
+				}
+			}
+			if err == nil {
+				return out, nil
+			}
+			at, left = again, nil
+			for _, i := range at {
+				left = append(left, blocks[i])
+			}
 		}
 		wait, final := a.again(ctx, p.c.core, err)
 		if final == nil && !canRepeat {
 			final = a.final(err)
 		}
+		if final == nil && pause(ctx, wait) != nil {
+			final = fromContext(ctx, a.maybe)
+		}
+		if final != nil && out != nil {
+			return out, nil
+		}
 		if final != nil {
 			return nil, withOp(final, op)
-		}
-		if pause(ctx, wait) != nil {
-			return nil, withOp(fromContext(ctx, a.maybe), op)
 		}
 		for _, rw := range rewinds {
 			if err := rw(); err != nil {

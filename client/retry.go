@@ -30,6 +30,11 @@ type attempts struct {
 	renewed  bool      // the token was read again
 }
 
+// passes tells whether an item's error may be another one, or none, when its batch is repeated.
+func passes(e *kverr.Error) bool {
+	return e.Kind == kverr.OutcomeUnknown || e.Kind == kverr.Unavailable || e.Kind == kverr.Exhausted && e.RetryAfterMS > 0
+}
+
 // again judges the error of a try. It returns how long to wait before the next, or the error to give to the caller.
 func (a *attempts) again(ctx context.Context, co *core, err error) (time.Duration, error) {
 	var e *kverr.Error

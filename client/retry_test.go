@@ -362,6 +362,92 @@ func waitFor(t *testing.T, what string, cond func() bool) {
 	}
 }
 
+// TestItemsThatPass: a batch is repeated while its items fail in ways that pass, and nothing is applied twice.
+func TestItemsThatPass(t *testing.T) {
+	faults := func(n int64, kind kverr.Kind) func(string) error {
+		fail := firstN(n, &kverr.Error{Kind: kind, Message: "for a while", RetryAfterMS: 1})
+		return func(method string) error {
+			if method != "item" {
+				return nil
+			}
+			return fail(method)
+		}
+	}
+	srv := clienttest.Start(t)
+	c := srv.Dial(t, client.Config{BackoffMin: time.Millisecond, RetryFor: time.Second})
+	ctx := t.Context()
+	items := []client.PutItem{{Key: "a", Options: &client.PutOptions{If: client.IfAbsent()}}, {Key: "b"}, {Key: "c"}}
+	for _, kind := range []kverr.Kind{kverr.Unavailable, kverr.Exhausted, kverr.OutcomeUnknown} {
+		applied := srv.Applied()
+		srv.Faults.Before(faults(4, kind))
+		for i, o := range must[[]client.PutOutcome](t)(c.BatchPut(ctx, items)) {
+			if o.Err != nil {
+				t.Errorf("put of item %d after %v: %v", i, kind, o.Err)
+			}
+		}
+		srv.Faults.Before(faults(4, kind))
+		for i, o := range must[[]client.GetOutcome](t)(c.BatchGet(ctx, []string{"a", "b", "c"}, nil)) {
+			if o.Err != nil {
+				t.Errorf("get of item %d after %v: %v", i, kind, o.Err)
+			}
+		}
+		srv.Faults.Before(faults(0, kind))
+		srv.Faults.After(faults(4, kind)) // done, and told that nobody knows
+		for i, o := range must[[]client.DeleteOutcome](t)(c.BatchDelete(ctx, []client.DeleteItem{{Key: "a"}, {Key: "b"}, {Key: "c"}})) {
+			if o.Err != nil || !o.Deleted {
+				t.Errorf("delete of item %d after %v: %+v", i, kind, o)
+			}
+		}
+		srv.Faults.After(faults(0, kind))
+		if n := srv.Applied() - applied; n != 6 {
+			t.Errorf("%v: %d changes applied, want 6", kind, n)
+		}
+	}
+
+	// What does not pass within the time stays with its item, and says whether it may have been applied.
+	srv.Faults.After(faults(1, kverr.OutcomeUnknown))
+	srv.Faults.Before(func(method string) error {
+		if method == "item" && srv.Applied() > 18 {
+			return &kverr.Error{Kind: kverr.Unavailable, Message: "for ever", RetryAfterMS: 1}
+		}
+		return nil
+	})
+	outs := must[[]client.PutOutcome](t)(c.BatchPut(ctx, items[1:]))
+	if !errors.Is(outs[0].Err, kverr.OutcomeUnknown) || !errors.Is(outs[1].Err, kverr.Unavailable) {
+		t.Errorf("an item that was done, not known of, and then refused: %v; one that was refused: %v", outs[0].Err, outs[1].Err)
+	}
+}
+
+// TestBlocksThatPass: only blocks that could not be stored are written again.
+func TestBlocksThatPass(t *testing.T) {
+	srv := clienttest.Start(t)
+	c := srv.Dial(t, client.Config{BackoffMin: time.Millisecond})
+	ctx := t.Context()
+	if _, err := c.CreateNamespace(ctx, &kvstorev1.Namespace{Name: "p", Kind: kvstorev1.NamespaceKind_NAMESPACE_KIND_PROMPT}); err != nil {
+		t.Fatal(err)
+	}
+	var blocks atomic.Int64
+	srv.Faults.Before(func(method string) error {
+		if method == "item" && blocks.Add(1)%2 == 1 {
+			return &kverr.Error{Kind: kverr.Unavailable, Message: "for a while", RetryAfterMS: 1}
+		}
+		return nil
+	})
+	p := c.In("", "p").Prompt(client.Scope{"model": "m"})
+	var all []client.NewBlock
+	for i := range 8 {
+		all = append(all, client.NewBlock{BlockRef: client.BlockRef{ID: []byte{'b', byte(i)}}, Reader: strings.NewReader(fmt.Sprint("block ", i)), Size: 7})
+	}
+	for i, o := range must[[]client.WriteOutcome](t)(p.Write(ctx, all, nil)) {
+		if o.Err != nil || !o.Stored {
+			t.Errorf("block %d: %+v", i, o)
+		}
+	}
+	if n := blocks.Load(); n > 8+4+2+1+1 {
+		t.Errorf("%d blocks were sent for 8", n)
+	}
+}
+
 // TestRefusedAfterLostReply: the first try was applied and its reply lost; that a later one is refused before anybody looked
 // for its identity does not make the write not applied.
 func TestRefusedAfterLostReply(t *testing.T) {

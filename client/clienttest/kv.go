@@ -122,6 +122,18 @@ func (s *Server) doDelete(ks, ns string, op *kvstorev1.DeleteOp, id *kvstorev1.W
 	})
 }
 
+// item is one item of a batch, with its own faults: those of method "item".
+func (s *Server) item(do func() any) any {
+	if err := s.Faults.runBefore("item"); err != nil {
+		return err
+	}
+	out := do()
+	if err := s.Faults.runAfter("item"); err != nil {
+		return err
+	}
+	return out
+}
+
 func (s *Server) doGet(ks, ns string, op *kvstorev1.GetOp) any {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -196,7 +208,7 @@ func (s kv) BatchPut(_ context.Context, r *kvstorev1.BatchPutRequest) (*kvstorev
 	resp := &kvstorev1.BatchPutResponse{Header: s.header()}
 	for i, op := range r.Puts {
 		item := &kvstorev1.BatchPutResponse_Item{}
-		switch out := s.doPut(r.Keyspace, r.Namespace, op, r.Identity, i).(type) {
+		switch out := s.item(func() any { return s.doPut(r.Keyspace, r.Namespace, op, r.Identity, i) }).(type) {
 		case *kvstorev1.PutResult:
 			item.Outcome = &kvstorev1.BatchPutResponse_Item_Result{Result: out}
 		case error:
@@ -212,7 +224,7 @@ func (s kv) BatchGet(_ context.Context, r *kvstorev1.BatchGetRequest) (*kvstorev
 	resp := &kvstorev1.BatchGetResponse{Header: s.header()}
 	for _, op := range r.Gets {
 		item := &kvstorev1.BatchGetResponse_Item{}
-		switch out := s.doGet(r.Keyspace, r.Namespace, op).(type) {
+		switch out := s.item(func() any { return s.doGet(r.Keyspace, r.Namespace, op) }).(type) {
 		case *kvstorev1.Entry:
 			item.Outcome = &kvstorev1.BatchGetResponse_Item_Entry{Entry: out}
 		case error:
@@ -228,7 +240,7 @@ func (s kv) BatchDelete(_ context.Context, r *kvstorev1.BatchDeleteRequest) (*kv
 	resp := &kvstorev1.BatchDeleteResponse{Header: s.header()}
 	for i, op := range r.Deletes {
 		item := &kvstorev1.BatchDeleteResponse_Item{}
-		switch out := s.doDelete(r.Keyspace, r.Namespace, op, r.Identity, i).(type) {
+		switch out := s.item(func() any { return s.doDelete(r.Keyspace, r.Namespace, op, r.Identity, i) }).(type) {
 		case *kvstorev1.DeleteResult:
 			item.Outcome = &kvstorev1.BatchDeleteResponse_Item_Result{Result: out}
 		case error:

@@ -181,8 +181,10 @@ func (s prompt) Write(stream grpc.ClientStreamingServer[kvstorev1.WriteRequest, 
 		if hdr == nil || int64(len(data)) < hdr.Size {
 			continue
 		}
-		res, err := s.store(head, hdr, data)
-		if err != nil {
+		var res *kvstorev1.WriteResponse_Result
+		if err := s.Faults.runBefore("item"); err != nil {
+			res = &kvstorev1.WriteResponse_Result{Outcome: &kvstorev1.WriteResponse_Result_Error{Error: kverr.Item(err)}}
+		} else if res, err = s.store(head, hdr, data); err != nil {
 			return err
 		}
 		resp.Results = append(resp.Results, res)

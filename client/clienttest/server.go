@@ -226,7 +226,7 @@ type Faults struct {
 }
 
 // Before is called before anything is done of a call, or of a frame of Pipeline; its error is the answer (and breaks
-// the stream).
+// the stream). Method "item" is one item of a batch, or a block of Write.
 func (f *Faults) Before(fn func(method string) error) { f.set(func() { f.before = fn }) }
 
 // After is called when all is done and nothing answered; its error is the answer instead (and breaks the stream).
