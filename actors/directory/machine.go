@@ -347,13 +347,14 @@ func (m *Machine) Pending() int { return m.size }
 // Tree is all durable state, once Ready was taken.
 func (m *Machine) Tree() *btree.Tree { return m.tree }
 
-// WakeMS is when the directory must be active although nobody asks for it: soon while there are chores, at the end of
-// Quarantine for those that rest.
+// WakeMS is when the directory must be active although nobody asks for it: soon while there are chores, and again every second or
+// so until they are done; at the end of Quarantine for those that rest.
 func (m *Machine) WakeMS() int64 {
-	if m.chores > 0 {
+	due := NextDueMS(m.tree)
+	if m.chores > 0 || due > 0 && due <= m.now {
 		return (m.now/1000 + 2) * 1000
 	}
-	return NextDueMS(m.tree)
+	return due
 }
 
 // Replay applies one durable body.

@@ -366,3 +366,49 @@ func TestCatalogLookupAllocates(t *testing.T) {
 		t.Fatalf("a lookup costs %v allocations", n)
 	}
 }
+
+// TestWake: the directory wants to be woken while there is something to do, and never at once, so that what cannot be done now does not
+// keep it awake.
+func TestWake(t *testing.T) {
+	m := New()
+	step := func(c *Command) {
+		t.Helper()
+		m.Step(c)
+		m.Ready()
+		if c.Err != nil {
+			t.Fatal(c.Err)
+		}
+	}
+	wakes := func(after, before int64) {
+		t.Helper()
+		if at := m.WakeMS(); at < m.now+after || at > m.now+before {
+			t.Fatalf("at %d it wants to be woken at %d, want in %d to %d ms", m.now, at, after, before)
+		}
+	}
+	if at := m.WakeMS(); at != 0 {
+		t.Fatal(at)
+	}
+	for now := int64(1); now < 5000; now += 700 {
+		m.Tick(now)
+		step(&Command{Op: OpCreateKeyspace, Keyspace: KeyspaceSpec{Name: fmt.Sprint("k", now), UID: fmt.Sprintf("%016x", now), Shards: 1}})
+		wakes(1000, 2000)
+	}
+	for _, ks := range []int64{1, 701} {
+		step(&Command{Op: OpDeleteKeyspace, Keyspace: KeyspaceSpec{Name: fmt.Sprint("k", ks)}})
+	}
+	for _, c := range Chores(m.Tree()) {
+		step(&Command{Op: OpFinishChore, Chore: c.Id})
+	}
+	wakes(Quarantine.Milliseconds(), Quarantine.Milliseconds())
+	m.Tick(m.now + Quarantine.Milliseconds())
+	if n := len(Due(m.Tree(), m.now)); n != 2 {
+		t.Fatalf("%d are due", n)
+	}
+	wakes(1000, 2000)
+	for _, c := range Due(m.Tree(), m.now) {
+		step(&Command{Op: OpFinishChore, Chore: c.Id})
+	}
+	if at := m.WakeMS(); at != 0 {
+		t.Fatal(at)
+	}
+}

@@ -189,8 +189,11 @@ func TestServesWithoutOwner(t *testing.T) {
 			t.Fatal(got)
 		}
 		s := d.Status()
-		if s.Following || s.Failure == nil || s.Age < time.Minute || s.Age > time.Minute+2*time.Second || s.Revision == 0 || s.Owner != "" {
+		if s.Following || s.Failure == nil || s.Age < time.Minute || s.Age > time.Minute+2*time.Second || s.Revision == 0 || s.Owner != "a" {
 			t.Fatalf("%+v", s)
+		}
+		if p := d.CopyStatus(); p.Following || p.Reason == "" || p.AgeMs < 60_000 || p.Revision != s.Revision || p.Owner != "a" || p.Epoch != 1 {
+			t.Fatal(p)
 		}
 		if err := d.Ready(); err != nil {
 			t.Fatal(err)

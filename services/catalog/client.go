@@ -21,10 +21,11 @@ import (
 	"kvstore/actors/host"
 	"kvstore/components/kverr"
 	dataplanev1 "kvstore/proto/gen/kvstore/dataplane/v1"
+	kvv1 "kvstore/proto/gen/kvstore/v1"
 	"kvstore/services/frontend"
 )
 
-var _ frontend.Directory = (*Client)(nil)
+var _ frontend.DirectoryCopy = (*Client)(nil)
 
 // Locator finds out which host owns an actor, having it activated if need be. It may wait for that; errors are *kverr.Error.
 type Locator interface {
@@ -114,6 +115,7 @@ type copied struct {
 	catalog  *directory.Catalog
 	snapshot *frontend.Snapshot
 	epoch    uint64 // of the owner that sent it
+	from     string // its address
 }
 
 // owner is a host that is taken for the owner.
@@ -233,13 +235,13 @@ func (c *Client) follow(ctx context.Context, d *dialled) (heard bool, _ error) {
 		}
 		for _, change := range m.Changes {
 			if err := replica.Apply(change); err != nil {
-				return heard, err
+				return heard, kverr.Wrap(kverr.Unimplemented, "follow the directory", err)
 			}
 		}
 		if m.More {
 			continue
 		}
-		if err := c.take(replica, m, complete); err != nil {
+		if err := c.take(replica, m, complete, at.Address); err != nil {
 			return heard, err
 		}
 		complete, heard = m.Revision, true
@@ -260,7 +262,7 @@ func (c *Client) why(ctx context.Context, err error) error {
 }
 
 // take makes a complete state the current copy, unless it is older than that.
-func (c *Client) take(replica *directory.Replica, m *dataplanev1.WatchDirectoryResponse, complete uint64) error {
+func (c *Client) take(replica *directory.Replica, m *dataplanev1.WatchDirectoryResponse, complete uint64, from string) error {
 	old := c.current.Load()
 	if old != nil {
 		switch {
@@ -274,12 +276,12 @@ func (c *Client) take(replica *directory.Replica, m *dataplanev1.WatchDirectoryR
 		}
 	}
 	next := old
-	if old == nil || m.Revision != complete || m.Epoch != old.epoch || m.Revision != old.catalog.Revision {
+	if old == nil || m.Revision != complete || m.Epoch != old.epoch || from != old.from || m.Revision != old.catalog.Revision {
 		catalog, err := replica.Catalog(m.Revision)
 		if err != nil {
 			return kverr.Wrap(kverr.DataLoss, "follow the directory", err)
 		}
-		next = &copied{catalog: catalog, snapshot: snapshotOf(catalog), epoch: m.Epoch}
+		next = &copied{catalog: catalog, snapshot: snapshotOf(catalog), epoch: m.Epoch, from: from}
 	}
 	c.set(func() {
 		c.current.Store(next)
@@ -358,7 +360,7 @@ func (c *Client) Snapshot(ctx context.Context) (*frontend.Snapshot, error) {
 type Status struct {
 	Revision  uint64        // of the copy; 0 = there is none yet
 	Epoch     uint64        // of the owner that sent it
-	Owner     string        // address of the host that is followed, or about to be; empty = none
+	Owner     string        // address of the host that sent it
 	Following bool          // the owner is being followed; otherwise Failure tells why not
 	Age       time.Duration // since the owner last made sure that the copy is the directory; 0 while there is none
 	Failure   error
@@ -369,13 +371,20 @@ func (c *Client) Status() Status {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := Status{Following: c.following, Failure: c.failure}
-	if c.owner != nil {
-		s.Owner = c.owner.at.Address
-	}
 	if now := c.current.Load(); now != nil {
-		s.Revision, s.Epoch, s.Age = now.catalog.Revision, now.epoch, time.Since(c.heard)
+		s.Revision, s.Epoch, s.Owner, s.Age = now.catalog.Revision, now.epoch, now.from, time.Since(c.heard)
 	}
 	return s
+}
+
+// CopyStatus is Status for users.
+func (c *Client) CopyStatus() *kvv1.StatusResponse_Directory {
+	s := c.Status()
+	p := &kvv1.StatusResponse_Directory{Revision: s.Revision, Epoch: s.Epoch, Owner: s.Owner, Following: s.Following, AgeMs: s.Age.Milliseconds()}
+	if s.Failure != nil {
+		p.Reason = s.Failure.Error()
+	}
+	return p
 }
 
 // Ready tells why the process cannot serve by this copy, nil when it can: there must be one. One that is old is no reason, since shards

@@ -278,22 +278,14 @@ func (c *cluster) client() *catalog.Client {
 	return d
 }
 
-// chores is what the owner has left to do.
-func (c *cluster) chores(address string) int {
-	c.t.Helper()
-	cat, err := c.node(address).keeper.Catalog(c.t.Context())
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	return cat.Chores
-}
-
-// settle waits until a host that owns the directory has no chores.
-func (c *cluster) settle(address string) {
+// settle waits until the owner, whichever of these hosts that is, has no chores.
+func (c *cluster) settle(addresses ...string) {
 	c.t.Helper()
 	for range 1000 {
-		if c.chores(address) == 0 {
-			return
+		for _, a := range addresses {
+			if now, err := c.node(a).keeper.Catalog(c.t.Context()); err == nil && now.Chores == 0 {
+				return
+			}
 		}
 		time.Sleep(100 * time.Millisecond) // of the bubble
 	}

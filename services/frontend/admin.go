@@ -255,6 +255,9 @@ func (a *adminService) Status(ctx context.Context, _ *kvv1.StatusRequest) (*kvv1
 			sh.Keyspace = fmt.Sprintf("(%s)", sh.Id[:max(0, strings.LastIndexByte(sh.Id, '-'))])
 		}
 	}
+	if d, ok := a.dir.(DirectoryCopy); ok {
+		resp.Directory = d.CopyStatus()
+	}
 	return a.statusHead(resp), nil
 }
 

@@ -65,6 +65,13 @@ type Directory interface {
 	DeleteNamespace(ctx context.Context, keyspace, name string) error
 }
 
+// DirectoryCopy is a Directory that goes by a copy, and can tell how current it is.
+type DirectoryCopy interface {
+	Directory
+	// CopyStatus tells how current the copy is.
+	CopyStatus() *kvv1.StatusResponse_Directory
+}
+
 // Snapshot is a state of the directory.
 type Snapshot struct {
 	Revision  uint64

@@ -214,7 +214,9 @@ func remove(key string) *shard.Command {
 }
 
 // doAt runs one command on an actor and waits.
-func (c *cluster) doAt(h Host, id string, cmd *shard.Command) error { return c.startAt(h, id, cmd)[0].wait() }
+func (c *cluster) doAt(h Host, id string, cmd *shard.Command) error {
+	return c.startAt(h, id, cmd)[0].wait()
+}
 
 // do runs one command and waits.
 func (c *cluster) do(h Host, cmd *shard.Command) error { return c.start(h, cmd)[0].wait() }

@@ -125,7 +125,7 @@ func (h *Host) depose(ctx context.Context, shardID string) error {
 		return nil // the engine excludes other processes
 	}
 	holder, err := h.store.Holder(ctx, shardID)
-	if err != nil || holder.Epoch.Counter == 0 || holder.Yielded {
+	if owned := err == nil && holder.Epoch.Counter > 0 && !holder.Yielded; !owned {
 		return nil
 	}
 	opts := h.logOptions(shardID)

@@ -35,6 +35,13 @@ var statusCommand = command{
 			if st.FreeBytes > 0 {
 				fmt.Fprintf(s.stdout, "%s free on disk; writes stop below %s\n", bytesText(st.FreeBytes), bytesText(st.ReserveBytes))
 			}
+			if d := st.Directory; d != nil {
+				fmt.Fprintf(s.stdout, "directory at revision %d, confirmed %v ago by %s", d.Revision, time.Duration(d.AgeMs)*time.Millisecond, d.Owner)
+				if !d.Following {
+					fmt.Fprintf(s.stdout, "; not followed now: %s", d.Reason)
+				}
+				fmt.Fprintln(s.stdout)
+			}
 			fmt.Fprintln(s.stdout)
 			var rows [][]string
 			for _, sh := range st.Shards {

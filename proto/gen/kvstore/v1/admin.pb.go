@@ -1295,7 +1295,9 @@ type StatusResponse struct {
 	// Bytes free where the engine stores, when it knows.
 	FreeBytes int64 `protobuf:"varint,6,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
 	// Writes stop when less than this is free.
-	ReserveBytes  int64 `protobuf:"varint,7,opt,name=reserve_bytes,json=reserveBytes,proto3" json:"reserve_bytes,omitempty"`
+	ReserveBytes int64 `protobuf:"varint,7,opt,name=reserve_bytes,json=reserveBytes,proto3" json:"reserve_bytes,omitempty"`
+	// The frontend's copy of the directory; absent when the directory is in the same process.
+	Directory     *StatusResponse_Directory `protobuf:"bytes,8,opt,name=directory,proto3" json:"directory,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1377,6 +1379,13 @@ func (x *StatusResponse) GetReserveBytes() int64 {
 		return x.ReserveBytes
 	}
 	return 0
+}
+
+func (x *StatusResponse) GetDirectory() *StatusResponse_Directory {
+	if x != nil {
+		return x.Directory
+	}
+	return nil
 }
 
 // One shard.
@@ -1524,6 +1533,97 @@ func (x *StatusResponse_Shard) GetReason() string {
 	return ""
 }
 
+// The copy of the directory that a frontend goes by which does not share a process with the directory itself.
+type StatusResponse_Directory struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Revision of the copy.
+	Revision uint64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Epoch of the owner that it is from.
+	Epoch uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Address of the host that it is from.
+	Owner string `protobuf:"bytes,3,opt,name=owner,proto3" json:"owner,omitempty"`
+	// The owner is being followed: changes are seen as they are made.
+	Following bool `protobuf:"varint,4,opt,name=following,proto3" json:"following,omitempty"`
+	// Milliseconds since the owner last confirmed that the copy is current.
+	AgeMs int64 `protobuf:"varint,5,opt,name=age_ms,json=ageMs,proto3" json:"age_ms,omitempty"`
+	// Why the owner is not being followed.
+	Reason        string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatusResponse_Directory) Reset() {
+	*x = StatusResponse_Directory{}
+	mi := &file_kvstore_v1_admin_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatusResponse_Directory) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatusResponse_Directory) ProtoMessage() {}
+
+func (x *StatusResponse_Directory) ProtoReflect() protoreflect.Message {
+	mi := &file_kvstore_v1_admin_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatusResponse_Directory.ProtoReflect.Descriptor instead.
+func (*StatusResponse_Directory) Descriptor() ([]byte, []int) {
+	return file_kvstore_v1_admin_proto_rawDescGZIP(), []int{22, 1}
+}
+
+func (x *StatusResponse_Directory) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *StatusResponse_Directory) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *StatusResponse_Directory) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *StatusResponse_Directory) GetFollowing() bool {
+	if x != nil {
+		return x.Following
+	}
+	return false
+}
+
+func (x *StatusResponse_Directory) GetAgeMs() int64 {
+	if x != nil {
+		return x.AgeMs
+	}
+	return 0
+}
+
+func (x *StatusResponse_Directory) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 var File_kvstore_v1_admin_proto protoreflect.FileDescriptor
 
 const file_kvstore_v1_admin_proto_rawDesc = "" +
@@ -1596,7 +1696,7 @@ const file_kvstore_v1_admin_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
 	"\aconfirm\x18\x03 \x01(\tR\aconfirm\"\x19\n" +
 	"\x17DeleteNamespaceResponse\"\x0f\n" +
-	"\rStatusRequest\"\xdf\x04\n" +
+	"\rStatusRequest\"\xc6\x06\n" +
 	"\x0eStatusResponse\x122\n" +
 	"\x06header\x18\x01 \x01(\v2\x1a.kvstore.v1.ResponseHeaderR\x06header\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1b\n" +
@@ -1605,7 +1705,8 @@ const file_kvstore_v1_admin_proto_rawDesc = "" +
 	"\x06shards\x18\x05 \x03(\v2 .kvstore.v1.StatusResponse.ShardR\x06shards\x12\x1d\n" +
 	"\n" +
 	"free_bytes\x18\x06 \x01(\x03R\tfreeBytes\x12#\n" +
-	"\rreserve_bytes\x18\a \x01(\x03R\freserveBytes\x1a\xcb\x02\n" +
+	"\rreserve_bytes\x18\a \x01(\x03R\freserveBytes\x12B\n" +
+	"\tdirectory\x18\b \x01(\v2$.kvstore.v1.StatusResponse.DirectoryR\tdirectory\x1a\xcb\x02\n" +
 	"\x05Shard\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\bkeyspace\x18\x02 \x01(\tR\bkeyspace\x12\x14\n" +
@@ -1620,7 +1721,14 @@ const file_kvstore_v1_admin_proto_rawDesc = "" +
 	" \x01(\x03R\x0fcheckpointBytes\x12\x1f\n" +
 	"\vvalue_bytes\x18\v \x01(\x03R\n" +
 	"valueBytes\x12\x16\n" +
-	"\x06reason\x18\f \x01(\tR\x06reason*\x94\x01\n" +
+	"\x06reason\x18\f \x01(\tR\x06reason\x1a\xa0\x01\n" +
+	"\tDirectory\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x14\n" +
+	"\x05owner\x18\x03 \x01(\tR\x05owner\x12\x1c\n" +
+	"\tfollowing\x18\x04 \x01(\bR\tfollowing\x12\x15\n" +
+	"\x06age_ms\x18\x05 \x01(\x03R\x05ageMs\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason*\x94\x01\n" +
 	"\rNamespaceKind\x12\x1e\n" +
 	"\x1aNAMESPACE_KIND_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11NAMESPACE_KIND_KV\x10\x01\x12\x19\n" +
@@ -1656,35 +1764,36 @@ func file_kvstore_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_kvstore_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_kvstore_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_kvstore_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_kvstore_v1_admin_proto_goTypes = []any{
-	(NamespaceKind)(0),              // 0: kvstore.v1.NamespaceKind
-	(*PartitionRule)(nil),           // 1: kvstore.v1.PartitionRule
-	(*Keyspace)(nil),                // 2: kvstore.v1.Keyspace
-	(*Namespace)(nil),               // 3: kvstore.v1.Namespace
-	(*CreateKeyspaceRequest)(nil),   // 4: kvstore.v1.CreateKeyspaceRequest
-	(*CreateKeyspaceResponse)(nil),  // 5: kvstore.v1.CreateKeyspaceResponse
-	(*GetKeyspaceRequest)(nil),      // 6: kvstore.v1.GetKeyspaceRequest
-	(*GetKeyspaceResponse)(nil),     // 7: kvstore.v1.GetKeyspaceResponse
-	(*ListKeyspacesRequest)(nil),    // 8: kvstore.v1.ListKeyspacesRequest
-	(*ListKeyspacesResponse)(nil),   // 9: kvstore.v1.ListKeyspacesResponse
-	(*DeleteKeyspaceRequest)(nil),   // 10: kvstore.v1.DeleteKeyspaceRequest
-	(*DeleteKeyspaceResponse)(nil),  // 11: kvstore.v1.DeleteKeyspaceResponse
-	(*CreateNamespaceRequest)(nil),  // 12: kvstore.v1.CreateNamespaceRequest
-	(*CreateNamespaceResponse)(nil), // 13: kvstore.v1.CreateNamespaceResponse
-	(*GetNamespaceRequest)(nil),     // 14: kvstore.v1.GetNamespaceRequest
-	(*GetNamespaceResponse)(nil),    // 15: kvstore.v1.GetNamespaceResponse
-	(*ListNamespacesRequest)(nil),   // 16: kvstore.v1.ListNamespacesRequest
-	(*ListNamespacesResponse)(nil),  // 17: kvstore.v1.ListNamespacesResponse
-	(*UpdateNamespaceRequest)(nil),  // 18: kvstore.v1.UpdateNamespaceRequest
-	(*UpdateNamespaceResponse)(nil), // 19: kvstore.v1.UpdateNamespaceResponse
-	(*DeleteNamespaceRequest)(nil),  // 20: kvstore.v1.DeleteNamespaceRequest
-	(*DeleteNamespaceResponse)(nil), // 21: kvstore.v1.DeleteNamespaceResponse
-	(*StatusRequest)(nil),           // 22: kvstore.v1.StatusRequest
-	(*StatusResponse)(nil),          // 23: kvstore.v1.StatusResponse
-	(*StatusResponse_Shard)(nil),    // 24: kvstore.v1.StatusResponse.Shard
-	(*fieldmaskpb.FieldMask)(nil),   // 25: google.protobuf.FieldMask
-	(*ResponseHeader)(nil),          // 26: kvstore.v1.ResponseHeader
+	(NamespaceKind)(0),               // 0: kvstore.v1.NamespaceKind
+	(*PartitionRule)(nil),            // 1: kvstore.v1.PartitionRule
+	(*Keyspace)(nil),                 // 2: kvstore.v1.Keyspace
+	(*Namespace)(nil),                // 3: kvstore.v1.Namespace
+	(*CreateKeyspaceRequest)(nil),    // 4: kvstore.v1.CreateKeyspaceRequest
+	(*CreateKeyspaceResponse)(nil),   // 5: kvstore.v1.CreateKeyspaceResponse
+	(*GetKeyspaceRequest)(nil),       // 6: kvstore.v1.GetKeyspaceRequest
+	(*GetKeyspaceResponse)(nil),      // 7: kvstore.v1.GetKeyspaceResponse
+	(*ListKeyspacesRequest)(nil),     // 8: kvstore.v1.ListKeyspacesRequest
+	(*ListKeyspacesResponse)(nil),    // 9: kvstore.v1.ListKeyspacesResponse
+	(*DeleteKeyspaceRequest)(nil),    // 10: kvstore.v1.DeleteKeyspaceRequest
+	(*DeleteKeyspaceResponse)(nil),   // 11: kvstore.v1.DeleteKeyspaceResponse
+	(*CreateNamespaceRequest)(nil),   // 12: kvstore.v1.CreateNamespaceRequest
+	(*CreateNamespaceResponse)(nil),  // 13: kvstore.v1.CreateNamespaceResponse
+	(*GetNamespaceRequest)(nil),      // 14: kvstore.v1.GetNamespaceRequest
+	(*GetNamespaceResponse)(nil),     // 15: kvstore.v1.GetNamespaceResponse
+	(*ListNamespacesRequest)(nil),    // 16: kvstore.v1.ListNamespacesRequest
+	(*ListNamespacesResponse)(nil),   // 17: kvstore.v1.ListNamespacesResponse
+	(*UpdateNamespaceRequest)(nil),   // 18: kvstore.v1.UpdateNamespaceRequest
+	(*UpdateNamespaceResponse)(nil),  // 19: kvstore.v1.UpdateNamespaceResponse
+	(*DeleteNamespaceRequest)(nil),   // 20: kvstore.v1.DeleteNamespaceRequest
+	(*DeleteNamespaceResponse)(nil),  // 21: kvstore.v1.DeleteNamespaceResponse
+	(*StatusRequest)(nil),            // 22: kvstore.v1.StatusRequest
+	(*StatusResponse)(nil),           // 23: kvstore.v1.StatusResponse
+	(*StatusResponse_Shard)(nil),     // 24: kvstore.v1.StatusResponse.Shard
+	(*StatusResponse_Directory)(nil), // 25: kvstore.v1.StatusResponse.Directory
+	(*fieldmaskpb.FieldMask)(nil),    // 26: google.protobuf.FieldMask
+	(*ResponseHeader)(nil),           // 27: kvstore.v1.ResponseHeader
 }
 var file_kvstore_v1_admin_proto_depIdxs = []int32{
 	0,  // 0: kvstore.v1.Namespace.kind:type_name -> kvstore.v1.NamespaceKind
@@ -1698,35 +1807,36 @@ var file_kvstore_v1_admin_proto_depIdxs = []int32{
 	3,  // 8: kvstore.v1.GetNamespaceResponse.namespace:type_name -> kvstore.v1.Namespace
 	3,  // 9: kvstore.v1.ListNamespacesResponse.namespaces:type_name -> kvstore.v1.Namespace
 	3,  // 10: kvstore.v1.UpdateNamespaceRequest.namespace:type_name -> kvstore.v1.Namespace
-	25, // 11: kvstore.v1.UpdateNamespaceRequest.update_mask:type_name -> google.protobuf.FieldMask
+	26, // 11: kvstore.v1.UpdateNamespaceRequest.update_mask:type_name -> google.protobuf.FieldMask
 	3,  // 12: kvstore.v1.UpdateNamespaceResponse.namespace:type_name -> kvstore.v1.Namespace
-	26, // 13: kvstore.v1.StatusResponse.header:type_name -> kvstore.v1.ResponseHeader
+	27, // 13: kvstore.v1.StatusResponse.header:type_name -> kvstore.v1.ResponseHeader
 	24, // 14: kvstore.v1.StatusResponse.shards:type_name -> kvstore.v1.StatusResponse.Shard
-	4,  // 15: kvstore.v1.AdminService.CreateKeyspace:input_type -> kvstore.v1.CreateKeyspaceRequest
-	6,  // 16: kvstore.v1.AdminService.GetKeyspace:input_type -> kvstore.v1.GetKeyspaceRequest
-	8,  // 17: kvstore.v1.AdminService.ListKeyspaces:input_type -> kvstore.v1.ListKeyspacesRequest
-	10, // 18: kvstore.v1.AdminService.DeleteKeyspace:input_type -> kvstore.v1.DeleteKeyspaceRequest
-	12, // 19: kvstore.v1.AdminService.CreateNamespace:input_type -> kvstore.v1.CreateNamespaceRequest
-	14, // 20: kvstore.v1.AdminService.GetNamespace:input_type -> kvstore.v1.GetNamespaceRequest
-	16, // 21: kvstore.v1.AdminService.ListNamespaces:input_type -> kvstore.v1.ListNamespacesRequest
-	18, // 22: kvstore.v1.AdminService.UpdateNamespace:input_type -> kvstore.v1.UpdateNamespaceRequest
-	20, // 23: kvstore.v1.AdminService.DeleteNamespace:input_type -> kvstore.v1.DeleteNamespaceRequest
-	22, // 24: kvstore.v1.AdminService.Status:input_type -> kvstore.v1.StatusRequest
-	5,  // 25: kvstore.v1.AdminService.CreateKeyspace:output_type -> kvstore.v1.CreateKeyspaceResponse
-	7,  // 26: kvstore.v1.AdminService.GetKeyspace:output_type -> kvstore.v1.GetKeyspaceResponse
-	9,  // 27: kvstore.v1.AdminService.ListKeyspaces:output_type -> kvstore.v1.ListKeyspacesResponse
-	11, // 28: kvstore.v1.AdminService.DeleteKeyspace:output_type -> kvstore.v1.DeleteKeyspaceResponse
-	13, // 29: kvstore.v1.AdminService.CreateNamespace:output_type -> kvstore.v1.CreateNamespaceResponse
-	15, // 30: kvstore.v1.AdminService.GetNamespace:output_type -> kvstore.v1.GetNamespaceResponse
-	17, // 31: kvstore.v1.AdminService.ListNamespaces:output_type -> kvstore.v1.ListNamespacesResponse
-	19, // 32: kvstore.v1.AdminService.UpdateNamespace:output_type -> kvstore.v1.UpdateNamespaceResponse
-	21, // 33: kvstore.v1.AdminService.DeleteNamespace:output_type -> kvstore.v1.DeleteNamespaceResponse
-	23, // 34: kvstore.v1.AdminService.Status:output_type -> kvstore.v1.StatusResponse
-	25, // [25:35] is the sub-list for method output_type
-	15, // [15:25] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	25, // 15: kvstore.v1.StatusResponse.directory:type_name -> kvstore.v1.StatusResponse.Directory
+	4,  // 16: kvstore.v1.AdminService.CreateKeyspace:input_type -> kvstore.v1.CreateKeyspaceRequest
+	6,  // 17: kvstore.v1.AdminService.GetKeyspace:input_type -> kvstore.v1.GetKeyspaceRequest
+	8,  // 18: kvstore.v1.AdminService.ListKeyspaces:input_type -> kvstore.v1.ListKeyspacesRequest
+	10, // 19: kvstore.v1.AdminService.DeleteKeyspace:input_type -> kvstore.v1.DeleteKeyspaceRequest
+	12, // 20: kvstore.v1.AdminService.CreateNamespace:input_type -> kvstore.v1.CreateNamespaceRequest
+	14, // 21: kvstore.v1.AdminService.GetNamespace:input_type -> kvstore.v1.GetNamespaceRequest
+	16, // 22: kvstore.v1.AdminService.ListNamespaces:input_type -> kvstore.v1.ListNamespacesRequest
+	18, // 23: kvstore.v1.AdminService.UpdateNamespace:input_type -> kvstore.v1.UpdateNamespaceRequest
+	20, // 24: kvstore.v1.AdminService.DeleteNamespace:input_type -> kvstore.v1.DeleteNamespaceRequest
+	22, // 25: kvstore.v1.AdminService.Status:input_type -> kvstore.v1.StatusRequest
+	5,  // 26: kvstore.v1.AdminService.CreateKeyspace:output_type -> kvstore.v1.CreateKeyspaceResponse
+	7,  // 27: kvstore.v1.AdminService.GetKeyspace:output_type -> kvstore.v1.GetKeyspaceResponse
+	9,  // 28: kvstore.v1.AdminService.ListKeyspaces:output_type -> kvstore.v1.ListKeyspacesResponse
+	11, // 29: kvstore.v1.AdminService.DeleteKeyspace:output_type -> kvstore.v1.DeleteKeyspaceResponse
+	13, // 30: kvstore.v1.AdminService.CreateNamespace:output_type -> kvstore.v1.CreateNamespaceResponse
+	15, // 31: kvstore.v1.AdminService.GetNamespace:output_type -> kvstore.v1.GetNamespaceResponse
+	17, // 32: kvstore.v1.AdminService.ListNamespaces:output_type -> kvstore.v1.ListNamespacesResponse
+	19, // 33: kvstore.v1.AdminService.UpdateNamespace:output_type -> kvstore.v1.UpdateNamespaceResponse
+	21, // 34: kvstore.v1.AdminService.DeleteNamespace:output_type -> kvstore.v1.DeleteNamespaceResponse
+	23, // 35: kvstore.v1.AdminService.Status:output_type -> kvstore.v1.StatusResponse
+	26, // [26:36] is the sub-list for method output_type
+	16, // [16:26] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_kvstore_v1_admin_proto_init() }
@@ -1746,7 +1856,7 @@ func file_kvstore_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kvstore_v1_admin_proto_rawDesc), len(file_kvstore_v1_admin_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   24,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
