@@ -135,14 +135,18 @@ func (c *Config) Validate() error {
 		check(c.Redis.URL == "", "-redis-url is set and -engine is %s: say -engine redis", c.Engine)
 	}
 	check(c.Instance >= 0 && c.Instance <= MaxInstance, "-instance is %d: 0 to %d", c.Instance, MaxInstance)
-	for _, d := range []struct{ flag, addr string }{{"grpc-listen", c.GRPCListen}, {"admin-listen", c.AdminListen}} {
-		if _, _, err := net.SplitHostPort(d.addr); err != nil {
-			check(false, "-%s is %q: it must be host:port", d.flag, d.addr)
+	for _, l := range []struct {
+		door Door
+		addr string
+	}{{DoorGRPC, c.GRPCListen}, {DoorAdmin, c.AdminListen}} {
+		if _, _, err := net.SplitHostPort(l.addr); err != nil {
+			check(false, "-%s-listen is %q: it must be host:port", l.door.Name, l.addr)
 			continue
 		}
-		missing := c.Access.missing()
-		check(c.Insecure || missing == "" || loopback(d.addr), "-%s is %q, which other machines can reach, and there is not: %s. "+
-			"Give it, or listen on 127.0.0.1, or say -insecure if the network is closed to everyone who may not read and write everything", d.flag, d.addr, missing)
+		missing := c.Access.missing(l.door)
+		check(c.Insecure || missing == "" || loopback(l.addr), "-%s-listen is %q, which other machines can reach, and there is not: %s. "+
+			"Give it, or listen on 127.0.0.1, or say -insecure if the network is closed to everyone who may not read and write everything",
+			l.door.Name, l.addr, missing)
 	}
 	c.Access.validate(check)
 	check(c.MaxValueBytes >= 1<<10 && c.MaxValueBytes <= key.MaxValueConfig, "-max-value-bytes is %d: 1024 to %d", c.MaxValueBytes, int64(key.MaxValueConfig))

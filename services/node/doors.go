@@ -26,8 +26,14 @@ type Access struct {
 	Peers authn.PeerFiles
 }
 
-// missing tells what an address that other machines can reach would need and does not have; "" = nothing.
-func (a *Access) missing() string {
+// missing tells what a door on an address that other machines can reach would need and does not have; "" = nothing.
+func (a *Access) missing(door Door) string {
+	if door == DoorDataPlane {
+		if a.Peers.Cert == "" {
+			return "mutual TLS (-peer-cert, -peer-key, -peer-ca, -peer-names)"
+		}
+		return ""
+	}
 	var lacks []string
 	if a.TLS.Cert == "" {
 		lacks = append(lacks, "TLS (-tls-cert, -tls-key)")
@@ -125,6 +131,23 @@ func (d *doors) grpcOptions() []grpc.ServerOption {
 		options = append(options, grpc.Creds(&notingCreds{credentials.NewTLS(d.certs.Config()), d}))
 	}
 	return options
+}
+
+// peerOptions are the transport of the data plane, where both sides prove who they are. They come behind other options.
+func (d *doors) peerOptions() []grpc.ServerOption {
+	options := []grpc.ServerOption{grpc.ConnectionTimeout(handshakeTime)}
+	if d.peers != nil {
+		options = append(options, grpc.Creds(&notingCreds{credentials.NewTLS(d.peers.ServerConfig()), d}))
+	}
+	return options
+}
+
+// peerClient is TLS towards the data plane of other processes; nil = plain text.
+func (d *doors) peerClient() *tls.Config {
+	if d.peers == nil {
+		return nil
+	}
+	return d.peers.ClientConfig()
 }
 
 // adminListener puts TLS on the admin port.

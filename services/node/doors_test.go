@@ -3,8 +3,10 @@ package node
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -15,6 +17,10 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/status"
@@ -23,6 +29,8 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"kvstore/components/authn"
+	"kvstore/components/authn/ca"
+	"kvstore/services/dataplane"
 )
 
 // TestDoorsToOtherMachines: an address that others can reach needs TLS and a way to know who comes, or -insecure.
@@ -189,3 +197,100 @@ func TestNothingIsServedWithoutAToken(t *testing.T) {
 		t.Errorf("a call that is not there: %v", err)
 	}
 }
+
+// TestStrangerOnTheDataPlane: only a process with a certificate of our CA and an expected name gets an answer, and the log says who did not.
+func TestStrangerOnTheDataPlane(t *testing.T) {
+	dir := t.TempDir()
+	issue := func(root *ca.CA, name, dns string) Access {
+		t.Helper()
+		pair, err := root.Issue(ca.Leaf{DNS: []string{dns}, Life: time.Hour}, time.Now())
+		if err == nil {
+			err = pair.Write(filepath.Join(dir, name))
+		}
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, name+".ca"), root.Cert, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		base := filepath.Join(dir, name)
+		return Access{Peers: authn.PeerFiles{Cert: base + ".crt", Key: base + ".key", CA: base + ".ca", Names: []string{"*.kvstore"}}}
+	}
+	authority := func() *ca.CA {
+		root, err := ca.New("root", time.Hour, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return root
+	}
+	ours, theirs := authority(), authority()
+	lines := make(chan string, 100)
+	log := slog.New(slog.NewTextHandler(writerFunc(func(p []byte) (int, error) {
+		lines <- string(p)
+		return len(p), nil
+	}), nil))
+	open := func(a Access) *doors {
+		t.Helper()
+		d, err := openDoors(a, log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	host := open(issue(ours, "host", "h1.kvstore"))
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := grpc.NewServer(append(dataplane.ServerOptions(nil), host.peerOptions()...)...)
+	healthpb.RegisterHealthServer(srv, health.NewServer())
+	go func() { _ = srv.Serve(lis) }()
+	defer srv.Stop()
+	for _, tc := range []struct {
+		name   string
+		config *tls.Config
+		log    string // "" = it is let in
+	}{
+		{"ours", open(issue(ours, "frontend", "f1.kvstore")).peerClient(), ""},
+		{"our CA, another name", open(issue(ours, "app", "app.example")).peerClient(), "is for app.example"},
+		{"another CA", open(issue(theirs, "stranger", "h2.kvstore")).peerClient(), "refuses this server's certificate"},
+		{"no certificate", &tls.Config{InsecureSkipVerify: true}, "didn't provide a certificate"},
+		{"plain text", nil, "plain text"},
+	} {
+		host.mu.Lock()
+		host.next = time.Time{} // each is to be logged
+		host.mu.Unlock()
+		creds := insecure.NewCredentials()
+		if tc.config != nil {
+			creds = credentials.NewTLS(tc.config)
+		}
+		conn, err := grpc.NewClient(lis.Addr().String(), grpc.WithTransportCredentials(creds))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = healthpb.NewHealthClient(conn).Check(within(t), &healthpb.HealthCheckRequest{})
+		_ = conn.Close()
+		if (err == nil) != (tc.log == "") || err != nil && status.Code(err) != codes.Unavailable {
+			t.Errorf("%s: %v", tc.name, err)
+		}
+		if tc.log == "" {
+			continue
+		}
+		select {
+		case line := <-lines:
+			if !strings.Contains(line, tc.log) {
+				t.Errorf("%s: the log does not tell of %q: %s", tc.name, tc.log, line)
+			}
+		case <-time.After(patience):
+			t.Fatalf("%s: nothing is logged", tc.name)
+		}
+	}
+	cfg := Config{}
+	if missing := cfg.Access.missing(DoorDataPlane); !strings.Contains(missing, "-peer-cert") {
+		t.Errorf("a data plane without mutual TLS: %q", missing)
+	}
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
