@@ -144,9 +144,8 @@ func batch[Req any, Resp interface{ GetResults() []Item }, Item interface{ GetEr
 		if passing == nil {
 			return items, errs, nil
 		}
-		wait, err := a.again(ctx, co, passing)
-		if err != nil || pause(ctx, wait) != nil {
-			return items, errs, nil
+		if !a.wait(ctx, co, passing) {
+			return items, errs, nil // the items say what is wrong
 		}
 	}
 }

@@ -89,6 +89,12 @@ func (a *attempts) again(ctx context.Context, co *core, err error) (time.Duratio
 	return wait, nil
 }
 
+// wait waits until the next try after err, and tells whether there is to be one.
+func (a *attempts) wait(ctx context.Context, co *core, err error) bool {
+	d, final := a.again(ctx, co, err)
+	return final == nil && pause(ctx, d) == nil
+}
+
 // final is what the caller gets to see: a write of which an earlier try may have been applied must not look refused. Refusals
 // that follow from the request alone met the earlier try too, and a failed condition is judged by whoever knows the identity:
 // those stand. All others tell of this try only.
