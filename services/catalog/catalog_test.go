@@ -445,6 +445,71 @@ func TestTwoOwners(t *testing.T) {
 	})
 }
 
+// TestShardsElsewhere: chores reach shards that other hosts own: a namespace is dropped there, and a keyspace is removed under its owner,
+// whether that can be asked or not.
+func TestShardsElsewhere(t *testing.T) {
+	run(t, []string{"a", "b"}, func(t *testing.T, c *cluster) {
+		c.mu.Lock()
+		c.apart = "b"
+		c.mu.Unlock()
+		d := c.client()
+		ks, err := d.CreateKeyspace(t.Context(), &kvv1.Keyspace{Name: "k", Shards: 2})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"one", "two"} {
+			if _, err := d.CreateNamespace(t.Context(), &kvv1.Namespace{Keyspace: "k", Name: name}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		id := ring.ShardID(ks.Uid, 1)
+		for i := range 1500 {
+			if err := errors.Join(c.put("b", id, 1, fmt.Sprint("k", i)), c.put("b", id, 2, fmt.Sprint("k", i))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := d.DeleteNamespace(t.Context(), "k", "one"); err != nil {
+			t.Fatal(err)
+		}
+		c.settle("a")
+		v, err := c.node("b").host.View(t.Context(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		gone, _ := v.Usage(1)
+		stays, _ := v.Usage(2)
+		if gone != 0 || stays != 1500 {
+			t.Fatalf("%d and %d keys", gone, stays)
+		}
+		is(t, "a put that comes late", c.put("b", id, 1, "late"), kverr.NotFound)
+
+		if err := d.DeleteKeyspace(t.Context(), "k"); err != nil {
+			t.Fatal(err)
+		}
+		c.settle("a")
+		if err := c.put("b", id, 2, "late"); kverr.KindOf(err) != kverr.Moved && kverr.KindOf(err) != kverr.NotFound {
+			t.Fatal(err)
+		}
+		if there := c.stored([]string{ring.ShardID(ks.Uid, 0), id}); len(there) != 0 {
+			t.Fatalf("%v are left", there)
+		}
+
+		// The owner of shards is cut off: the chore waits for it, and goes on.
+		b := c.node("b")
+		b.setCut(true)
+		if err := d.DeleteNamespace(t.Context(), "default", "default"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		if now, err := c.node("a").keeper.Catalog(t.Context()); err != nil || now.Chores != 1 {
+			t.Fatal(now.Chores, err)
+		}
+		b.setCut(false)
+		c.settle("a")
+		c.close()
+	})
+}
+
 // TestMoves: the directory moves from host to host, cleanly, under requests: each is done once and none fails.
 func TestMoves(t *testing.T) {
 	run(t, []string{"a", "b", "c"}, func(t *testing.T, c *cluster) {

@@ -38,7 +38,8 @@ type cluster struct {
 
 	mu     sync.Mutex
 	hosts  map[string]*node // by address; guarded by mu
-	placed string           // the host that the directory, and all shards, are placed on; guarded by mu
+	placed string           // the host that the directory is placed on; guarded by mu
+	apart  string           // the host that shards are placed on; empty = where the directory is; guarded by mu
 	failed []string         // what hosts told of failures; guarded by mu
 }
 
@@ -51,10 +52,12 @@ type node struct {
 	catalog  *catalog.Server
 	grpc     *grpc.Server
 	listener *bufconn.Listener
+	client   *catalog.Client // the host's own, by which its shards are held against what is remembered
+	stop     func()          // of the client
 
 	mu    sync.Mutex
 	cut   bool       // no connection is made; guarded by mu
-	conns []net.Conn // that clients have; guarded by mu
+	conns []net.Conn // to it and from it; guarded by mu
 	fault func(method string) (before, after error)
 }
 
@@ -83,7 +86,7 @@ func (c *cluster) start(address string) *node {
 	if n.host, err = memhost.New(store, memhost.Config{Address: address, Peers: peersOf{c, address}, Placement: placementOf{c, address}}); err != nil {
 		c.t.Fatal(err)
 	}
-	if n.keeper, err = keeper.New(n.host, n.host, keeper.Config{DefaultShards: 3, Failed: func(what string, err error) {
+	if n.keeper, err = keeper.New(n.host, keeper.Through(n.host, c), keeper.Config{DefaultShards: 3, Failed: func(what string, err error) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.failed = append(c.failed, fmt.Sprint(address, ": ", what, ": ", err))
@@ -96,6 +99,15 @@ func (c *cluster) start(address string) *node {
 	if n.catalog, err = catalog.NewServer(n.keeper, catalog.ServerConfig{}); err != nil {
 		c.t.Fatal(err)
 	}
+	if n.client, err = catalog.NewClient(c, catalog.ClientConfig{Dial: func(ctx context.Context, address string) (net.Conn, error) {
+		return c.connect(ctx, address, n)
+	}}); err != nil {
+		c.t.Fatal(err)
+	}
+	var ctx context.Context
+	ctx, n.stop = context.WithCancel(c.ctx)
+	c.runs.Go(func() { n.client.Run(ctx) })
+	n.host.RememberWith(n.client)
 	n.grpc = grpc.NewServer(grpc.UnaryInterceptor(n.intercept))
 	n.catalog.Register(n.grpc)
 	go func() { _ = n.grpc.Serve(n.listener) }()
@@ -127,6 +139,7 @@ func (n *node) intercept(ctx context.Context, req any, info *grpc.UnaryServerInf
 // kill ends a host as kill -9 does: nothing of it reaches store or network any more.
 func (c *cluster) kill(n *node) {
 	n.engine.Add(fault.Rule{Verb: fault.Any, Times: -1, Freeze: true})
+	n.stop()
 	n.setCut(true)
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -188,10 +201,26 @@ func (c *cluster) place(address string) {
 	c.placed = address
 }
 
-func (c *cluster) isPlaced(address string) bool {
+// placeOf is where an actor is placed.
+func (c *cluster) placeOf(id string) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.placed == address
+	if id != keeper.ShardID && c.apart != "" {
+		return c.apart
+	}
+	return c.placed
+}
+
+// Do takes commands to where a shard is placed, as the data plane does.
+func (c *cluster) Do(ctx context.Context, shardID string, cmds ...*shard.Command) {
+	n := c.node(c.placeOf(shardID))
+	if n == nil || n.isCut() {
+		for _, cmd := range cmds {
+			cmd.Release(kverr.New(kverr.Unavailable, "reach the shard", "nobody answers"))
+		}
+		return
+	}
+	n.host.Do(ctx, shardID, cmds...)
 }
 
 type placementOf struct {
@@ -199,8 +228,8 @@ type placementOf struct {
 	address string
 }
 
-func (p placementOf) Placed(string) bool { return p.c.isPlaced(p.address) }
-func (p placementOf) Wake(string)        {}
+func (p placementOf) Placed(id string) bool { return p.c.placeOf(id) == p.address }
+func (p placementOf) Wake(string)           {}
 
 // peersOf is the way from one host to the others.
 type peersOf struct {
@@ -239,9 +268,7 @@ func (n *node) isCut() bool {
 
 // Locate has whatever is placed opened where it is placed.
 func (c *cluster) Locate(ctx context.Context, id string) (host.Location, error) {
-	c.mu.Lock()
-	n := c.hosts[c.placed]
-	c.mu.Unlock()
+	n := c.node(c.placeOf(id))
 	if n == nil || n.isCut() {
 		return host.Location{}, kverr.New(kverr.Unavailable, "locate", "nobody answers")
 	}
@@ -252,25 +279,35 @@ func (c *cluster) Locate(ctx context.Context, id string) (host.Location, error) 
 	return host.Location{Address: n.address, Epoch: r.Log().Epoch().Counter}, nil
 }
 
-func (c *cluster) dial(ctx context.Context, address string) (net.Conn, error) {
-	n := c.node(address)
-	if n == nil || n.isCut() {
+// connect connects to a host, from another one if from is not nil.
+func (c *cluster) connect(ctx context.Context, address string, from *node) (net.Conn, error) {
+	to := c.node(address)
+	if to == nil || to.isCut() || from != nil && from.isCut() {
 		return nil, errors.New("connection refused")
 	}
-	conn, err := n.listener.DialContext(ctx)
+	conn, err := to.listener.DialContext(ctx)
 	if err != nil {
 		return nil, err
 	}
+	to.keep(conn)
+	if from != nil {
+		from.keep(conn)
+	}
+	return conn, nil
+}
+
+func (n *node) keep(conn net.Conn) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.conns = append(n.conns, conn)
-	return conn, nil
 }
 
 // client makes a client of the cluster and runs it.
 func (c *cluster) client() *catalog.Client {
 	c.t.Helper()
-	d, err := catalog.NewClient(c, catalog.ClientConfig{Dial: c.dial})
+	d, err := catalog.NewClient(c, catalog.ClientConfig{Dial: func(ctx context.Context, address string) (net.Conn, error) {
+		return c.connect(ctx, address, nil)
+	}})
 	if err != nil {
 		c.t.Fatal(err)
 	}

@@ -47,6 +47,24 @@ type Shards interface {
 	Do(ctx context.Context, shardID string, cmds ...*shard.Command)
 }
 
+// Commander hands commands to shards, wherever they are active: the data plane's client.
+type Commander interface {
+	Do(ctx context.Context, shardID string, cmds ...*shard.Command)
+}
+
+// Through returns Shards over many hosts: they are created and removed by this host, in the store that all share, and commanded
+// through c.
+func Through(here Shards, c Commander) Shards { return through{here, c} }
+
+type through struct {
+	Shards
+	commander Commander
+}
+
+func (t through) Do(ctx context.Context, shardID string, cmds ...*shard.Command) {
+	t.commander.Do(ctx, shardID, cmds...)
+}
+
 // Host is the runtime that the directory is active in; *memhost.Host is one.
 type Host interface {
 	// Register makes the directory's kind of actor known, before anybody uses it.
