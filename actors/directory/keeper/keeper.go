@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"kvstore/actors/directory"
@@ -122,6 +123,7 @@ type Keeper struct {
 	cfg    Config
 	host   Host
 	shards Shards
+	owner  atomic.Pointer[owner] // the last one here; nil when there is none
 
 	mu      sync.Mutex
 	changed chan struct{} // closed at the next change; guarded by mu
@@ -197,6 +199,12 @@ const tries = 3
 
 // use returns the owner. Again: after one that took nothing.
 func (k *Keeper) use(ctx context.Context, again bool) (*owner, error) {
+	if o := k.owner.Load(); o != nil && !again && o.Err() == nil {
+		if !o.asked.Load() {
+			o.asked.Store(true)
+		}
+		return o, nil // as every request asks for the directory, past the runtime
+	}
 	var r host.Resident
 	var err error
 	if again {

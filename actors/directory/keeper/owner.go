@@ -28,6 +28,7 @@ type owner struct {
 	cancel context.CancelFunc
 	chores sync.WaitGroup // the goroutine that does them
 
+	asked   atomic.Bool // since Busy was asked last
 	visible atomic.Pointer[visible]
 	catalog atomic.Pointer[directory.Catalog]
 	reading sync.Mutex // held while a catalog is made, so that one does it for all
@@ -58,18 +59,22 @@ func (k *Keeper) open(ctx context.Context, opening host.Opening) (host.Resident,
 	}
 	o.Actor = a
 	o.ctx, o.cancel = context.WithCancel(context.Background())
+	k.owner.Store(o)
 	o.chores.Go(o.run)
 	k.tellChanged()
 	return o, nil
 }
 
-// Busy tells that there are chores.
-func (o *owner) Busy() bool { return len(directory.Chores(o.Latest().Tree)) > 0 }
+// Busy tells that there are chores, or that it was asked since Busy was asked before: the runtime does not know of all uses.
+func (o *owner) Busy() bool {
+	return o.asked.Swap(false) || len(directory.Chores(o.Latest().Tree)) > 0
+}
 
 // End cuts a chore that is under way off, which the next owner does again, and ends the ownership.
 func (o *owner) End(ctx context.Context, yield bool) error {
 	o.cancel()
 	o.chores.Wait()
+	o.keeper.owner.CompareAndSwap(o, nil)
 	err := o.Actor.End(ctx, yield)
 	o.keeper.tellChanged()
 	return err
