@@ -29,6 +29,15 @@ build: ## Build kvstored and kvctl into bin/.
 run: build ## Build, start the embedded store in $(DATA), replay the first part of a real prompt trace, keep serving.
 	@./tests/e2e/demo.sh $(BIN) $(DATA)
 
+CLUSTER    ?= cluster-data
+.PHONY: up
+up: build sidecars ## Start a cluster as processes: Redis, placement, 3 hosts of shards, 2 frontends, each with its daprd; logs are in $(CLUSTER).
+	@PATH="$$PATH:$(SIDECARS)" ./tests/e2e/cluster.sh up $(BIN) $(CLUSTER)
+
+.PHONY: down
+down: ## Stop that cluster; what it stored stays in $(CLUSTER).
+	@./tests/e2e/cluster.sh down $(CLUSTER)
+
 .PHONY: test
 test: lint check-proto unit race tagged fuzz fault redis dapr crash e2e ## Everything that CI checks.
 	@echo "make test: all passed"

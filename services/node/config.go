@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"kvstore/actors/directory/keeper"
 	"kvstore/components/key"
 	"kvstore/components/wal/redislog"
 )
@@ -26,6 +27,8 @@ const (
 type Config struct {
 	// Target is which parts run: one of Targets. Default "all".
 	Target string
+	// Cluster is what the targets of a cluster need.
+	Cluster Cluster
 	// Engine is where shards are stored: "disk" (default), "redis" or "memory".
 	Engine string
 	// Redis is the server of engine "redis"; its URL is required for it. Its Reserve is ReserveBytes.
@@ -45,7 +48,7 @@ type Config struct {
 	AddressFile string
 	// MaxValueBytes is the largest value of a key; default 16 MiB, at most 512 MiB.
 	MaxValueBytes int64
-	// DefaultShards is how many shards the first keyspace gets, and every one made without a number. Default 4.
+	// DefaultShards is how many shards the first keyspace gets, and every one made without a number. Default 4; 64 in a cluster.
 	DefaultShards int
 	// MemoryBudget is how many bytes the states of all shards may take; at it writes get RESOURCE_EXHAUSTED and deletes pass.
 	// 0 = two fifths of what the machine (or its cgroup) has; negative = no limit.
@@ -71,17 +74,13 @@ type Config struct {
 	Progress io.Writer
 }
 
-// Targets are the values of Config.Target: which parts of the product run in this process.
-var Targets = map[string]string{
-	"all": "frontend, shards and directory in one process",
-}
-
 // EnsureDefaults fills in what is zero.
 func (c *Config) EnsureDefaults() {
 	if c.Target == "" {
 		c.Target = "all"
 	}
-	if c.Engine == "" {
+	t := Targets[c.Target]
+	if c.Engine == "" && t.stores {
 		c.Engine = EngineDisk
 	}
 	if c.GRPCListen == "" {
@@ -94,7 +93,13 @@ func (c *Config) EnsureDefaults() {
 		c.MaxValueBytes = key.MaxValue
 	}
 	if c.DefaultShards == 0 {
-		c.DefaultShards = 4
+		c.DefaultShards = keeper.DefaultShards
+		if t.cluster {
+			c.DefaultShards = keeper.DefaultShardsCluster
+		}
+	}
+	if t.cluster {
+		c.Cluster.ensureDefaults(c.Instance)
 	}
 	if c.IdleAfter == 0 {
 		c.IdleAfter = 30 * time.Minute
@@ -118,9 +123,21 @@ func (c *Config) Validate() error {
 			faults = append(faults, fmt.Errorf(format, args...))
 		}
 	}
-	_, known := Targets[c.Target]
+	t, known := Targets[c.Target]
 	check(known, "-target is %q: it may be %s", c.Target, strings.Join(slices.Sorted(maps.Keys(Targets)), ", "))
-	check(slices.Contains([]string{EngineDisk, EngineMemory, EngineRedis}, c.Engine), "-engine is %q: it may be disk, redis or memory", c.Engine)
+	switch {
+	case known && !t.stores:
+		check(c.Engine == "", "-engine is %q: target %s stores nothing", c.Engine, c.Target)
+	case t.cluster:
+		check(c.Engine == EngineRedis, "-engine is %q: target %s needs one that hosts share, which is redis", c.Engine, c.Target)
+	default:
+		check(slices.Contains([]string{EngineDisk, EngineMemory, EngineRedis}, c.Engine), "-engine is %q: it may be disk, redis or memory", c.Engine)
+	}
+	if t.cluster {
+		c.Cluster.validate(c, t, check)
+	} else {
+		check(c.Cluster == Cluster{}, "flags of -data-listen, -data-address, -dapr-grpc and -dapr-invoke are for targets of a cluster, and -target is %s", c.Target)
+	}
 	check(c.Engine != EngineDisk || c.DataDir != "", "-data-dir is empty: engine disk needs a directory")
 	check(c.Engine == EngineDisk || c.DataDir == "", "-data-dir is %q: engine %s keeps nothing there", c.DataDir, c.Engine)
 	switch {

@@ -35,12 +35,15 @@ import (
 
 // Node is one process. Its doors are open from New on; it serves between the start and the end of Run.
 type Node struct {
-	cfg         Config
-	doors       *doors
-	grpc, admin net.Listener
-	ready       readiness
-	served      chan struct{} // closed once it serves
-	progress    progress
+	cfg      Config
+	doors    *doors
+	grpc     net.Listener // nil: the target serves no users
+	data     net.Listener // nil: it serves no frontends
+	admin    net.Listener
+	ready    readiness
+	served   chan struct{} // closed once it serves
+	failed   chan error    // gets what ends a server unasked
+	progress progress
 }
 
 // New checks the configuration, reads the doors' files and opens the doors, so that a taken port or a bad certificate is known at once. Run must be called, or Close.
@@ -49,30 +52,73 @@ func New(cfg Config) (*Node, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	n := &Node{cfg: cfg, served: make(chan struct{})}
+	n := &Node{cfg: cfg, served: make(chan struct{}), failed: make(chan error, 2)}
 	n.progress.out = cfg.Progress
 	n.ready.set("starting")
 	var err error
 	if n.doors, err = openDoors(cfg.Access, cfg.Log); err != nil {
 		return nil, err
 	}
-	if n.grpc, err = listen(DoorGRPC, cfg.GRPCListen); err != nil {
-		return nil, err
-	}
-	if n.admin, err = listen(DoorAdmin, cfg.AdminListen); err != nil {
-		return nil, errors.Join(err, n.grpc.Close())
+	t := Targets[cfg.Target]
+	for _, door := range []struct {
+		to   *net.Listener
+		what Door
+		at   string
+		open bool
+	}{
+		{&n.grpc, DoorGRPC, cfg.GRPCListen, t.users}, {&n.data, DoorDataPlane, cfg.Cluster.DataListen, t.cluster && t.stores}, {&n.admin, DoorAdmin, cfg.AdminListen, true},
+	} {
+		if !door.open {
+			continue
+		}
+		if *door.to, err = listen(door.what, door.at); err != nil {
+			n.closeListeners()
+			return nil, err
+		}
 	}
 	return n, nil
 }
 
 // Close closes the doors of a node that will not run.
-func (n *Node) Close() error { return errors.Join(n.grpc.Close(), n.admin.Close()) }
+func (n *Node) Close() error {
+	n.closeListeners()
+	return nil
+}
 
-// GRPCAddr is where the public API is.
-func (n *Node) GRPCAddr() string { return n.grpc.Addr().String() }
+func (n *Node) closeListeners() {
+	for _, l := range []net.Listener{n.grpc, n.data, n.admin} {
+		if l != nil {
+			_ = l.Close() // a second time when it was served
+		}
+	}
+}
+
+// GRPCAddr is where the public API is; empty when the target has none.
+func (n *Node) GRPCAddr() string { return addressOf(n.grpc) }
+
+// DataAddr is where the data plane is; empty when the target has none.
+func (n *Node) DataAddr() string { return addressOf(n.data) }
 
 // AdminAddr is where the admin port is.
-func (n *Node) AdminAddr() string { return n.admin.Addr().String() }
+func (n *Node) AdminAddr() string { return addressOf(n.admin) }
+
+func addressOf(l net.Listener) string {
+	if l == nil {
+		return ""
+	}
+	return l.Addr().String()
+}
+
+// describe tells where the doors are.
+func (n *Node) describe() []any {
+	var all []any
+	for _, door := range []struct{ name, at string }{{"grpc", n.GRPCAddr()}, {"data", n.DataAddr()}, {"admin", n.AdminAddr()}} {
+		if door.at != "" {
+			all = append(all, door.name, door.at)
+		}
+	}
+	return all
+}
 
 // Serving is closed once the node serves.
 func (n *Node) Serving() <-chan struct{} { return n.served }
@@ -95,6 +141,7 @@ func (c *closers) close(ctx context.Context) error {
 func (n *Node) Run(ctx context.Context) (err error) {
 	began := time.Now()
 	log := n.cfg.Log
+	defer n.closeListeners() // those that nobody has begun to serve: the others are closed by then
 	var open closers
 	defer func() {
 		n.ready.set("stopping")
@@ -113,80 +160,101 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	open.add(serveAdmin(n.admin, &n.ready, n.doors))
 	if n.cfg.Insecure {
 		log.Warn("insecure: doors may be open to other machines without TLS, or without a way to know who comes",
-			append(n.doors.describe(), "grpc", n.GRPCAddr(), "admin", n.AdminAddr())...)
+			append(n.doors.describe(), n.describe()...)...)
 	}
-	log.Info("starting", "version", n.cfg.Version, "target", n.cfg.Target, "engine", n.cfg.Engine, "store", n.cfg.store(),
-		"grpc", n.GRPCAddr(), "admin", n.AdminAddr(), "pid", os.Getpid())
+	log.Info("starting", append(n.describe(), "version", n.cfg.Version, "target", n.cfg.Target, "engine", n.cfg.Engine, "store", n.cfg.store(), "pid", os.Getpid())...)
 	log.Info("doors", n.doors.describe()...)
-	grpcStarted := false
-	defer func() {
-		if !grpcStarted {
-			_ = n.grpc.Close()
-		}
-	}()
-
-	engine, err := n.openEngine(ctx)
+	ready, err := Targets[n.cfg.Target].start(n, ctx, &open)
 	if err != nil {
 		return err
 	}
-	open.add(func(context.Context) error { return engine.Close() })
-	store, err := wal.NewStore(engine, wal.Config{})
-	if err != nil {
-		return err
-	}
-
-	hostCfg := memhost.Config{MemoryBudget: memoryBudget(n.cfg.MemoryBudget, machineMemory()), Events: n.events()}
-	hostCfg.Actor.CheckpointBytes = n.cfg.CheckpointBytes
-	hostCfg.IdleAfter = max(n.cfg.IdleAfter, 0)
-	shards, err := memhost.New(store, hostCfg)
-	if err != nil {
-		return err
-	}
-	open.add(func(ctx context.Context) error { return shards.Close(ctx, true) })
-
-	dir, err := keeper.New(shards, shards, keeper.Config{
-		DefaultShards: n.cfg.DefaultShards,
-		Failed:        func(what string, err error) { log.Warn("the directory will try again", "what", what, "error", err) },
-	})
-	if err != nil {
-		return err
-	}
-	shards.RememberWith(dir)
-	if err := dir.Begin(ctx, store); err != nil {
-		return fmt.Errorf("open the directory: %w", err)
-	}
-
-	if err := n.activate(ctx, dir, shards); err != nil {
-		return err
-	}
-
-	front, err := frontend.New(frontend.Config{
-		Access:        n.doors.tokens,
-		MaxValueBytes: n.cfg.MaxValueBytes, Version: n.cfg.Version, Log: log,
-		Status: func(context.Context) (*kvv1.StatusResponse, error) { return statusOf(store, shards), nil },
-	}, shards, catalog.Local{Keeper: dir})
-	if err != nil {
-		return err
-	}
-	grpcStarted = true
-	failed := make(chan error, 1)
-	open.add(n.serveGRPC(front, failed))
-	n.ready.serve(func() error { return whyNotReady(engine, shards) })
+	n.ready.serve(ready)
 	if err := n.writeAddresses(); err != nil {
 		return err
 	}
 	open.add(func(context.Context) error { return n.removeAddresses() })
 	close(n.served)
-	log.Info("serving", "took", time.Since(began).Round(time.Millisecond).String(), "grpc", n.GRPCAddr(), "admin", n.AdminAddr(),
-		"memory_budget", hostCfg.MemoryBudget)
+	log.Info("serving", append(n.describe(), "took", time.Since(began).Round(time.Millisecond).String())...)
 
 	select {
 	case <-ctx.Done():
 		log.Info("stopping", "drain_timeout", n.cfg.DrainTimeout.String())
 		return nil
-	case err := <-failed:
-		return fmt.Errorf("serve gRPC: %w", err)
+	case err := <-n.failed:
+		return err
 	}
+}
+
+// startAll starts what one process needs for itself.
+func (n *Node) startAll(ctx context.Context, open *closers) (ready func() error, err error) {
+	store, err := n.openStore(ctx, open)
+	if err != nil {
+		return nil, err
+	}
+	shards, err := memhost.New(store, n.hostConfig())
+	if err != nil {
+		return nil, err
+	}
+	open.add(func(ctx context.Context) error { return shards.Close(ctx, true) })
+
+	dir, err := keeper.New(shards, shards, n.keeperConfig())
+	if err != nil {
+		return nil, err
+	}
+	shards.RememberWith(dir)
+	if err := dir.Begin(ctx, store); err != nil {
+		return nil, fmt.Errorf("open the directory: %w", err)
+	}
+	if err := n.activate(ctx, dir, shards); err != nil {
+		return nil, err
+	}
+	status := func(context.Context) (*kvv1.StatusResponse, error) { return statusOf(store, shards), nil }
+	if err := n.serveUsers(open, shards, catalog.Local{Keeper: dir}, status); err != nil {
+		return nil, err
+	}
+	return func() error { return whyNotReady(store.Engine(), shards) }, nil
+}
+
+// openStore opens the engine.
+func (n *Node) openStore(ctx context.Context, open *closers) (*wal.Store, error) {
+	engine, err := n.openEngine(ctx)
+	if err != nil {
+		return nil, err
+	}
+	open.add(func(context.Context) error { return engine.Close() })
+	return wal.NewStore(engine, wal.Config{})
+}
+
+// hostConfig is how shards run here.
+func (n *Node) hostConfig() memhost.Config {
+	cfg := memhost.Config{MemoryBudget: memoryBudget(n.cfg.MemoryBudget, machineMemory()), Events: n.events()}
+	cfg.Actor.CheckpointBytes = n.cfg.CheckpointBytes
+	cfg.IdleAfter = max(n.cfg.IdleAfter, 0)
+	n.cfg.Log.Info("shards", "memory_budget", cfg.MemoryBudget, "idle_after", cfg.IdleAfter.String())
+	return cfg
+}
+
+// keeperConfig is how the directory runs here.
+func (n *Node) keeperConfig() keeper.Config {
+	return keeper.Config{
+		DefaultShards: n.cfg.DefaultShards,
+		Failed: func(what string, err error) {
+			n.cfg.Log.Warn("the directory will try again", "what", what, "error", err)
+		},
+	}
+}
+
+// serveUsers opens the door to the public API.
+func (n *Node) serveUsers(open *closers, shards frontend.Shards, dir frontend.Directory, status func(context.Context) (*kvv1.StatusResponse, error)) error {
+	front, err := frontend.New(frontend.Config{
+		Access:        n.doors.tokens,
+		MaxValueBytes: n.cfg.MaxValueBytes, Version: n.cfg.Version, Log: n.cfg.Log, Status: status,
+	}, shards, dir)
+	if err != nil {
+		return err
+	}
+	open.add(n.serveGRPC(front))
+	return nil
 }
 
 // activate brings every shard back, so that the first request does not wait for it. One that fails does not keep the others from
@@ -242,8 +310,8 @@ func shardIDs(c *directory.Catalog) []string {
 	return ids
 }
 
-// serveGRPC serves the public API with health and reflection; what ends it unasked goes to failed.
-func (n *Node) serveGRPC(front *frontend.Server, failed chan<- error) (stop func(context.Context) error) {
+// serveGRPC serves the public API with health and reflection.
+func (n *Node) serveGRPC(front *frontend.Server) (stop func(context.Context) error) {
 	srv := grpc.NewServer(append(front.Options(), n.doors.grpcOptions()...)...)
 	front.Register(srv)
 	status := health.NewServer()
@@ -256,30 +324,34 @@ func (n *Node) serveGRPC(front *frontend.Server, failed chan<- error) (stop func
 	go func() {
 		defer close(done)
 		if err := srv.Serve(n.grpc); err != nil {
-			failed <- err
+			n.failed <- fmt.Errorf("serve gRPC: %w", err)
 		}
 	}()
 	return func(ctx context.Context) error {
 		status.Shutdown() // load balancers stop sending before calls are cut off
 		front.Stop()
-		drained := make(chan struct{})
-		go func() {
-			defer close(drained)
-			srv.GracefulStop()
-		}()
-		// Half of the time is kept for checkpoints.
-		half := n.cfg.DrainTimeout / 2
-		patience, cancel := context.WithTimeout(ctx, half)
-		defer cancel()
-		select {
-		case <-drained:
-		case <-patience.Done():
-			srv.Stop()
-			<-drained
-			n.cfg.Log.Info("cut off calls that did not end", "after", half.String())
-		}
+		n.stopGRPC(ctx, srv)
 		<-done
 		return nil
+	}
+}
+
+// stopGRPC ends a server when its calls have ended. Half of the time is kept for checkpoints.
+func (n *Node) stopGRPC(ctx context.Context, srv *grpc.Server) {
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		srv.GracefulStop()
+	}()
+	half := n.cfg.DrainTimeout / 2
+	patience, cancel := context.WithTimeout(ctx, half)
+	defer cancel()
+	select {
+	case <-drained:
+	case <-patience.Done():
+		srv.Stop()
+		<-drained
+		n.cfg.Log.Info("cut off calls that did not end", "after", half.String())
 	}
 }
 
@@ -298,7 +370,8 @@ func whyNotReady(engine driver.Engine, shards *memhost.Host) error {
 
 // addresses is what the address file holds.
 type addresses struct {
-	GRPC  string `json:"grpc"`
+	GRPC  string `json:"grpc,omitempty"`
+	Data  string `json:"data,omitempty"`
 	Admin string `json:"admin"`
 	PID   int    `json:"pid"`
 }
@@ -308,7 +381,7 @@ func (n *Node) writeAddresses() error {
 	if n.cfg.AddressFile == "" {
 		return nil
 	}
-	text, err := json.Marshal(addresses{n.GRPCAddr(), n.AdminAddr(), os.Getpid()})
+	text, err := json.Marshal(addresses{n.GRPCAddr(), n.DataAddr(), n.AdminAddr(), os.Getpid()})
 	if err != nil {
 		return err
 	}

@@ -15,11 +15,11 @@ type Door struct {
 // The doors of a process. Everything that names a port is checked against this table (tests, compose files, docs). Nothing in it
 // collides with what `dapr init` takes, nor one instance with another.
 var (
-	DoorGRPC      = Door{"grpc", 8085, 1}      // public API
-	DoorREST      = Door{"rest", 8080, 10}     // reserved: gateway
-	DoorAdmin     = Door{"admin", 2112, 1}     // /livez, /readyz, profiles
-	DoorDataPlane = Door{"dataplane", 9085, 1} // reserved: frontends to hosts
-	DoorProbe     = Door{"probe", 8185, 1}     // reserved: health for load balancers
+	DoorGRPC      = Door{"grpc", 8085, 1}  // public API
+	DoorREST      = Door{"rest", 8080, 10} // reserved: gateway
+	DoorAdmin     = Door{"admin", 2112, 1} // /livez, /readyz, profiles
+	DoorDataPlane = Door{"data", 9085, 1}  // frontends to hosts, and hosts to each other
+	DoorProbe     = Door{"probe", 8185, 1} // reserved: health for load balancers
 )
 
 // Doors are all of them.

@@ -111,6 +111,7 @@ func (a *app) run() error {
 	if err != nil {
 		return err
 	}
+	h.Begin()
 	server := grpc.NewServer()
 	h.RegisterPeers(server)
 	server.RegisterService(&dataService, h)

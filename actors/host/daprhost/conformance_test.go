@@ -52,6 +52,7 @@ func TestConformance(t *testing.T) {
 		}
 		h.RegisterPeers(h.server)
 		go h.server.Serve(h.peers)
+		h.Begin()
 		return h
 	})
 }

@@ -7,6 +7,7 @@
 //
 //	sidecar, err := daprhost.Dial(daprhost.SidecarConfig{Address: "127.0.0.1:50001"})
 //	h, err := daprhost.New(store, sidecar, daprhost.Config{Shards: memhost.Config{Address: "10.0.0.7:9085"}})
+//	h.Begin()
 //	h.Do(ctx, "a1b2c3d4e5f60718-0", cmd) // Moved, unless it is served here or Dapr has placed it here
 //	h.Close(ctx, true)
 package daprhost
@@ -130,7 +131,9 @@ type Host struct {
 	cancel     context.CancelFunc
 	background sync.WaitGroup
 
-	leave   context.CancelFunc // ends the stream, and does not open another
+	begun   bool               // Begin was called
+	staying context.Context    // of the stream
+	leave   context.CancelFunc // ends it, and does not open another
 	left    chan struct{}      // closed once the stream has ended for good
 	nudges  chan nudge
 	closing sync.Once
@@ -144,7 +147,8 @@ type Host struct {
 
 var errStarting = errors.New("the sidecar is not connected yet")
 
-// New makes a host and begins to connect it to its sidecar, in the background. The sidecar stays the caller's, to be closed after the host.
+// New makes a host. It opens nothing: Begin does, after whatever else is to be known to the host (memhost.Host.Register, RememberWith). The
+// sidecar stays the caller's, to be closed after the host. Close must be called.
 func New(store *wal.Store, sidecar *Sidecar, cfg Config) (*Host, error) {
 	cfg.EnsureDefaults()
 	if err := cfg.Validate(); err != nil {
@@ -166,14 +170,19 @@ func New(store *wal.Store, sidecar *Sidecar, cfg Config) (*Host, error) {
 		return nil, err
 	}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
-	var staying context.Context
-	staying, h.leave = context.WithCancel(h.ctx)
+	h.staying, h.leave = context.WithCancel(h.ctx)
+	return h, nil
+}
+
+// Begin begins to connect the host to its sidecar, in the background: from then on Dapr may place shards on it. It is called once, before
+// Close.
+func (h *Host) Begin() {
+	h.begun = true
 	h.background.Go(func() {
 		defer close(h.left)
-		h.keepConnected(staying)
+		h.keepConnected(h.staying)
 	})
 	h.background.Go(h.nudge)
-	return h, nil
 }
 
 // Ready tells why Dapr does not route actors to this host; nil when it does. Shards that are open are served all the same.
@@ -196,7 +205,9 @@ func (h *Host) Close(ctx context.Context, checkpoint bool) error {
 		defer h.cancel()
 		wasReady := h.Ready() == nil
 		h.leave()
-		<-h.left
+		if h.begun {
+			<-h.left
+		}
 		if wasReady {
 			_ = sleep(ctx, settle)
 		}

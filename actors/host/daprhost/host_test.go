@@ -47,6 +47,7 @@ func onBench(t *testing.T, cfg daprhost.Config, test func(t *testing.T, b *bench
 		if b.locator, err = daprhost.NewLocator(link, daprhost.LocatorConfig{}); err != nil {
 			t.Fatal(err)
 		}
+		b.Begin()
 		defer func() {
 			if err := b.Close(context.Background(), true); err != nil {
 				t.Error(err)

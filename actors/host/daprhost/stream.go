@@ -21,6 +21,7 @@ import (
 const (
 	askTimeout      = time.Second            // one question to the sidecar itself
 	canaryTimeout   = time.Second            // one call to our own canary, through the sidecar
+	firstCanary     = 200 * time.Millisecond // while there has been none that came back: it waits for the first table
 	firstBeat       = 20 * time.Millisecond  // at one that does not yet
 	teardown        = 500 * time.Millisecond // how long an earlier stream may take to go
 	openTimeout     = 5 * time.Second        // until daprd confirms the stream
@@ -150,7 +151,7 @@ func (h *Host) watch(ctx context.Context, began time.Time) error {
 	misses := 0                            // looks in a row that found the sidecar at fault: this process may have stood still
 	routes := false
 	for {
-		blame, err := h.look(ctx)
+		blame, err := h.look(ctx, routes)
 		now := time.Now()
 		if blame != blamePlacement {
 			placed = now
@@ -202,7 +203,7 @@ const (
 )
 
 // look asks the sidecar how it is, and sends a canary: a call of an actor that only this host has, which comes back by the stream.
-func (h *Host) look(ctx context.Context) (blame, error) {
+func (h *Host) look(ctx context.Context, routes bool) (blame, error) {
 	asking, cancel := context.WithTimeout(ctx, askTimeout)
 	r, err := h.sidecar.runtime(asking)
 	cancel()
@@ -212,7 +213,11 @@ func (h *Host) look(ctx context.Context) (blame, error) {
 	case r.GetRuntimeStatus() == rtv1.ActorRuntime_RUNNING && !r.GetHostReady():
 		return blamePlacement, fmt.Errorf("the sidecar has no placement service: %s", r.GetPlacement())
 	}
-	calling, cancel := context.WithTimeout(ctx, canaryTimeout)
+	patience := firstCanary
+	if routes {
+		patience = canaryTimeout
+	}
+	calling, cancel := context.WithTimeout(ctx, patience)
 	_, err = h.sidecar.invoke(calling, h.canary, "canary", "Sing", nil)
 	cancel()
 	if err != nil {

@@ -90,7 +90,11 @@ func parse(args []string, stderr io.Writer) (node.Config, error) {
 	f := flag.NewFlagSet("kvstored", flag.ContinueOnError)
 	f.SetOutput(io.Discard)
 	f.StringVar(&cfg.Target, "target", "all", "which `parts` run in this process: "+targets())
-	f.StringVar(&cfg.Engine, "engine", node.EngineDisk, "the `kind` of store: disk, redis, or memory (nothing survives the process)")
+	f.StringVar(&cfg.Cluster.DataListen, "data-listen", "", "`address` where a shard target serves frontends and other hosts (default "+node.DoorDataPlane.Loopback(0)+" for instance 0)")
+	f.StringVar(&cfg.Cluster.DataAddress, "data-address", "", "`address` where others reach -data-listen, if that is another")
+	f.StringVar(&cfg.Cluster.DaprGRPC, "dapr-grpc", "", "`address` of the gRPC API of this process's daprd, for targets of a cluster (default 127.0.0.1 at the port in DAPR_GRPC_PORT, or 50001); its token is taken from DAPR_API_TOKEN")
+	f.BoolVar(&cfg.Cluster.DaprInvoke, "dapr-invoke", false, "let requests travel by Dapr where a host's data port cannot be reached; whoever may call actors of the Dapr namespace can then do everything")
+	f.StringVar(&cfg.Engine, "engine", "", "the `kind` of store: disk (default), redis, or memory (nothing survives the process)")
 	f.StringVar(&cfg.DataDir, "data-dir", "kvstore-data", "data `directory` of engine disk, made if it is not there; one process at a time has it")
 	f.StringVar(&cfg.Redis.URL, "redis-url", "", "`URL` of the Redis 7 of engine redis: redis://[user@]host:port[/database], or rediss:// for TLS")
 	f.StringVar(&cfg.Redis.PasswordFile, "redis-password-file", "", "`file` with the password of -redis-url; or set "+envRedisPassword)
@@ -114,7 +118,7 @@ func parse(args []string, stderr io.Writer) (node.Config, error) {
 	f.BoolVar(&cfg.Insecure, "insecure", false, "open doors to other machines without TLS, or without a way to know who comes")
 	f.StringVar(&cfg.AddressFile, "address-file", "", "`file` to write the addresses to, as JSON, once the server serves")
 	f.Int64Var(&cfg.MaxValueBytes, "max-value-bytes", 16<<20, "largest value of a key in `bytes`, up to 512 MiB")
-	f.IntVar(&cfg.DefaultShards, "shards", 4, "`number` of shards of the first keyspace, fixed when the data directory is made")
+	f.IntVar(&cfg.DefaultShards, "shards", 0, "`number` of shards of the first keyspace, fixed when the store is made (default 4; 64 in a cluster)")
 	f.Int64Var(&cfg.MemoryBudget, "memory-budget", 0, "`bytes` that keys and small values may take in memory; 0 = two fifths of the machine's, -1 = no limit")
 	f.Int64Var(&cfg.ReserveBytes, "reserve-bytes", 0, "free `bytes` (of the disk; below the maxmemory of a Redis) at which writes stop and reads go on; 0 = 256 MiB or 1 % of the disk, a 16th of maxmemory; -1 = none")
 	f.Int64Var(&cfg.SegmentBytes, "segment-bytes", 0, "length of a log segment in `bytes`; 0 = 64 MiB")
@@ -138,7 +142,8 @@ func parse(args []string, stderr io.Writer) (node.Config, error) {
 	}
 	given := map[string]bool{}
 	f.Visit(func(fl *flag.Flag) { given[fl.Name] = true })
-	if cfg.Engine != node.EngineDisk && !given["data-dir"] {
+	disk := cfg.Engine == node.EngineDisk || cfg.Engine == "" && cfg.Target == "all"
+	if !disk && !given["data-dir"] {
 		cfg.DataDir = ""
 	}
 	cfg.Redis.Password = os.Getenv(envRedisPassword)
@@ -157,7 +162,7 @@ func parse(args []string, stderr io.Writer) (node.Config, error) {
 func targets() string {
 	var all []string
 	for _, name := range slices.Sorted(maps.Keys(node.Targets)) {
-		all = append(all, name+" ("+node.Targets[name]+")")
+		all = append(all, name+" ("+node.Targets[name].About+")")
 	}
 	return strings.Join(all, ", ")
 }
@@ -196,6 +201,9 @@ func usage(f *flag.FlagSet, out io.Writer) {
                                                  a throw-away server for tests
   kvstored -engine redis -redis-url redis://127.0.0.1:6379
                                                  store in a Redis 7 that syncs every write (appendfsync always)
+  kvstored -target shard -engine redis -redis-url redis://127.0.0.1:6379 -dapr-grpc 127.0.0.1:50001
+  kvstored -target frontend -dapr-grpc 127.0.0.1:50002
+                                                 parts of a cluster, each beside a daprd (make up starts one)
 
 Try it with kvctl, from another terminal:
 

@@ -16,12 +16,16 @@ func TestUsage(t *testing.T) {
 		lines int // at most
 		want  []string
 	}{
-		{[]string{"-h"}, exitOK, 100, []string{"kvctl put greeting hello", "-data-dir directory", "-reserve-bytes"}},
+		{[]string{"-h"}, exitOK, 110, []string{"kvctl put greeting hello", "-data-dir directory", "-reserve-bytes"}},
 		{[]string{"-bogus"}, exitUsage, 2, []string{"-bogus", "kvstored -h"}},
 		{[]string{"-shards", "many"}, exitUsage, 2, []string{"-shards"}},
 		{[]string{"serve"}, exitUsage, 2, []string{`"serve"`}},
 		{[]string{"-engine", "tape", "-max-value-bytes", "5", "-grpc-listen", "0.0.0.0:0"}, exitUsage, 4,
 			[]string{"-engine", "-max-value-bytes", "-grpc-listen", "-insecure"}},
+		{[]string{"-target", "shard"}, exitUsage, 2, []string{"-engine", "redis"}},
+		{[]string{"-target", "shard", "-engine", "redis", "-redis-url", "redis://127.0.0.1:1", "-data-listen", "0.0.0.0:9085"}, exitUsage, 3, []string{"-data-address", "-peer-cert", "-insecure"}},
+		{[]string{"-target", "frontend", "-engine", "redis"}, exitUsage, 3, []string{"stores nothing"}},
+		{[]string{"-dapr-grpc", "127.0.0.1:1"}, exitUsage, 2, []string{"-target is all"}},
 		{[]string{"healthcheck", "-h"}, exitOK, 30, []string{"-admin-listen", "kvstored healthcheck -tls-cert"}},
 		{[]string{"healthcheck", "now"}, exitUsage, 2, []string{`"now"`, "healthcheck -h"}},
 		{[]string{"healthcheck", "-tls-cert", "x"}, exitUsage, 2, []string{"-tls-key"}},

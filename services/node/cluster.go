@@ -1,0 +1,293 @@
+package node
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"kvstore/actors/directory/keeper"
+	"kvstore/actors/host/daprhost"
+	"kvstore/actors/shard"
+	kvv1 "kvstore/proto/gen/kvstore/v1"
+	"kvstore/services/catalog"
+	"kvstore/services/dataplane"
+)
+
+// dial makes the way to this process's daprd, and to the other parts of the cluster through it.
+func (n *Node) dial(open *closers) (*daprhost.Sidecar, *daprhost.Locator, *dataplane.Client, error) {
+	sidecar, err := daprhost.Dial(daprhost.SidecarConfig{Address: n.cfg.Cluster.DaprGRPC, Token: n.cfg.Cluster.DaprToken})
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	open.add(func(context.Context) error { return sidecar.Close() })
+	locator, err := daprhost.NewLocator(sidecar, daprhost.LocatorConfig{})
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	cfg := dataplane.ClientConfig{Locator: locator, TLS: n.peerClientTLS()}
+	if n.cfg.Cluster.DaprInvoke {
+		n.cfg.Log.Warn("insecure: requests may travel by Dapr, which does not tell who calls an actor", "dapr_invoke", true)
+		cfg.Invoker = locator
+	}
+	shards, err := dataplane.NewClient(cfg)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	open.add(func(context.Context) error {
+		shards.Close()
+		return nil
+	})
+	return sidecar, locator, shards, nil
+}
+
+// peerClientTLS is what this process shows other parts; nil: plain text.
+func (n *Node) peerClientTLS() *tls.Config {
+	if n.doors.peers == nil {
+		return nil
+	}
+	return n.doors.peers.ClientConfig()
+}
+
+// peerServerTLS is what it asks of those that come; nil: plain text.
+func (n *Node) peerServerTLS() *tls.Config {
+	if n.doors.peers == nil {
+		return nil
+	}
+	return n.doors.peers.ServerConfig()
+}
+
+// startShard starts a host of shards: Dapr says which of them to open, and frontends come by the data plane.
+func (n *Node) startShard(ctx context.Context, open *closers) (ready func() error, err error) {
+	store, err := n.openStore(ctx, open)
+	if err != nil {
+		return nil, err
+	}
+	if err := keeper.Make(ctx, store); err != nil {
+		return nil, fmt.Errorf("make the directory: %w", err)
+	}
+	sidecar, locator, elsewhere, err := n.dial(open)
+	if err != nil {
+		return nil, err
+	}
+	peers := &connections{tls: n.peerClientTLS(), open: make(map[string]*grpc.ClientConn)}
+	open.add(func(context.Context) error { return peers.close() })
+
+	var server *dataplane.Server // set before Dapr calls
+	cfg := daprhost.Config{Shards: n.hostConfig(), Dial: peers.dial, Events: n.sidecarEvents()}
+	cfg.Shards.Address = n.dataAddress()
+	if n.cfg.Cluster.DaprInvoke {
+		cfg.Methods = map[string]daprhost.Handler{dataplane.MethodExchange: func(ctx context.Context, _ string, payload []byte) ([]byte, error) {
+			return server.Invoke(ctx, payload)
+		}}
+	}
+	shards, err := daprhost.New(store, sidecar, cfg)
+	if err != nil {
+		return nil, err
+	}
+	open.add(func(ctx context.Context) error { return shards.Close(ctx, true) }) // again, when what follows fails
+	server = dataplane.NewServer(shards, dataplane.ServerConfig{Status: func() *kvv1.StatusResponse { return statusOf(store, shards.Host) }})
+	here, err := keeper.New(shards, chores{shards, elsewhere}, n.keeperConfig())
+	if err != nil {
+		return nil, err
+	}
+	directory, err := catalog.NewServer(here, catalog.ServerConfig{})
+	if err != nil {
+		return nil, err
+	}
+	wherever, err := n.follow(ctx, open, locator)
+	if err != nil {
+		return nil, err
+	}
+	shards.RememberWith(wherever)
+	srv := grpc.NewServer(dataplane.ServerOptions(n.peerServerTLS())...)
+	server.Register(srv)
+	shards.RegisterPeers(srv)
+	directory.Register(srv)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := srv.Serve(n.data); err != nil {
+			n.failed <- fmt.Errorf("serve the data plane: %w", err)
+		}
+	}()
+	open.add(func(ctx context.Context) error {
+		directory.Stop()
+		server.Stop()
+		n.stopGRPC(ctx, srv)
+		<-done
+		server.Close()
+		return nil
+	})
+	shards.Begin()
+	open.add(func(ctx context.Context) error { return shards.Close(ctx, true) }) // first of all: shards are handed over while they are served
+	return func() error {
+		if err := shards.Ready(); err != nil {
+			return fmt.Errorf("Dapr does not route to this host: %w", err)
+		}
+		return whyNotReady(store.Engine(), shards.Host)
+	}, nil
+}
+
+// chores are the shards as the directory's chores need them, wherever they are: Create and Remove are done here, on the store that all
+// hosts share, commands where the shard is.
+type chores struct {
+	*daprhost.Host
+	elsewhere *dataplane.Client
+}
+
+// Do hands commands to a shard.
+func (c chores) Do(ctx context.Context, shardID string, cmds ...*shard.Command) {
+	c.elsewhere.Do(ctx, shardID, cmds...)
+}
+
+// sidecarEvents turns what a host tells of its sidecar into the log.
+func (n *Node) sidecarEvents() daprhost.Events {
+	log := n.cfg.Log
+	return daprhost.Events{
+		Ready: func(took time.Duration) {
+			log.Info("Dapr routes to this host", "took", took.Round(time.Millisecond).String())
+		},
+		Lost: func(why error) {
+			log.Warn("Dapr does not route to this host; shards that are open go on", "error", why)
+		},
+		Ended: func(why string, err error) {
+			log.Warn("the sidecar was asked to end, for its supervisor to start it again", "why", why, "error", err)
+		},
+	}
+}
+
+// startFrontend starts what users talk to: where shards are it learns from Dapr, what there is from the directory's host.
+func (n *Node) startFrontend(ctx context.Context, open *closers) (ready func() error, err error) {
+	_, locator, shards, err := n.dial(open)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := n.follow(ctx, open, locator)
+	if err != nil {
+		return nil, err
+	}
+	n.inBackground(ctx, open, func(ctx context.Context) { n.wake(ctx, dir, locator) })
+	hosts := &connections{tls: n.peerClientTLS(), open: make(map[string]*grpc.ClientConn)}
+	open.add(func(context.Context) error { return hosts.close() })
+	status := func(ctx context.Context) (*kvv1.StatusResponse, error) {
+		return clusterStatus(ctx, dir, locator, hosts)
+	}
+	if err := n.serveUsers(open, shards, dir, status); err != nil {
+		return nil, err
+	}
+	return dir.Ready, nil
+}
+
+// follow keeps a copy of the directory, wherever it is.
+func (n *Node) follow(ctx context.Context, open *closers, locator *daprhost.Locator) (*catalog.Client, error) {
+	dir, err := catalog.NewClient(locator, catalog.ClientConfig{TLS: n.peerClientTLS(), Failed: func(err error) {
+		n.cfg.Log.Warn("the directory is not followed; what was read of it stays in use", "error", err)
+	}})
+	if err != nil {
+		return nil, err
+	}
+	n.inBackground(ctx, open, dir.Run)
+	return dir, nil
+}
+
+// inBackground runs f until the node stops.
+func (n *Node) inBackground(ctx context.Context, open *closers, f func(ctx context.Context)) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f(ctx)
+	}()
+	open.add(func(context.Context) error {
+		cancel()
+		<-done
+		return nil
+	})
+}
+
+// wake has every shard opened once, so that the first request for it does not wait, and what expires in it does expire. Shards that are
+// made later are opened by their first request.
+func (n *Node) wake(ctx context.Context, dir *catalog.Client, locator *daprhost.Locator) {
+	var ids []string
+	for len(ids) == 0 { // the first keyspace may be still being made
+		if s, err := dir.Snapshot(ctx); err == nil {
+			ids = shardsOf(s)
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return
+		}
+	}
+	began, found := time.Now(), 0
+	for _, id := range ids {
+		if _, err := locator.Locate(ctx, id); err == nil {
+			found++
+		} else if ctx.Err() != nil {
+			return
+		}
+	}
+	n.cfg.Log.Info("shards are found", "shards", len(ids), "found", found, "took", time.Since(began).Round(time.Millisecond).String())
+}
+
+// connections are those to other hosts of shards, one for each address.
+type connections struct {
+	tls *tls.Config
+
+	mu   sync.Mutex
+	open map[string]*grpc.ClientConn // guarded by mu
+	over bool                        // guarded by mu
+}
+
+// maxConnections bounds the addresses that a process remembers: hosts come back under old ones, or under new ones in a cloud.
+const maxConnections = 1024
+
+// dial returns the connection to an address; it is made when it is used.
+func (c *connections) dial(address string) (grpc.ClientConnInterface, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if conn := c.open[address]; conn != nil {
+		return conn, nil
+	}
+	if c.over {
+		return nil, errors.New("the process is stopping")
+	}
+	if len(c.open) >= maxConnections {
+		for old, conn := range c.open { // any: those that are needed are made again
+			_ = conn.Close()
+			delete(c.open, old)
+			break
+		}
+	}
+	creds := insecure.NewCredentials()
+	if c.tls != nil {
+		creds = credentials.NewTLS(c.tls)
+	}
+	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(creds), grpc.WithNoProxy(), grpc.WithConnectParams(grpc.ConnectParams{
+		Backoff: backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 500 * time.Millisecond}, MinConnectTimeout: time.Second,
+	}))
+	if err != nil {
+		return nil, fmt.Errorf("host %s: %w", address, err)
+	}
+	c.open[address] = conn
+	return conn, nil
+}
+
+func (c *connections) close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.over = true
+	var errs []error
+	for _, conn := range c.open {
+		errs = append(errs, conn.Close())
+	}
+	return errors.Join(errs...)
+}
