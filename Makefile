@@ -49,7 +49,7 @@ unit: ## Unit, script and model tests: go test ./... alone.
 .PHONY: race
 race: ## The concurrent packages under the race detector, with invariants compiled in.
 	$(GO) test -count=1 -race -tags invariants -short $(RACE_PKGS)
-RACE_PKGS := ./actors/directory/... ./actors/host/... ./components/wal/... ./components/btree ./services/... ./client/...
+RACE_PKGS := ./components/authn/... ./actors/directory/... ./actors/host/... ./components/wal/... ./components/btree ./services/... ./client/...
 
 .PHONY: tagged
 tagged: ## Bugs planted behind a build tag must each be found.
