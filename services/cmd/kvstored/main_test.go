@@ -22,7 +22,7 @@ func TestUsage(t *testing.T) {
 		{[]string{"serve"}, exitUsage, 2, []string{`"serve"`}},
 		{[]string{"-engine", "tape", "-max-value-bytes", "5", "-grpc-listen", "0.0.0.0:0"}, exitUsage, 4,
 			[]string{"-engine", "-max-value-bytes", "-grpc-listen", "-insecure"}},
-		{[]string{"-target", "shard"}, exitUsage, 2, []string{"-engine", "redis"}},
+		{[]string{"-target", "shard"}, exitUsage, 3, []string{"-engine", "redis"}},
 		{[]string{"-target", "shard", "-engine", "redis", "-redis-url", "redis://127.0.0.1:1", "-data-listen", "0.0.0.0:9085"}, exitUsage, 3, []string{"-data-address", "-peer-cert", "-insecure"}},
 		{[]string{"-target", "frontend", "-engine", "redis"}, exitUsage, 3, []string{"stores nothing"}},
 		{[]string{"-dapr-grpc", "127.0.0.1:1"}, exitUsage, 2, []string{"-target is all"}},
