@@ -81,8 +81,9 @@ sidecars: $(foreach b,daprd sentry placement,$(if $(shell command -v $b),,$(SIDE
 	@PATH="$$PATH:$(SIDECARS)"; for b in daprd sentry placement; do command -v $$b; done
 
 .PHONY: dapr
-dapr: sidecars ## Hosts of shards on real daprd, placement and Redis: crashes, moves, stale and wedged sidecars.
-	PATH="$$PATH:$(SIDECARS)" KVSTORE_DAPR=1 KVSTORE_REDIS=1 $(GO) test -count=1 -timeout 15m -v ./tests/dapr/...
+dapr: sidecars build ## Hosts of shards on real daprd, placement and Redis: crashes, moves, stale and wedged sidecars; an app that uses the store through Dapr.
+	cd tests/daprapp && $(GO) build -o ../../$(BIN)/ .
+	PATH="$$PATH:$(SIDECARS)" KVSTORE_BIN=$(CURDIR)/$(BIN) KVSTORE_DAPR=1 KVSTORE_REDIS=1 $(GO) test -count=1 -timeout 15m -v ./tests/dapr/...
 
 .PHONY: bench
 bench: build ## Peers (etcd, Redis) and this store in one run on one disk; prints ratios.

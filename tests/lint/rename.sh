@@ -8,7 +8,7 @@ old=$(go list -m)
 go mod edit -module "$new"
 git ls-files '*.go' | xargs sed -i "s#\"$old/#\"$new/#g"
 sed -i "s#value: $old/#value: $new/#" buf.gen.yaml
-for m in tests/load/go.mod; do
+for m in tests/load/go.mod tests/daprapp/go.mod; do
   [ -f "$m" ] && sed -i "s#^\(module\|replace\|require\|\t\)\( *\)$old\b#\1\2$new#; s#replace $old #replace $new #" "$m"
 done
 make proto
