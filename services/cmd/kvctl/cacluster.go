@@ -105,7 +105,9 @@ func (c *clusterFiles) make(frontendNames []string) error {
 	return c.write("redis/users.acl", []byte(acl), 0o644)
 }
 
-func (c *clusterFiles) path(name string) string { return filepath.Join(c.dir, filepath.FromSlash(name)) }
+func (c *clusterFiles) path(name string) string {
+	return filepath.Join(c.dir, filepath.FromSlash(name))
+}
 
 // authority reads the authority, or makes it.
 func (c *clusterFiles) authority() (*ca.CA, error) {
