@@ -86,9 +86,9 @@ dapr: sidecars build ## Hosts of shards on real daprd, placement and Redis: cras
 	PATH="$$PATH:$(SIDECARS)" KVSTORE_BIN=$(CURDIR)/$(BIN) KVSTORE_DAPR=1 KVSTORE_REDIS=1 $(GO) test -count=1 -timeout 15m -v ./tests/dapr/...
 
 .PHONY: bench
-bench: build ## Peers (etcd, Redis) and this store in one run on one disk; prints ratios.
+bench: build sidecars ## Peers (etcd, Redis, Dapr actors) and this store in one run on one disk; prints ratios.
 	cd tests/load && $(GO) build -o ../../$(BIN)/ ./...
-	$(BIN)/peerbench -bin $(BIN) $(BENCHFLAGS)
+	PATH="$$PATH:$(SIDECARS)" $(BIN)/peerbench -bin $(BIN) $(BENCHFLAGS)
 
 .PHONY: proto
 proto: $(BUF) ## Generate proto/gen from proto/.
