@@ -128,11 +128,11 @@ func (k *Keyspace) Namespace(name string) (*Namespace, bool) {
 // Chores returns what a durable state leaves to do on shards, oldest first.
 func Chores(t *btree.Tree) []*dataplanev1.DirectoryChore { return choresOf(t) }
 
-// NextDueMS is when the first of the chores that were done once is to be done again (see Quarantine), in milliseconds since the
+// NextDueMS is when the first of the chores that were done once is to be done again (see QuarantineMS), in milliseconds since the
 // Unix epoch; 0 = there is none.
 func NextDueMS(t *btree.Tree) int64 {
 	for k := range t.Ascend([]byte{prefixSettled}, []byte{prefixSettled + 1}) {
-		return int64(binary.BigEndian.Uint64(k[1:])) + Quarantine.Milliseconds()
+		return int64(binary.BigEndian.Uint64(k[1:])) + QuarantineMS
 	}
 	return 0
 }
@@ -143,7 +143,7 @@ func Due(t *btree.Tree, nowMS int64) []*dataplanev1.DirectoryChore {
 		return nil
 	}
 	return slices.DeleteFunc(choresIn(t, prefixSettled), func(c *dataplanev1.DirectoryChore) bool {
-		return c.SettledMs+Quarantine.Milliseconds() > nowMS
+		return c.SettledMs+QuarantineMS > nowMS
 	})
 }
 

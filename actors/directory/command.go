@@ -1,8 +1,6 @@
 package directory
 
 import (
-	"time"
-
 	"kvstore/components/kverr"
 	kvv1 "kvstore/proto/gen/kvstore/v1"
 )
@@ -14,14 +12,14 @@ const (
 	MaxTotal      = 20_000 // namespaces of all keyspaces
 	MaxShards     = 65_536 // shards of all keyspaces
 	MaxChores     = 10_000 // chores that are not done
-	MaxSettled    = 50_000 // keyspaces removed within Quarantine
+	MaxSettled    = 50_000 // keyspaces removed within QuarantineMS
 	MaxMarks      = 8_192  // marks of one command
 )
 
-// Quarantine is how long the uid of a removed keyspace is remembered. Until then it is not given out again, so that a request to
+// QuarantineMS is how long the uid of a removed keyspace is remembered, in milliseconds. Until then it is not given out again, so that a request to
 // create it that was repeated late makes nothing; and at its end the removal of its shards is done once more, for what an
 // owner that did not know yet that it was none any more created meanwhile.
-const Quarantine = time.Hour
+const QuarantineMS = 3_600_000
 
 // DefaultName is the keyspace, and in it the namespace, that exists unasked.
 const DefaultName = "default"

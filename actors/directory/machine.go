@@ -274,11 +274,11 @@ func (m *Machine) deleteNamespace(spec *NamespaceSpec, version uint64) *kverr.Er
 }
 
 // finishChore notes that a chore was done. One that is not there was finished before, or overtaken. A removal of shards is done twice,
-// see Quarantine.
+// see QuarantineMS.
 func (m *Machine) finishChore(id uint64) {
 	c := m.chore(id)
 	if c == nil {
-		if c = settledOf(m.tree, id); c != nil && c.SettledMs+Quarantine.Milliseconds() <= m.now {
+		if c = settledOf(m.tree, id); c != nil && c.SettledMs+QuarantineMS <= m.now {
 			m.revision++
 			m.emit(&dataplanev1.DirectoryEffect{Kind: &dataplanev1.DirectoryEffect_DeleteSettled{DeleteSettled: c}})
 		}

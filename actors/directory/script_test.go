@@ -399,8 +399,8 @@ func TestWake(t *testing.T) {
 	for _, c := range Chores(m.Tree()) {
 		step(&Command{Op: OpFinishChore, Chore: c.Id})
 	}
-	wakes(Quarantine.Milliseconds(), Quarantine.Milliseconds())
-	m.Tick(m.now + Quarantine.Milliseconds())
+	wakes(QuarantineMS, QuarantineMS)
+	m.Tick(m.now + QuarantineMS)
 	if n := len(Due(m.Tree(), m.now)); n != 2 {
 		t.Fatalf("%d are due", n)
 	}

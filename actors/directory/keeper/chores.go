@@ -59,7 +59,7 @@ func (o *owner) failed(what string, err error) error {
 // chore does one chore on all its shards. Each step can be repeated, also by an owner that does not know yet that it is none any more:
 // what is to be done was decided in the log, by the one who owned it, and neither the uid of a keyspace nor that of a namespace
 // in it ever means another. All that such a late step can leave behind is a shard of a keyspace that was removed meanwhile
-// (directory.Quarantine).
+// (directory.QuarantineMS).
 func (o *owner) chore(c *dataplanev1.DirectoryChore) error {
 	return eachShard(int(c.Shards), func(n int) error {
 		ctx, cancel := context.WithTimeout(o.ctx, o.keeper.cfg.StepTimeout)
