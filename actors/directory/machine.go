@@ -348,7 +348,7 @@ func (m *Machine) Pending() int { return m.size }
 func (m *Machine) Tree() *btree.Tree { return m.tree }
 
 // WakeMS is when the directory must be active although nobody asks for it: soon while there are chores, and again every second or
-// so until they are done; at the end of Quarantine for those that rest.
+// so until they are done; at the end of QuarantineMS for those that rest.
 func (m *Machine) WakeMS() int64 {
 	due := NextDueMS(m.tree)
 	if m.chores > 0 || due > 0 && due <= m.now {

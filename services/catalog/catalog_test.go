@@ -383,7 +383,7 @@ func TestOwnerKilled(t *testing.T) {
 
 // TestTwoOwners: an owner that was frozen in the middle of making a keyspace's shards believes that it still is the owner. The next one
 // finishes the keyspace, then removes it. When the first thaws, what it does late is of no consequence, and what it leaves behind
-// is gone after directory.Quarantine.
+// is gone after directory.QuarantineMS.
 func TestTwoOwners(t *testing.T) {
 	run(t, []string{"a", "b"}, func(t *testing.T, c *cluster) {
 		d := c.client()
@@ -434,7 +434,7 @@ func TestTwoOwners(t *testing.T) {
 			t.Fatal("the test shows nothing: the first owner did nothing late")
 		}
 		is(t, "a creation that is repeated late", second(c.node("b").keeper.CreateKeyspace(t.Context(), &kvv1.Keyspace{Name: "k", Uid: ks.Uid, Shards: 4})), kverr.InvalidArgument)
-		time.Sleep(directory.Quarantine + time.Minute)
+		time.Sleep(directory.QuarantineMS*time.Millisecond + time.Minute)
 		if there := c.stored(ids); len(there) != 0 {
 			t.Fatalf("%v are left an hour later", there)
 		}

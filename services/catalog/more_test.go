@@ -461,7 +461,7 @@ func randomFaults(t *testing.T, c *cluster, seed uint64) {
 	}
 	c.cancel() // an hour of heartbeats proves nothing
 	c.runs.Wait()
-	time.Sleep(directory.Quarantine + time.Minute)
+	time.Sleep(directory.QuarantineMS*time.Millisecond + time.Minute)
 	c.settle(addresses...)
 	found := map[string]bool{}
 	for _, ks := range snap.Keyspaces {

@@ -79,7 +79,7 @@ func testKinds(c *cluster) {
 		c.t.Fatalf("%d calls of the engine while it sleeps", n)
 	}
 	// It is woken when something is due, without being used, and sleeps again.
-	time.Sleep(directory.Quarantine)
+	time.Sleep(directory.QuarantineMS * time.Millisecond)
 	synctest.Wait()
 	if asked.Seen() == 0 {
 		c.t.Fatal("it was not woken")
