@@ -32,7 +32,7 @@ func (n *Node) dial(open *closers) (*daprhost.Sidecar, *daprhost.Locator, *datap
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	cfg := dataplane.ClientConfig{Locator: locator, TLS: n.peerClientTLS()}
+	cfg := dataplane.ClientConfig{Locator: locator, TLS: n.doors.peerClient()}
 	if n.cfg.Cluster.DaprInvoke {
 		n.cfg.Log.Warn("insecure: requests may travel by Dapr, which does not tell who calls an actor", "dapr_invoke", true)
 		cfg.Invoker = locator
@@ -48,22 +48,6 @@ func (n *Node) dial(open *closers) (*daprhost.Sidecar, *daprhost.Locator, *datap
 	return sidecar, locator, shards, nil
 }
 
-// peerClientTLS is what this process shows other parts; nil: plain text.
-func (n *Node) peerClientTLS() *tls.Config {
-	if n.doors.peers == nil {
-		return nil
-	}
-	return n.doors.peers.ClientConfig()
-}
-
-// peerServerTLS is what it asks of those that come; nil: plain text.
-func (n *Node) peerServerTLS() *tls.Config {
-	if n.doors.peers == nil {
-		return nil
-	}
-	return n.doors.peers.ServerConfig()
-}
-
 // startShard starts a host of shards: Dapr says which of them to open, and frontends come by the data plane.
 func (n *Node) startShard(ctx context.Context, open *closers) (ready func() error, err error) {
 	store, err := n.openStore(ctx, open)
@@ -77,7 +61,7 @@ func (n *Node) startShard(ctx context.Context, open *closers) (ready func() erro
 	if err != nil {
 		return nil, err
 	}
-	peers := &connections{tls: n.peerClientTLS(), open: make(map[string]*grpc.ClientConn)}
+	peers := &connections{tls: n.doors.peerClient(), open: make(map[string]*grpc.ClientConn)}
 	open.add(func(context.Context) error { return peers.close() })
 
 	var server *dataplane.Server // set before Dapr calls
@@ -107,7 +91,7 @@ func (n *Node) startShard(ctx context.Context, open *closers) (ready func() erro
 		return nil, err
 	}
 	shards.RememberWith(wherever)
-	srv := grpc.NewServer(dataplane.ServerOptions(n.peerServerTLS())...)
+	srv := grpc.NewServer(append(dataplane.ServerOptions(nil), n.doors.peerOptions()...)...)
 	server.Register(srv)
 	shards.RegisterPeers(srv)
 	directory.Register(srv)
@@ -130,7 +114,7 @@ func (n *Node) startShard(ctx context.Context, open *closers) (ready func() erro
 	open.add(func(ctx context.Context) error { return shards.Close(ctx, true) }) // first of all: shards are handed over while they are served
 	return func() error {
 		if err := shards.Ready(); err != nil {
-			return fmt.Errorf("Dapr does not route to this host: %w", err)
+			return fmt.Errorf("no way from Dapr to this host: %w", err)
 		}
 		return whyNotReady(store.Engine(), shards.Host)
 	}, nil
@@ -175,7 +159,7 @@ func (n *Node) startFrontend(ctx context.Context, open *closers) (ready func() e
 		return nil, err
 	}
 	n.inBackground(ctx, open, func(ctx context.Context) { n.wake(ctx, dir, locator) })
-	hosts := &connections{tls: n.peerClientTLS(), open: make(map[string]*grpc.ClientConn)}
+	hosts := &connections{tls: n.doors.peerClient(), open: make(map[string]*grpc.ClientConn)}
 	open.add(func(context.Context) error { return hosts.close() })
 	status := func(ctx context.Context) (*kvv1.StatusResponse, error) {
 		return clusterStatus(ctx, dir, locator, hosts)
@@ -188,7 +172,7 @@ func (n *Node) startFrontend(ctx context.Context, open *closers) (ready func() e
 
 // follow keeps a copy of the directory, wherever it is.
 func (n *Node) follow(ctx context.Context, open *closers, locator *daprhost.Locator) (*catalog.Client, error) {
-	dir, err := catalog.NewClient(locator, catalog.ClientConfig{TLS: n.peerClientTLS(), Failed: func(err error) {
+	dir, err := catalog.NewClient(locator, catalog.ClientConfig{TLS: n.doors.peerClient(), Failed: func(err error) {
 		n.cfg.Log.Warn("the directory is not followed; what was read of it stays in use", "error", err)
 	}})
 	if err != nil {

@@ -77,8 +77,9 @@ func (c *Cluster) validate(all *Config, t Target, check func(ok bool, format str
 		ip := net.ParseIP(host)
 		check(host != "" && (ip == nil || !ip.IsUnspecified()), "-data-listen is %q, which is no address that others can reach: name one with -data-address", c.DataListen)
 	}
-	check(all.Insecure || all.Access.Peers.Cert != "" || loopback(c.DataListen), "-data-listen is %q, which other machines can reach, and there is no TLS for it "+
-		"(-peer-cert, -peer-key, -peer-ca, -peer-names). Give it, or listen on 127.0.0.1, or say -insecure if the network is closed to everyone who may not read and write everything", c.DataListen)
+	missing := all.Access.missing(DoorDataPlane)
+	check(all.Insecure || missing == "" || loopback(c.DataListen), "-data-listen is %q, which other machines can reach, and there is not: %s. Give it, or listen on 127.0.0.1, or say -insecure if the network is closed to everyone who may not read and write everything",
+		c.DataListen, missing)
 }
 
 // dataAddress is where others reach this host.
