@@ -113,9 +113,9 @@ func TestPeace(t *testing.T) {
 		if err := s.put(a, shard.Put{}); err != nil {
 			t.Fatal(err)
 		}
-		reading := s.faults.Add(fault.Rule{Verb: fault.Read, Freeze: true}) // b names itself in the manifest, and then stands still
+		fencing := s.faults.Add(fault.Rule{Verb: fault.Fence, Freeze: true}) // b names itself in the manifest, and then stands still
 		b.Open("a-0")
-		<-reading.Hit()
+		<-fencing.Hit()
 		for range 20 {
 			if answer := a.Open("a-0"); answer.Epoch != 0 {
 				t.Fatalf("%+v: the shard was taken back from a host that was opening it", answer)
@@ -125,7 +125,7 @@ func TestPeace(t *testing.T) {
 		if answer := a.Open("a-0"); answer.Why == nil || answer.Why.Kind != kverr.Moved || answer.Holder.Address != "b" || !answer.HolderPlaced {
 			t.Fatalf("%+v, want that it moved to b", answer)
 		}
-		reading.Thaw()
+		fencing.Thaw()
 		synctest.Wait()
 		if answer := b.Open("a-0"); answer.Epoch != 2 {
 			t.Fatalf("%+v", answer)
