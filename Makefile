@@ -66,7 +66,7 @@ fault: build ## Disk faults with real kernels: full ext4, strace-observed syncs 
 .PHONY: redis
 redis: ## The Redis engine on real redis-servers that are killed, cut short, filled up and disturbed.
 	KVSTORE_REDIS=1 $(GO) test -count=1 -timeout 10m ./components/wal/redislog/...
-	KVSTORE_REDIS=1 $(GO) test -count=1 -timeout 10m -run '/redis$$' ./services/node
+	KVSTORE_REDIS=1 $(GO) test -count=1 -timeout 10m -run 'TestRedis|/redis$$' ./services/node ./services/cmd/kvctl
 
 .PHONY: crash
 crash: build ## ROUNDS (20) rounds of kill -9 under 32 checked clients, on disk and on Redis; make crash ROUNDS=200 is the full run.

@@ -44,6 +44,14 @@ func (c *Client) DeleteKeyspace(ctx context.Context, name, confirm string) error
 	return err
 }
 
+// AcceptLoss lets a shard be opened although its store has lost records that were acknowledged (ErrDataLoss until then); what was lost
+// is given up. confirm repeats the shard's id. It returns the last record that is known to have been there.
+func (c *Client) AcceptLoss(ctx context.Context, shard, confirm string) (epoch, seq uint64, err error) {
+	resp, err := unary(ctx, c.core, writeOnce, "accept a loss", adminStub, kvstorev1.AdminServiceClient.AcceptLoss,
+		&kvstorev1.AcceptLossRequest{Shard: shard, Confirm: confirm})
+	return resp.GetEpoch(), resp.GetSeq(), err
+}
+
 // CreateNamespace makes a namespace; ErrAlreadyExists when the name is taken. Kind and partition rule are fixed for
 // good.
 func (c *Client) CreateNamespace(ctx context.Context, ns *kvstorev1.Namespace) (*kvstorev1.Namespace, error) {

@@ -39,6 +39,7 @@ const (
 	OpFinishChore        // Chore: its id
 	OpRemember           // Marks
 	OpAcceptLoss         // Marks: one, of which the shard alone counts
+	OpRaise              // the catalog's revision becomes Version at least: its store has lost changes that were seen
 )
 
 // Fields says which fields of a namespace to change.

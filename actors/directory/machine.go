@@ -74,6 +74,8 @@ func (m *Machine) Step(c *Command) {
 		err = m.remember(c.Marks)
 	case OpAcceptLoss:
 		err = m.acceptLoss(c.Marks)
+	case OpRaise:
+		m.raise(c.Version)
 	default:
 		err = kverr.Invalid("op", "is %d; this release does not know it", c.Op)
 	}
@@ -83,6 +85,16 @@ func (m *Machine) Step(c *Command) {
 	}
 	// Every answer depends on all that was decided so far: changes are rare, and waiting for one more sync hurts nobody.
 	m.replies = append(m.replies, host.Gated[*Command]{Command: c, Dep: m.revision})
+}
+
+// raise makes the catalog's revision rise to one, so that whoever has seen a higher one than the store has now takes what the store
+// has for news.
+func (m *Machine) raise(revision uint64) {
+	if revision <= m.visible {
+		return
+	}
+	m.revision = max(m.revision+1, revision)
+	m.emit(&dataplanev1.DirectoryEffect{Kind: &dataplanev1.DirectoryEffect_DeleteChore{}}) // there is no chore 0: nothing else changes
 }
 
 func (m *Machine) bootstrap(spec KeyspaceSpec) *kverr.Error {

@@ -156,6 +156,8 @@ func (s *script) step(line string) string {
 			}
 			c.Marks = append(c.Marks, mark)
 		}
+	case "raise":
+		c.Op, c.Version = OpRaise, uint64(number(arg(0)))
 	case "accept":
 		c.Op = OpAcceptLoss
 		for _, a := range args {

@@ -126,7 +126,7 @@ func TestLostTailIsNotServed(t *testing.T) {
 
 // TestLossIsAccepted: an operator's word opens the shard, under an epoch above all that were lost.
 func TestLossIsAccepted(t *testing.T) {
-	g, store := lostTail(t)
+	_, store := lostTail(t)
 	l, err := openWith(t, store, &wal.Mark{Epoch: 9, Seq: 100, Accepted: true})
 	if err != nil {
 		t.Fatal(err)
@@ -142,7 +142,7 @@ func TestLossIsAccepted(t *testing.T) {
 		t.Fatalf("%+v", m)
 	}
 	// the acceptance speaks for the epochs that it names
-	g, store = lostTail(t)
+	g, store := lostTail(t)
 	_, err = openWith(t, store, &wal.Mark{Accepted: true})
 	wantLoss(t, err, "record 11 of epoch 1 was durable")
 	// what only this process has seen is accepted here

@@ -80,3 +80,8 @@ func snapshotOf(c *directory.Catalog) *frontend.Snapshot {
 	}
 	return s
 }
+
+// AcceptLoss lets a shard be opened whose store has lost records.
+func (l Local) AcceptLoss(ctx context.Context, shardID string) (directory.Mark, error) {
+	return l.Keeper.AcceptLoss(ctx, shardID)
+}

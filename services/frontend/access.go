@@ -52,6 +52,7 @@ var needs = map[string]authn.Need{
 	kvv1.AdminService_CreateNamespace_FullMethodName: authn.Admin,
 	kvv1.AdminService_UpdateNamespace_FullMethodName: authn.Admin,
 	kvv1.AdminService_DeleteNamespace_FullMethodName: authn.Admin,
+	kvv1.AdminService_AcceptLoss_FullMethodName:      authn.ServerAdmin,
 	kvv1.AdminService_Status_FullMethodName:          authn.AnyToken, // the clock and the version; the rest needs ServerAdmin
 
 	healthpb.Health_Check_FullMethodName: authn.AnyToken,

@@ -115,6 +115,7 @@ var requests = map[string]func(ks string) proto.Message{
 
 	"AdminService/CreateKeyspace": func(string) proto.Message { return &kvv1.CreateKeyspaceRequest{Keyspace: &kvv1.Keyspace{Name: "new"}} },
 	"AdminService/DeleteKeyspace": func(string) proto.Message { return &kvv1.DeleteKeyspaceRequest{Name: "gone", Confirm: "gone"} },
+	"AdminService/AcceptLoss":     func(string) proto.Message { return &kvv1.AcceptLossRequest{Shard: "s-0", Confirm: "s-0"} },
 	"AdminService/ListKeyspaces":  func(string) proto.Message { return &kvv1.ListKeyspacesRequest{} },
 	"AdminService/GetKeyspace":    func(ks string) proto.Message { return &kvv1.GetKeyspaceRequest{Name: ks} },
 	"AdminService/GetNamespace":   func(ks string) proto.Message { return &kvv1.GetNamespaceRequest{Keyspace: ks, Name: DefaultName} },
@@ -140,6 +141,7 @@ var roles = map[string][]string{
 	"PromptCacheService/Write": writers, "PromptCacheService/Release": writers, "PromptCacheService/Touch": writers, "PromptCacheService/Pin": writers,
 	"PromptCacheService/Delete": writers, "PromptCacheService/Clear": writers,
 	"AdminService/CreateKeyspace": operators, "AdminService/DeleteKeyspace": operators, "AdminService/ListKeyspaces": operators,
+	"AdminService/AcceptLoss":  operators,
 	"AdminService/GetKeyspace": seers, "AdminService/GetNamespace": seers, "AdminService/ListNamespaces": seers,
 	"AdminService/CreateNamespace": admins, "AdminService/UpdateNamespace": admins, "AdminService/DeleteNamespace": admins,
 	"AdminService/Status": {"reader", "writer", "admin", "operator", "elsewhere", "all"},

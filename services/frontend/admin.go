@@ -8,6 +8,7 @@ import (
 
 	"kvstore/components/key"
 	"kvstore/components/kverr"
+	"kvstore/components/wal/driver"
 	kvv1 "kvstore/proto/gen/kvstore/v1"
 )
 
@@ -67,6 +68,22 @@ func (a *adminService) DeleteKeyspace(ctx context.Context, req *kvv1.DeleteKeysp
 		return nil, kverr.From(err)
 	}
 	return &kvv1.DeleteKeyspaceResponse{}, nil
+}
+
+// AcceptLoss implements AdminService.
+func (a *adminService) AcceptLoss(ctx context.Context, req *kvv1.AcceptLossRequest) (*kvv1.AcceptLossResponse, error) {
+	if req.Shard == "" || len(req.Shard) > driver.MaxShardName {
+		return nil, kverr.Invalid("shard", "is %.80q; it must be the id of a shard, as the error tells it", req.Shard)
+	}
+	if req.Confirm != req.Shard {
+		return nil, kverr.Invalid("confirm", "is %.80q; it must repeat the id %q, for what its store has lost will be given up", req.Confirm, req.Shard)
+	}
+	mark, err := a.dir.AcceptLoss(ctx, req.Shard)
+	if err != nil {
+		return nil, kverr.From(err)
+	}
+	a.cfg.Log.Warn("a loss was accepted", "shard", req.Shard, "epoch", mark.Epoch, "seq", mark.Seq)
+	return &kvv1.AcceptLossResponse{Epoch: mark.Epoch, Seq: mark.Seq}, nil
 }
 
 func checkConfirm(confirm, name string) *kverr.Error {

@@ -6,6 +6,7 @@ import (
 
 	"kvstore/actors/shard"
 	"kvstore/components/ring"
+	"kvstore/components/wal"
 	kvv1 "kvstore/proto/gen/kvstore/v1"
 )
 
@@ -63,6 +64,10 @@ type Directory interface {
 
 	// DeleteNamespace removes a namespace and all that it holds.
 	DeleteNamespace(ctx context.Context, keyspace, name string) error
+
+	// AcceptLoss lets a shard be opened whose store has lost acknowledged records, and returns what is known to have been there. Of a
+	// shard that serves nothing is accepted.
+	AcceptLoss(ctx context.Context, shardID string) (wal.Mark, error)
 }
 
 // DirectoryCopy is a Directory that goes by a copy, and can tell how current it is.

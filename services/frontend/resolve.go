@@ -89,21 +89,22 @@ type catalog struct {
 
 // current returns the catalog as of now.
 func (s *Server) current(ctx context.Context) (*catalog, *kverr.Error) {
+	c := s.catalog.Load() // before the question: a lower answer then is that of a directory that has lost what c shows
 	revision, err := s.dir.Revision(ctx)
 	if err != nil {
 		return nil, kverr.From(err)
 	}
-	if c := s.catalog.Load(); c != nil && c.revision >= revision {
+	if c != nil && c.revision == revision {
 		return c, nil
 	}
-	return s.reload(ctx, revision)
+	return s.reload(ctx, c, revision)
 }
 
-// reload makes the catalog anew, once for all who find it too old.
-func (s *Server) reload(ctx context.Context, revision uint64) (*catalog, *kverr.Error) {
+// reload makes the catalog anew, once for all who find it out of date.
+func (s *Server) reload(ctx context.Context, old *catalog, revision uint64) (*catalog, *kverr.Error) {
 	s.reloading.Lock()
 	defer s.reloading.Unlock()
-	if c := s.catalog.Load(); c != nil && c.revision >= revision {
+	if c := s.catalog.Load(); c != nil && c != old && c.revision >= revision {
 		return c, nil
 	}
 	snap, err := s.dir.Snapshot(ctx)

@@ -74,6 +74,9 @@ type Host interface {
 	// kverr.Moved. Next is Use after an actor took nothing, for it may be going to sleep.
 	Use(ctx context.Context, id string) (host.Resident, error)
 	Next(ctx context.Context, id string) (host.Resident, error)
+	// AcceptLoss lets the actor be opened although the store has lost records of it that this host has seen, and returns the last of
+	// them. An actor that the store does not know any more is made anew.
+	AcceptLoss(ctx context.Context, id string) (wal.Mark, error)
 }
 
 // Config tunes a Keeper. The zero value of each field takes its default.
@@ -123,6 +126,7 @@ type Keeper struct {
 	cfg    Config
 	host   Host
 	shards Shards
+	seen   atomic.Uint64         // highest revision of the catalog that this process owned
 	owner  atomic.Pointer[owner] // the last one here; nil when there is none
 
 	mu      sync.Mutex

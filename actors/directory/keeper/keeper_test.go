@@ -52,12 +52,16 @@ func (w *world) begin() {
 	if w.host, err = memhost.New(w.store, memhost.Config{}); err != nil {
 		w.t.Fatal(err)
 	}
-	w.keeper, err = keeper.Open(w.t.Context(), w.store, w.host, w.host, keeper.Config{Failed: func(what string, err error) {
+	w.keeper, err = keeper.New(w.host, w.host, keeper.Config{Failed: func(what string, err error) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.failed = append(w.failed, fmt.Sprint(what, ": ", err))
 	}})
 	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.host.RememberWith(w.keeper)
+	if err := w.keeper.Begin(w.t.Context(), w.store); err != nil {
 		w.t.Fatal(err)
 	}
 }

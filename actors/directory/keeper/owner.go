@@ -58,6 +58,7 @@ func (k *Keeper) open(ctx context.Context, opening host.Opening) (host.Resident,
 		return nil, err
 	}
 	o.Actor = a
+	k.note(directory.Revision(a.Latest().Tree))
 	o.ctx, o.cancel = context.WithCancel(context.Background())
 	k.owner.Store(o)
 	o.chores.Go(o.run)
@@ -83,6 +84,7 @@ func (o *owner) End(ctx context.Context, yield bool) error {
 // published tells of a new durable state, unless marks alone are new in it.
 func (o *owner) published(s *host.State) {
 	v := &visible{state: s, revision: directory.Revision(s.Tree)}
+	o.keeper.note(v.revision)
 	if before := o.visible.Swap(v); before == nil || before.revision != v.revision {
 		o.keeper.tellChanged()
 	}

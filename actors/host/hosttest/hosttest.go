@@ -37,6 +37,7 @@ type Host interface {
 	Register(id string, open host.Opener) error
 	Use(ctx context.Context, id string) (host.Resident, error)
 	Next(ctx context.Context, id string) (host.Resident, error)
+	AcceptLoss(ctx context.Context, id string) (wal.Mark, error)
 	Close(ctx context.Context, checkpoint bool) error
 }
 

@@ -207,6 +207,7 @@ func (h *Host) open(s *slot) (*live, error) {
 		return nil, err
 	}
 	s.live.Store(l)
+	s.told = false
 	s.used.Store(true)
 	s.state.CompareAndSwap(activating, asleep) // unless it is over by now
 	if l.shard != nil {

@@ -2,11 +2,13 @@ package memhost
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
 	"kvstore/components/kverr"
 	"kvstore/components/wal"
+	"kvstore/components/wal/driver"
 )
 
 // Highwater remembers, elsewhere than in their own logs, how far the logs of shards have come, so that a store which lost acknowledged
@@ -22,6 +24,30 @@ type Highwater interface {
 // RememberWith names who remembers how far shards have come; without it only this host does, as long as it lives. It comes before
 // any use.
 func (h *Host) RememberWith(hw Highwater) { h.highwater = hw }
+
+// AcceptLoss lets an actor of which nobody else remembers anything, the directory say, be opened although the store has lost records of
+// it that this host has seen; it returns the last of them. An actor that the store does not know any more is made anew. What others
+// remember of shards is theirs to accept.
+func (h *Host) AcceptLoss(ctx context.Context, id string) (wal.Mark, error) {
+	s, err := h.slot(id)
+	if err != nil {
+		return wal.Mark{}, err
+	}
+	if err := s.take(ctx); err != nil {
+		return wal.Mark{}, err
+	}
+	defer s.give()
+	s.state.Store(asleep) // the next use tries, whatever the last one found
+	mark := h.store.Mark(id)
+	h.store.AcceptLoss(id)
+	if _, err := h.store.Holder(ctx, id); !errors.Is(err, driver.ErrNotExist) {
+		return mark, err
+	}
+	if err := h.store.Create(ctx, id, nil); err != nil && !errors.Is(err, wal.ErrExists) {
+		return mark, err
+	}
+	return mark, nil
+}
 
 const (
 	// reportEvery is how long after a write at the latest it is reported, with all others of that time.
@@ -113,6 +139,9 @@ func (h *Host) remembered(s *slot) (*wal.Mark, error) {
 	ctx, cancel := context.WithTimeout(h.ctx, markTimeout)
 	defer cancel()
 	marks, err := h.highwater.Marks(ctx, s.id)
+	if kverr.KindOf(err) == kverr.DataLoss && err != nil {
+		return nil, err // the directory itself has lost records
+	}
 	if err != nil {
 		return nil, &kverr.Error{Kind: kverr.Unavailable, Op: "open the shard", Message: "the directory does not tell how far the shard had come", RetryAfterMS: 100, Err: err}
 	}

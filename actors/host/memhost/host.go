@@ -56,6 +56,7 @@ type slot struct {
 	live  atomic.Pointer[live] // nil while it is not active
 	used  atomic.Bool          // since the idler looked last
 	lost  uint64               // epoch of the last actor that was over by itself; changed with the turn
+	told  bool                 // the last activation failed for a loss; changed with the turn
 	noted atomic.Bool          // it is part of the next report
 	wish  wish
 

@@ -187,9 +187,11 @@ func (h *Host) failed(s *slot, err error) {
 		h.cfg.Actor.Clock.AfterFunc(failPause, func() { h.forgetAbsent(s, c) })
 		return
 	}
-	if f := h.cfg.Events.Failed; f != nil {
+	lost := why.Kind == kverr.DataLoss
+	if f := h.cfg.Events.Failed; f != nil && !(lost && s.told) { // a loss stays until somebody does something about it
 		f(s.id, "activate", err)
 	}
+	s.told = lost
 }
 
 // forgetAbsent drops the slot of a shard that did not exist, unless it was opened since.

@@ -26,6 +26,8 @@ var commands = map[string]command{
 	"batch":            batchCommand,
 	"txn":              txnCommand,
 	"status":           statusCommand,
+	"accept-loss":      acceptLossCommand,
+	"doctor":           doctorCommand,
 	"namespace ls":     namespaceLsCommand,
 	"namespace get":    namespaceGetCommand,
 	"namespace create": namespaceCreateCommand,

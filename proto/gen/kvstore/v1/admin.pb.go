@@ -1242,6 +1242,116 @@ func (*DeleteNamespaceResponse) Descriptor() ([]byte, []int) {
 	return file_kvstore_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
+// AcceptLossRequest is the argument of AcceptLoss.
+type AcceptLossRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the shard, as Status and the error tell it.
+	Shard string `protobuf:"bytes,1,opt,name=shard,proto3" json:"shard,omitempty"`
+	// The id once more.
+	Confirm       string `protobuf:"bytes,2,opt,name=confirm,proto3" json:"confirm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcceptLossRequest) Reset() {
+	*x = AcceptLossRequest{}
+	mi := &file_kvstore_v1_admin_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcceptLossRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcceptLossRequest) ProtoMessage() {}
+
+func (x *AcceptLossRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_kvstore_v1_admin_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcceptLossRequest.ProtoReflect.Descriptor instead.
+func (*AcceptLossRequest) Descriptor() ([]byte, []int) {
+	return file_kvstore_v1_admin_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *AcceptLossRequest) GetShard() string {
+	if x != nil {
+		return x.Shard
+	}
+	return ""
+}
+
+func (x *AcceptLossRequest) GetConfirm() string {
+	if x != nil {
+		return x.Confirm
+	}
+	return ""
+}
+
+// AcceptLossResponse is the answer of AcceptLoss.
+type AcceptLossResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Epoch of the last record that is known to have been there; 0: none is.
+	Epoch uint64 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Its number. Everything between the end of the log and this record is lost.
+	Seq           uint64 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcceptLossResponse) Reset() {
+	*x = AcceptLossResponse{}
+	mi := &file_kvstore_v1_admin_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcceptLossResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcceptLossResponse) ProtoMessage() {}
+
+func (x *AcceptLossResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_kvstore_v1_admin_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcceptLossResponse.ProtoReflect.Descriptor instead.
+func (*AcceptLossResponse) Descriptor() ([]byte, []int) {
+	return file_kvstore_v1_admin_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *AcceptLossResponse) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *AcceptLossResponse) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
 // StatusRequest is the argument of Status.
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1251,7 +1361,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_kvstore_v1_admin_proto_msgTypes[21]
+	mi := &file_kvstore_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1263,7 +1373,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_admin_proto_msgTypes[21]
+	mi := &file_kvstore_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1276,7 +1386,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_kvstore_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_kvstore_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 // StatusResponse is the answer of Status.
@@ -1304,7 +1414,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_kvstore_v1_admin_proto_msgTypes[22]
+	mi := &file_kvstore_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1316,7 +1426,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_admin_proto_msgTypes[22]
+	mi := &file_kvstore_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1329,7 +1439,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_kvstore_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_kvstore_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StatusResponse) GetHeader() *ResponseHeader {
@@ -1421,7 +1531,7 @@ type StatusResponse_Shard struct {
 
 func (x *StatusResponse_Shard) Reset() {
 	*x = StatusResponse_Shard{}
-	mi := &file_kvstore_v1_admin_proto_msgTypes[23]
+	mi := &file_kvstore_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1433,7 +1543,7 @@ func (x *StatusResponse_Shard) String() string {
 func (*StatusResponse_Shard) ProtoMessage() {}
 
 func (x *StatusResponse_Shard) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_admin_proto_msgTypes[23]
+	mi := &file_kvstore_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1446,7 +1556,7 @@ func (x *StatusResponse_Shard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse_Shard.ProtoReflect.Descriptor instead.
 func (*StatusResponse_Shard) Descriptor() ([]byte, []int) {
-	return file_kvstore_v1_admin_proto_rawDescGZIP(), []int{22, 0}
+	return file_kvstore_v1_admin_proto_rawDescGZIP(), []int{24, 0}
 }
 
 func (x *StatusResponse_Shard) GetId() string {
@@ -1554,7 +1664,7 @@ type StatusResponse_Directory struct {
 
 func (x *StatusResponse_Directory) Reset() {
 	*x = StatusResponse_Directory{}
-	mi := &file_kvstore_v1_admin_proto_msgTypes[24]
+	mi := &file_kvstore_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1566,7 +1676,7 @@ func (x *StatusResponse_Directory) String() string {
 func (*StatusResponse_Directory) ProtoMessage() {}
 
 func (x *StatusResponse_Directory) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_admin_proto_msgTypes[24]
+	mi := &file_kvstore_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1579,7 +1689,7 @@ func (x *StatusResponse_Directory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse_Directory.ProtoReflect.Descriptor instead.
 func (*StatusResponse_Directory) Descriptor() ([]byte, []int) {
-	return file_kvstore_v1_admin_proto_rawDescGZIP(), []int{22, 1}
+	return file_kvstore_v1_admin_proto_rawDescGZIP(), []int{24, 1}
 }
 
 func (x *StatusResponse_Directory) GetRevision() uint64 {
@@ -1695,7 +1805,13 @@ const file_kvstore_v1_admin_proto_rawDesc = "" +
 	"\bkeyspace\x18\x01 \x01(\tR\bkeyspace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
 	"\aconfirm\x18\x03 \x01(\tR\aconfirm\"\x19\n" +
-	"\x17DeleteNamespaceResponse\"\x0f\n" +
+	"\x17DeleteNamespaceResponse\"C\n" +
+	"\x11AcceptLossRequest\x12\x14\n" +
+	"\x05shard\x18\x01 \x01(\tR\x05shard\x12\x18\n" +
+	"\aconfirm\x18\x02 \x01(\tR\aconfirm\"<\n" +
+	"\x12AcceptLossResponse\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x10\n" +
+	"\x03seq\x18\x02 \x01(\x04R\x03seq\"\x0f\n" +
 	"\rStatusRequest\"\xc6\x06\n" +
 	"\x0eStatusResponse\x122\n" +
 	"\x06header\x18\x01 \x01(\v2\x1a.kvstore.v1.ResponseHeaderR\x06header\x12\x18\n" +
@@ -1734,7 +1850,7 @@ const file_kvstore_v1_admin_proto_rawDesc = "" +
 	"\x11NAMESPACE_KIND_KV\x10\x01\x12\x19\n" +
 	"\x15NAMESPACE_KIND_PROMPT\x10\x02\x12\x17\n" +
 	"\x13NAMESPACE_KIND_TREE\x10\x03\x12\x18\n" +
-	"\x14NAMESPACE_KIND_CACHE\x10\x042\xe7\x06\n" +
+	"\x14NAMESPACE_KIND_CACHE\x10\x042\xb4\a\n" +
 	"\fAdminService\x12W\n" +
 	"\x0eCreateKeyspace\x12!.kvstore.v1.CreateKeyspaceRequest\x1a\".kvstore.v1.CreateKeyspaceResponse\x12N\n" +
 	"\vGetKeyspace\x12\x1e.kvstore.v1.GetKeyspaceRequest\x1a\x1f.kvstore.v1.GetKeyspaceResponse\x12T\n" +
@@ -1744,7 +1860,9 @@ const file_kvstore_v1_admin_proto_rawDesc = "" +
 	"\fGetNamespace\x12\x1f.kvstore.v1.GetNamespaceRequest\x1a .kvstore.v1.GetNamespaceResponse\x12W\n" +
 	"\x0eListNamespaces\x12!.kvstore.v1.ListNamespacesRequest\x1a\".kvstore.v1.ListNamespacesResponse\x12Z\n" +
 	"\x0fUpdateNamespace\x12\".kvstore.v1.UpdateNamespaceRequest\x1a#.kvstore.v1.UpdateNamespaceResponse\x12Z\n" +
-	"\x0fDeleteNamespace\x12\".kvstore.v1.DeleteNamespaceRequest\x1a#.kvstore.v1.DeleteNamespaceResponse\x12?\n" +
+	"\x0fDeleteNamespace\x12\".kvstore.v1.DeleteNamespaceRequest\x1a#.kvstore.v1.DeleteNamespaceResponse\x12K\n" +
+	"\n" +
+	"AcceptLoss\x12\x1d.kvstore.v1.AcceptLossRequest\x1a\x1e.kvstore.v1.AcceptLossResponse\x12?\n" +
 	"\x06Status\x12\x19.kvstore.v1.StatusRequest\x1a\x1a.kvstore.v1.StatusResponseB\x8d\x01\n" +
 	"\x0ecom.kvstore.v1B\n" +
 	"AdminProtoP\x01Z&kvstore/proto/gen/kvstore/v1;kvstorev1\xa2\x02\x03KXX\xaa\x02\n" +
@@ -1764,7 +1882,7 @@ func file_kvstore_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_kvstore_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_kvstore_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_kvstore_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_kvstore_v1_admin_proto_goTypes = []any{
 	(NamespaceKind)(0),               // 0: kvstore.v1.NamespaceKind
 	(*PartitionRule)(nil),            // 1: kvstore.v1.PartitionRule
@@ -1788,12 +1906,14 @@ var file_kvstore_v1_admin_proto_goTypes = []any{
 	(*UpdateNamespaceResponse)(nil),  // 19: kvstore.v1.UpdateNamespaceResponse
 	(*DeleteNamespaceRequest)(nil),   // 20: kvstore.v1.DeleteNamespaceRequest
 	(*DeleteNamespaceResponse)(nil),  // 21: kvstore.v1.DeleteNamespaceResponse
-	(*StatusRequest)(nil),            // 22: kvstore.v1.StatusRequest
-	(*StatusResponse)(nil),           // 23: kvstore.v1.StatusResponse
-	(*StatusResponse_Shard)(nil),     // 24: kvstore.v1.StatusResponse.Shard
-	(*StatusResponse_Directory)(nil), // 25: kvstore.v1.StatusResponse.Directory
-	(*fieldmaskpb.FieldMask)(nil),    // 26: google.protobuf.FieldMask
-	(*ResponseHeader)(nil),           // 27: kvstore.v1.ResponseHeader
+	(*AcceptLossRequest)(nil),        // 22: kvstore.v1.AcceptLossRequest
+	(*AcceptLossResponse)(nil),       // 23: kvstore.v1.AcceptLossResponse
+	(*StatusRequest)(nil),            // 24: kvstore.v1.StatusRequest
+	(*StatusResponse)(nil),           // 25: kvstore.v1.StatusResponse
+	(*StatusResponse_Shard)(nil),     // 26: kvstore.v1.StatusResponse.Shard
+	(*StatusResponse_Directory)(nil), // 27: kvstore.v1.StatusResponse.Directory
+	(*fieldmaskpb.FieldMask)(nil),    // 28: google.protobuf.FieldMask
+	(*ResponseHeader)(nil),           // 29: kvstore.v1.ResponseHeader
 }
 var file_kvstore_v1_admin_proto_depIdxs = []int32{
 	0,  // 0: kvstore.v1.Namespace.kind:type_name -> kvstore.v1.NamespaceKind
@@ -1807,11 +1927,11 @@ var file_kvstore_v1_admin_proto_depIdxs = []int32{
 	3,  // 8: kvstore.v1.GetNamespaceResponse.namespace:type_name -> kvstore.v1.Namespace
 	3,  // 9: kvstore.v1.ListNamespacesResponse.namespaces:type_name -> kvstore.v1.Namespace
 	3,  // 10: kvstore.v1.UpdateNamespaceRequest.namespace:type_name -> kvstore.v1.Namespace
-	26, // 11: kvstore.v1.UpdateNamespaceRequest.update_mask:type_name -> google.protobuf.FieldMask
+	28, // 11: kvstore.v1.UpdateNamespaceRequest.update_mask:type_name -> google.protobuf.FieldMask
 	3,  // 12: kvstore.v1.UpdateNamespaceResponse.namespace:type_name -> kvstore.v1.Namespace
-	27, // 13: kvstore.v1.StatusResponse.header:type_name -> kvstore.v1.ResponseHeader
-	24, // 14: kvstore.v1.StatusResponse.shards:type_name -> kvstore.v1.StatusResponse.Shard
-	25, // 15: kvstore.v1.StatusResponse.directory:type_name -> kvstore.v1.StatusResponse.Directory
+	29, // 13: kvstore.v1.StatusResponse.header:type_name -> kvstore.v1.ResponseHeader
+	26, // 14: kvstore.v1.StatusResponse.shards:type_name -> kvstore.v1.StatusResponse.Shard
+	27, // 15: kvstore.v1.StatusResponse.directory:type_name -> kvstore.v1.StatusResponse.Directory
 	4,  // 16: kvstore.v1.AdminService.CreateKeyspace:input_type -> kvstore.v1.CreateKeyspaceRequest
 	6,  // 17: kvstore.v1.AdminService.GetKeyspace:input_type -> kvstore.v1.GetKeyspaceRequest
 	8,  // 18: kvstore.v1.AdminService.ListKeyspaces:input_type -> kvstore.v1.ListKeyspacesRequest
@@ -1821,19 +1941,21 @@ var file_kvstore_v1_admin_proto_depIdxs = []int32{
 	16, // 22: kvstore.v1.AdminService.ListNamespaces:input_type -> kvstore.v1.ListNamespacesRequest
 	18, // 23: kvstore.v1.AdminService.UpdateNamespace:input_type -> kvstore.v1.UpdateNamespaceRequest
 	20, // 24: kvstore.v1.AdminService.DeleteNamespace:input_type -> kvstore.v1.DeleteNamespaceRequest
-	22, // 25: kvstore.v1.AdminService.Status:input_type -> kvstore.v1.StatusRequest
-	5,  // 26: kvstore.v1.AdminService.CreateKeyspace:output_type -> kvstore.v1.CreateKeyspaceResponse
-	7,  // 27: kvstore.v1.AdminService.GetKeyspace:output_type -> kvstore.v1.GetKeyspaceResponse
-	9,  // 28: kvstore.v1.AdminService.ListKeyspaces:output_type -> kvstore.v1.ListKeyspacesResponse
-	11, // 29: kvstore.v1.AdminService.DeleteKeyspace:output_type -> kvstore.v1.DeleteKeyspaceResponse
-	13, // 30: kvstore.v1.AdminService.CreateNamespace:output_type -> kvstore.v1.CreateNamespaceResponse
-	15, // 31: kvstore.v1.AdminService.GetNamespace:output_type -> kvstore.v1.GetNamespaceResponse
-	17, // 32: kvstore.v1.AdminService.ListNamespaces:output_type -> kvstore.v1.ListNamespacesResponse
-	19, // 33: kvstore.v1.AdminService.UpdateNamespace:output_type -> kvstore.v1.UpdateNamespaceResponse
-	21, // 34: kvstore.v1.AdminService.DeleteNamespace:output_type -> kvstore.v1.DeleteNamespaceResponse
-	23, // 35: kvstore.v1.AdminService.Status:output_type -> kvstore.v1.StatusResponse
-	26, // [26:36] is the sub-list for method output_type
-	16, // [16:26] is the sub-list for method input_type
+	22, // 25: kvstore.v1.AdminService.AcceptLoss:input_type -> kvstore.v1.AcceptLossRequest
+	24, // 26: kvstore.v1.AdminService.Status:input_type -> kvstore.v1.StatusRequest
+	5,  // 27: kvstore.v1.AdminService.CreateKeyspace:output_type -> kvstore.v1.CreateKeyspaceResponse
+	7,  // 28: kvstore.v1.AdminService.GetKeyspace:output_type -> kvstore.v1.GetKeyspaceResponse
+	9,  // 29: kvstore.v1.AdminService.ListKeyspaces:output_type -> kvstore.v1.ListKeyspacesResponse
+	11, // 30: kvstore.v1.AdminService.DeleteKeyspace:output_type -> kvstore.v1.DeleteKeyspaceResponse
+	13, // 31: kvstore.v1.AdminService.CreateNamespace:output_type -> kvstore.v1.CreateNamespaceResponse
+	15, // 32: kvstore.v1.AdminService.GetNamespace:output_type -> kvstore.v1.GetNamespaceResponse
+	17, // 33: kvstore.v1.AdminService.ListNamespaces:output_type -> kvstore.v1.ListNamespacesResponse
+	19, // 34: kvstore.v1.AdminService.UpdateNamespace:output_type -> kvstore.v1.UpdateNamespaceResponse
+	21, // 35: kvstore.v1.AdminService.DeleteNamespace:output_type -> kvstore.v1.DeleteNamespaceResponse
+	23, // 36: kvstore.v1.AdminService.AcceptLoss:output_type -> kvstore.v1.AcceptLossResponse
+	25, // 37: kvstore.v1.AdminService.Status:output_type -> kvstore.v1.StatusResponse
+	27, // [27:38] is the sub-list for method output_type
+	16, // [16:27] is the sub-list for method input_type
 	16, // [16:16] is the sub-list for extension type_name
 	16, // [16:16] is the sub-list for extension extendee
 	0,  // [0:16] is the sub-list for field type_name
@@ -1856,7 +1978,7 @@ func file_kvstore_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kvstore_v1_admin_proto_rawDesc), len(file_kvstore_v1_admin_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   25,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,7 @@ const (
 	AdminService_ListNamespaces_FullMethodName  = "/kvstore.v1.AdminService/ListNamespaces"
 	AdminService_UpdateNamespace_FullMethodName = "/kvstore.v1.AdminService/UpdateNamespace"
 	AdminService_DeleteNamespace_FullMethodName = "/kvstore.v1.AdminService/DeleteNamespace"
+	AdminService_AcceptLoss_FullMethodName      = "/kvstore.v1.AdminService/AcceptLoss"
 	AdminService_Status_FullMethodName          = "/kvstore.v1.AdminService/Status"
 )
 
@@ -58,6 +59,10 @@ type AdminServiceClient interface {
 	UpdateNamespace(ctx context.Context, in *UpdateNamespaceRequest, opts ...grpc.CallOption) (*UpdateNamespaceResponse, error)
 	// DeleteNamespace removes a namespace with its data. The confirmation must repeat the name.
 	DeleteNamespace(ctx context.Context, in *DeleteNamespaceRequest, opts ...grpc.CallOption) (*DeleteNamespaceResponse, error)
+	// AcceptLoss lets a shard be opened although its store has lost records that were acknowledged: until then everything in it is
+	// DATA_LOSS. What the store still has is served from then on, as if the rest had never been written. Of a shard that serves nothing
+	// is accepted. The confirmation must repeat the shard's id; that of the directory itself is "directory".
+	AcceptLoss(ctx context.Context, in *AcceptLossRequest, opts ...grpc.CallOption) (*AcceptLossResponse, error)
 	// Status tells how the server and its shards are. A token without the grant server-admin is told the time, the version and the
 	// uptime.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
@@ -161,6 +166,16 @@ func (c *adminServiceClient) DeleteNamespace(ctx context.Context, in *DeleteName
 	return out, nil
 }
 
+func (c *adminServiceClient) AcceptLoss(ctx context.Context, in *AcceptLossRequest, opts ...grpc.CallOption) (*AcceptLossResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AcceptLossResponse)
+	err := c.cc.Invoke(ctx, AdminService_AcceptLoss_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminServiceClient) Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(StatusResponse)
@@ -198,6 +213,10 @@ type AdminServiceServer interface {
 	UpdateNamespace(context.Context, *UpdateNamespaceRequest) (*UpdateNamespaceResponse, error)
 	// DeleteNamespace removes a namespace with its data. The confirmation must repeat the name.
 	DeleteNamespace(context.Context, *DeleteNamespaceRequest) (*DeleteNamespaceResponse, error)
+	// AcceptLoss lets a shard be opened although its store has lost records that were acknowledged: until then everything in it is
+	// DATA_LOSS. What the store still has is served from then on, as if the rest had never been written. Of a shard that serves nothing
+	// is accepted. The confirmation must repeat the shard's id; that of the directory itself is "directory".
+	AcceptLoss(context.Context, *AcceptLossRequest) (*AcceptLossResponse, error)
 	// Status tells how the server and its shards are. A token without the grant server-admin is told the time, the version and the
 	// uptime.
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
@@ -237,6 +256,9 @@ func (UnimplementedAdminServiceServer) UpdateNamespace(context.Context, *UpdateN
 }
 func (UnimplementedAdminServiceServer) DeleteNamespace(context.Context, *DeleteNamespaceRequest) (*DeleteNamespaceResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteNamespace not implemented")
+}
+func (UnimplementedAdminServiceServer) AcceptLoss(context.Context, *AcceptLossRequest) (*AcceptLossResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AcceptLoss not implemented")
 }
 func (UnimplementedAdminServiceServer) Status(context.Context, *StatusRequest) (*StatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
@@ -424,6 +446,24 @@ func _AdminService_DeleteNamespace_Handler(srv interface{}, ctx context.Context,
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_AcceptLoss_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AcceptLossRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).AcceptLoss(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_AcceptLoss_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).AcceptLoss(ctx, req.(*AcceptLossRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AdminService_Status_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(StatusRequest)
 	if err := dec(in); err != nil {
@@ -484,6 +524,10 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DeleteNamespace",
 			Handler:    _AdminService_DeleteNamespace_Handler,
+		},
+		{
+			MethodName: "AcceptLoss",
+			Handler:    _AdminService_AcceptLoss_Handler,
 		},
 		{
 			MethodName: "Status",
