@@ -445,6 +445,41 @@ func TestTwoOwners(t *testing.T) {
 	})
 }
 
+// TestDoneAndNotTold: a keyspace that is in the log, and whose making nobody lives to tell of, may have been made: the caller is not told
+// that nothing was changed.
+func TestDoneAndNotTold(t *testing.T) {
+	run(t, []string{"a", "b"}, func(t *testing.T, c *cluster) {
+		d := c.client()
+		if _, err := d.Revision(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		c.settle("a")
+		a, b := c.node("a"), c.node("b")
+		shards := a.engine.Add(fault.Rule{Verb: fault.Swap, Times: -1, Freeze: true}) // the chore comes to nothing
+		ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second)
+		defer cancel()
+		made := make(chan error, 1)
+		go func() { made <- second(d.CreateKeyspace(ctx, &kvv1.Keyspace{Name: "k"})) }()
+		<-shards.Hit()
+		synctest.Wait()
+		// Another host takes the directory, which no client reaches; the first one notices.
+		c.place("b")
+		if _, err := b.host.Use(t.Context(), keeper.ShardID); err != nil {
+			t.Fatal(err)
+		}
+		b.setCut(true)
+		is(t, "a request to the first", second(a.keeper.Catalog(t.Context())), kverr.Moved)
+		is(t, "the keyspace", <-made, kverr.OutcomeUnknown)
+		shards.Remove()
+		b.setCut(false)
+		c.settle("b")
+		for names(t, d) != "default(default)/3 k()/3" {
+			time.Sleep(10 * time.Millisecond)
+		}
+		c.close()
+	})
+}
+
 // TestShardsElsewhere: chores reach shards that other hosts own: a namespace is dropped there, and a keyspace is removed under its owner,
 // whether that can be asked or not.
 func TestShardsElsewhere(t *testing.T) {

@@ -500,7 +500,7 @@ func randomFaults(t *testing.T, c *cluster, seed uint64) {
 		t.Errorf("seed %d: the run shows little", seed)
 	}
 	if t.Failed() {
-		t.Logf("failures that hosts told of:\n%s", strings.Join(c.failed, "\n"))
+		t.Logf("failures that hosts told of, the last:\n%s", strings.Join(c.failed[max(0, len(c.failed)-5):], "\n"))
 	}
 	c.close(dead...)
 }

@@ -36,17 +36,25 @@ func (k *Keeper) CreateKeyspace(ctx context.Context, ks *kvv1.Keyspace) (*kvv1.K
 		return nil, err
 	}
 	if err := k.awaitReady(ctx, c.Keyspace.Name); err != nil {
-		return nil, err
+		return nil, doneBut(err)
 	}
 	catalog, err := k.Catalog(ctx)
 	if err != nil {
-		return nil, err
+		return nil, doneBut(err)
 	}
 	made, ok := catalog.Keyspace(c.Keyspace.Name)
 	if !ok || made.UID != c.Keyspace.UID {
 		return nil, kverr.New(kverr.NotFound, "create a keyspace", "it was removed again meanwhile")
 	}
 	return made.Proto(), nil
+}
+
+// doneBut is the error of a request that is in the log already: it must not tell that nothing was done.
+func doneBut(err error) error {
+	if kverr.KindOf(err).NotApplied() {
+		return &kverr.Error{Kind: kverr.OutcomeUnknown, Op: "change the directory", Message: "it was changed; the directory was lost before that could be told", Err: err}
+	}
+	return err
 }
 
 // awaitReady waits until a keyspace is ready, or gone.
@@ -138,7 +146,7 @@ func (k *Keeper) change(ctx context.Context, c *directory.Command) (*kvv1.Namesp
 	}
 	catalog, err := k.Catalog(ctx)
 	if err != nil {
-		return nil, err
+		return nil, doneBut(err)
 	}
 	ns, ok := catalog.Namespace(c.Namespace.Keyspace, c.Namespace.Name)
 	if !ok {
