@@ -15,14 +15,15 @@ import (
 
 // Locator tells where shards are. In a cluster it asks Dapr, which opens a shard where it has placed it.
 type Locator interface {
-	// Locate tells where a shard is served, without waiting for that: an error of kind Unavailable or Moved asks to come again,
-	// after its RetryAfterMS. Other errors are *kverr.Error too, and final.
+	// Locate tells where a shard is served. It may wait for that; an error of kind Unavailable or Moved asks to come again, after
+	// its RetryAfterMS. Errors are *kverr.Error, and those of other kinds that time does not mend are final.
 	Locate(ctx context.Context, shardID string) (host.Location, error)
 }
 
 // Invoker is the way to a shard where its host's data plane cannot be reached: InvokeActor of Dapr.
 type Invoker interface {
-	// Invoke calls a method of the shard's actor. The payload goes to Server.Invoke there, and what that returns comes back.
+	// Invoke calls a method of the shard's actor. The payload goes to Server.Invoke there, and what that returns comes back. Errors are
+	// *kverr.Error, of a kind that is NotApplied only when the method surely did not run.
 	Invoke(ctx context.Context, shardID, method string, payload []byte) ([]byte, error)
 }
 
@@ -39,10 +40,12 @@ type ClientConfig struct {
 	TLS *tls.Config
 	// Budget is how long a call whose caller names no deadline, or a later one, looks for its shard. Default 5 s.
 	Budget time.Duration
-	// LocateTimeout bounds one question to the Locator. Default 500 ms.
+	// LocateTimeout bounds one question to the Locator. Default 2 s.
 	LocateTimeout time.Duration
 	// OpenTimeout bounds the opening of a stream to a host. Default 1 s.
 	OpenTimeout time.Duration
+	// Detour is how long calls go by Invoker before a host that could not be reached is tried again. Default 5 s.
+	Detour time.Duration
 	// Silence is how long a host may say nothing, not even to a ping, while calls are due: then it is given up. Default 3 s.
 	Silence time.Duration
 }
@@ -53,7 +56,7 @@ func (c *ClientConfig) EnsureDefaults() {
 		to      *time.Duration
 		without time.Duration
 	}{
-		{&c.Budget, 5 * time.Second}, {&c.LocateTimeout, 500 * time.Millisecond}, {&c.OpenTimeout, time.Second}, {&c.Silence, 3 * time.Second},
+		{&c.Budget, 5 * time.Second}, {&c.LocateTimeout, 2 * time.Second}, {&c.OpenTimeout, time.Second}, {&c.Silence, 3 * time.Second}, {&c.Detour, 5 * time.Second},
 	} {
 		if *d.to == 0 {
 			*d.to = d.without
@@ -67,7 +70,7 @@ func (c *ClientConfig) Validate() error {
 	if c.Locator == nil {
 		faults = append(faults, errors.New("Locator is nil: required"))
 	}
-	for name, d := range map[string]time.Duration{"Budget": c.Budget, "LocateTimeout": c.LocateTimeout, "OpenTimeout": c.OpenTimeout, "Silence": c.Silence} {
+	for name, d := range map[string]time.Duration{"Budget": c.Budget, "LocateTimeout": c.LocateTimeout, "OpenTimeout": c.OpenTimeout, "Silence": c.Silence, "Detour": c.Detour} {
 		if d < 0 {
 			faults = append(faults, fmt.Errorf("%s is %v: not negative", name, d))
 		}

@@ -276,20 +276,23 @@ func (l *link) writeValues(ctx context.Context, head *dataplanev1.WriteValuesReq
 	case first.Failure != nil:
 		return nil, false, failureFrom(first.Failure)
 	}
+	var left int64
+	for _, n := range head.Lengths {
+		left += n
+	}
 	in := open()
-	buf := make([]byte, maxInline)
-	for {
-		n, err := io.ReadFull(in, buf)
-		if n > 0 {
-			if err := stream.Send(&dataplanev1.WriteValuesRequest{Part: &dataplanev1.WriteValuesRequest_Chunk{Chunk: buf[:n]}}); err != nil {
-				break // the answer says why
+	buf := make([]byte, min(left, maxInline))
+	for left > 0 {
+		chunk := buf[:min(left, maxInline)]
+		if _, err := io.ReadFull(in, chunk); err != nil {
+			if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+				return nil, true, kverr.New(kverr.InvalidArgument, "write value", "the bytes ended before the %d that were told of", head.Lengths[0])
 			}
-		}
-		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			break
-		}
-		if err != nil {
 			return nil, true, kverr.From(err)
+		}
+		left -= int64(len(chunk))
+		if err := stream.Send(&dataplanev1.WriteValuesRequest{Part: &dataplanev1.WriteValuesRequest_Chunk{Chunk: chunk}}); err != nil {
+			break // the answer says why
 		}
 	}
 	answer, err := stream.Recv()

@@ -25,11 +25,8 @@ type outage struct {
 	until time.Time // calls go by Invoke until then; zero: they do not
 }
 
-// outageFor is how long calls go by Invoke before the host's data plane is tried again, outageTimes how often it fails before.
-const (
-	outageFor   = 5 * time.Second
-	outageTimes = 2
-)
+// outageTimes is how often a host cannot be reached in a row before its calls go by Invoke.
+const outageTimes = 2
 
 // outageOf returns the outage of an address while calls go by Invoke.
 func (c *Client) outageOf(address string) *outage {
@@ -56,7 +53,7 @@ func (c *Client) noteOutage(address string) bool {
 	if o.times++; o.times < outageTimes {
 		return false
 	}
-	o.until = time.Now().Add(outageFor)
+	o.until = time.Now().Add(c.cfg.Detour)
 	return true
 }
 
@@ -71,7 +68,7 @@ func (c *Client) noteReached(address string) {
 
 // byInvoke is a place that calls reach by Invoke, for a while.
 func (r *shardRoute) byInvoke(at host.Location) *target {
-	w := &invokeWay{client: r.client, route: r, until: time.Now().Add(outageFor)}
+	w := &invokeWay{client: r.client, route: r, until: time.Now().Add(r.client.cfg.Detour)}
 	return &target{way: w, address: at.Address, epoch: at.Epoch}
 }
 
@@ -194,11 +191,16 @@ func (w *invokeWay) invoke(t *target, batch callList) {
 	}
 	var keep arena
 	deliver(list, &keep)
+	refused := err != nil && kverr.KindOf(err).NotApplied()
 	why := &kverr.Error{Kind: kverr.Unavailable, Op: "reach the host", Message: "the call by Dapr failed", RetryAfterMS: 100, Err: err}
 	var again callList
 	for _, k := range slots {
-		if k != nil {
-			k.lost(true, why, &again)
+		switch {
+		case k == nil:
+		case refused && finalKind(kverr.KindOf(err)):
+			k.release(kverr.From(err))
+		default:
+			k.lost(!refused, why, &again)
 		}
 	}
 	resend(again)

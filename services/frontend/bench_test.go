@@ -101,13 +101,19 @@ func BenchmarkUnary(b *testing.B) {
 	value := make([]byte, 256)
 	e := &echo{value: value}
 	register := func(s *grpc.Server) { kvv1.RegisterKVServiceServer(s, e) }
-	r := newRig(b, Config{}, nil)
-	for i := range int64(benchKeys) {
-		if _, err := r.KV.Put(context.Background(), &kvv1.PutRequest{Put: &kvv1.PutOp{Key: benchKey(i), Value: value}}); err != nil {
-			b.Fatal(err)
+	filled := func(far bool) *rig {
+		remote = far
+		r := newRig(b, Config{}, nil)
+		remote = false
+		for i := range int64(benchKeys) {
+			if _, err := r.KV.Put(context.Background(), &kvv1.PutRequest{Put: &kvv1.PutOp{Key: benchKey(i), Value: value}}); err != nil {
+				b.Fatal(err)
+			}
 		}
+		return r
 	}
-	for _, c := range []int{1, 64} {
+	r, far := filled(false), filled(true)
+	for _, c := range []int{1, 64, 256} {
 		for _, way := range []struct {
 			name string
 			kv   func(*testing.B) kvv1.KVServiceClient
@@ -116,6 +122,9 @@ func BenchmarkUnary(b *testing.B) {
 			{"tuned", func(b *testing.B) kvv1.KVServiceClient { return overTCP(b, register, ServerOptions(), vt) }},
 			{"kvstore", func(b *testing.B) kvv1.KVServiceClient {
 				return overTCP(b, func(s *grpc.Server) { r.Server.Register(s) }, ServerOptions(), vt)
+			}},
+			{"remote", func(b *testing.B) kvv1.KVServiceClient {
+				return overTCP(b, func(s *grpc.Server) { far.Server.Register(s) }, ServerOptions(), vt)
 			}},
 			{"header", func(b *testing.B) kvv1.KVServiceClient {
 				return overTCP(b, func(s *grpc.Server) { r.Server.Register(s) }, ServerOptions(), vt,

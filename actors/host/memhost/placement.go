@@ -188,7 +188,7 @@ func (h *Host) failed(s *slot, err error) {
 		return
 	}
 	lost := why.Kind == kverr.DataLoss
-	if f := h.cfg.Events.Failed; f != nil && !(lost && s.told) { // a loss stays until somebody does something about it
+	if f := h.cfg.Events.Failed; f != nil && (!lost || !s.told) { // a loss stays until somebody does something about it
 		f(s.id, "activate", err)
 	}
 	s.told = lost
