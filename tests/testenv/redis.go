@@ -24,14 +24,20 @@ type Redis struct {
 	cmd  *exec.Cmd
 }
 
+// NeedRedis skips a test without KVSTORE_REDIS, naming the make target that runs it.
+func NeedRedis(t testing.TB) {
+	t.Helper()
+	if os.Getenv("KVSTORE_REDIS") == "" {
+		t.Skip("needs redis-server: make redis sets KVSTORE_REDIS and runs this")
+	}
+}
+
 // NewRedis starts a redis-server that syncs every write before it answers (appendfsync always); args, each "parameter value", are added to
 // its configuration. It is killed at the end of the test. A test without KVSTORE_REDIS is skipped, naming the make target that
 // runs it.
 func NewRedis(t testing.TB, args ...string) *Redis {
 	t.Helper()
-	if os.Getenv("KVSTORE_REDIS") == "" {
-		t.Skip("needs redis-server: make redis sets KVSTORE_REDIS and runs this")
-	}
+	NeedRedis(t)
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		t.Fatalf("redis-server is not installed (Debian package redis-server): %v", err)
 	}

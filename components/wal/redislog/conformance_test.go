@@ -133,6 +133,7 @@ func TestLog(t *testing.T) { waltest.RunLog(t, newHarness(Config{}, directly)) }
 // TestBadNetwork runs both suites behind a network that delays, resets, loses requests and replies, delivers requests late, and goes
 // away: none of it may be seen. KVSTORE_SEED repeats a run's choices (not its timing).
 func TestBadNetwork(t *testing.T) {
+	testenv.NeedRedis(t)
 	seeds := []uint64{1}
 	if s := os.Getenv("KVSTORE_SEED"); s != "" {
 		seed, err := strconv.ParseUint(s, 10, 64)
