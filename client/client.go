@@ -126,7 +126,8 @@ func (co *core) dial(i int) (*grpc.ClientConn, error) {
 		r := manual.NewBuilderWithScheme("kvstore")
 		var state resolver.State
 		for k := range n {
-			state.Addresses = append(state.Addresses, resolver.Address{Addr: co.cfg.Endpoints[(i+k)%n]})
+			e := co.cfg.Endpoints[(i+k)%n]
+			state.Addresses = append(state.Addresses, resolver.Address{Addr: e, ServerName: e}) // the name is for TLS: the target has none
 		}
 		r.InitialState(state)
 		opts = append(opts, grpc.WithResolvers(r))

@@ -143,6 +143,9 @@ func TestDoors(t *testing.T) {
 		{"plain text", plain, client.Config{}, 255, ""},
 		{"TLS", tls, client.Config{CAFile: ours}, 255, ""},
 		{"TLS by name", elsewhere, client.Config{CAFile: ours, ServerName: "kv.example"}, 255, ""},
+		{"TLS at two addresses", tls + "," + mutual, client.Config{CAFile: ours, CertFile: file("client.crt"), KeyFile: file("client.key")}, 255, ""},
+		{"TLS at one of two addresses", "127.0.0.1:1," + tls, client.Config{CAFile: ours}, 255, ""},
+		{"two addresses with another name", elsewhere + "," + elsewhere, client.Config{CAFile: ours}, kverr.Unauthenticated, "is for kv.example and not for 127.0.0.1"},
 		{"mutual TLS", mutual, client.Config{CAFile: ours, CertFile: file("client.crt"), KeyFile: file("client.key")}, 255, ""},
 		{"TLS on a plain port", plain, client.Config{CAFile: ours}, kverr.Unauthenticated, "does not speak TLS on this port"},
 		{"plain text on a TLS port", tls, client.Config{}, kverr.Unavailable, "if it speaks TLS on this port, turn TLS on"},
@@ -157,7 +160,7 @@ func TestDoors(t *testing.T) {
 			patience = time.Second // it may be a server that starts: told once patience ends
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
-		tc.cfg.Endpoints = []string{tc.addr}
+		tc.cfg.Endpoints = strings.Split(tc.addr, ",")
 		began := time.Now()
 		c, err := client.Dial(ctx, tc.cfg)
 		cancel()

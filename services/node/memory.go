@@ -14,7 +14,11 @@ func machineMemory() int64 {
 	if text, err := os.ReadFile("/proc/meminfo"); err == nil {
 		total = memTotal(text)
 	}
-	if text, err := os.ReadFile("/sys/fs/cgroup/memory.max"); err == nil {
+	for _, file := range []string{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"} { // cgroups 2 and 1, as a container sees its own
+		text, err := os.ReadFile(file)
+		if err != nil {
+			continue
+		}
 		if limit, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64); err == nil && limit > 0 && (total == 0 || limit < total) {
 			total = limit
 		}
