@@ -177,6 +177,7 @@ func TestClientIsBounded(t *testing.T) {
 			return kinds[kverr.Exhausted] >= 90
 		})
 		frozen.Thaw()
+		frozen.Remove()
 		wait.Wait()
 		t.Logf("%s: %v", name, kinds)
 	}

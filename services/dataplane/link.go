@@ -45,7 +45,8 @@ type link struct {
 	spare    []uint32   // ids that no call has
 	calls    int        // under way
 	bytes    int        // size of them together
-	routes   uint32     // named
+	targets  int        // made; each may become a route
+	routes   uint32     // named, in the order in which their names go out
 	busyFrom int64      // when calls went from 0 to 1
 	pings    uint64
 }
@@ -68,8 +69,8 @@ type target struct {
 	link    *link // nil: calls go by Invoke
 	epoch   uint64
 	address string
+	named   bool   // the link has a number for it; guarded by link.mu, as is number
 	number  uint32 // of the route on the link
-	named   bool   // the number is known to the host; guarded by link.mu
 }
 
 // way is a link, or Invoke.
@@ -190,14 +191,14 @@ func (l *link) gone() {
 func (l *link) target(epoch uint64) (*target, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.up && l.routes >= maxRoutes {
+	if l.up && l.targets >= maxRoutes {
 		l.leave()
 	}
 	if !l.up {
 		return nil, false
 	}
-	l.routes++
-	return &target{way: l, link: l, address: l.address, epoch: epoch, number: l.routes - 1}, true
+	l.targets++
+	return &target{way: l, link: l, address: l.address, epoch: epoch}, true
 }
 
 // leave takes no more calls and ends the stream when nothing is due. Mutex held.
@@ -243,7 +244,8 @@ func (l *link) submit(t *target, calls callList) callList {
 func (l *link) add(t *target, k *call, now time.Time) {
 	w := l.frame()
 	if !t.named {
-		t.named = true
+		t.named, t.number = true, l.routes
+		l.routes++
 		at := w.begin(fieldRoutes)
 		w.number(1, uint64(t.number))
 		w.text(2, k.route.id)

@@ -19,7 +19,7 @@ import (
 func TestFramesAreWhatIsGenerated(t *testing.T) {
 	l := &link{up: true, wake: make(chan struct{}, 1)}
 	ref := shard.Ref{Object: shard.ObjectID{Epoch: 3, Counter: 4}, ObjectBytes: 500, Offset: 6, Length: 7, Checksum: 8}
-	a, b := &target{way: l, link: l, epoch: 9}, &target{way: l, link: l, number: 1}
+	a, b := &target{way: l, link: l, epoch: 9}, &target{way: l, link: l}
 	ra, rb := &shardRoute{id: "a-0"}, &shardRoute{id: "b-0"}
 	value := &valueCall{values: [][]byte{[]byte("one"), nil, []byte("three")}, done: make(chan *kverr.Error, 1)}
 	part := &valueCall{ref: ref, off: 5, p: make([]byte, 6), done: make(chan *kverr.Error, 1)}
