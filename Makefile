@@ -13,6 +13,7 @@ DAPRD_V    := $(shell awk '$$1=="github.com/dapr/dapr"{print $$2}' tools/daprd/g
 PLACEMENT_V := $(shell awk '$$1=="github.com/dapr/dapr"{print $$2}' tools/placement/go.mod)
 BUF        := $(TOOLCACHE)/buf-$(BUF_V)
 LINT       := $(TOOLCACHE)/golangci-lint-$(LINT_V)
+COMPOSE_V  := $(shell awk '$$1=="github.com/docker/compose/v2"{print $$2}' tools/compose/go.mod)
 SIDECARS   := $(TOOLCACHE)/sidecars-$(DAPRD_V)-$(PLACEMENT_V)
 FUZZTIME   ?= 30s
 ROUNDS     ?= 20
@@ -85,6 +86,10 @@ dapr: sidecars build ## Hosts of shards on real daprd, placement and Redis: cras
 	cd tests/daprapp && $(GO) build -o ../../$(BIN)/ .
 	PATH="$$PATH:$(SIDECARS)" KVSTORE_BIN=$(CURDIR)/$(BIN) KVSTORE_DAPR=1 KVSTORE_REDIS=1 $(GO) test -count=1 -timeout 15m -v ./tests/dapr/...
 
+.PHONY: compose-test
+compose-test: build sidecars $(TOOLCACHE)/compose-$(COMPOSE_V)/docker-compose ## docker-compose.yml in containers, by an engine that answers or one of its own (needs docker.io and root). Not part of make test yet.
+	PATH="$(TOOLCACHE)/compose-$(COMPOSE_V):$$PATH:$(SIDECARS)" KVSTORE_BIN=$(CURDIR)/$(BIN) KVSTORE_COMPOSE=1 $(GO) test -count=1 -timeout 25m -v ./tests/compose
+
 .PHONY: bench
 bench: build sidecars ## Peers (etcd, Redis, Dapr actors) and this store in one run on one disk; prints ratios.
 	cd tests/load && $(GO) build -o ../../$(BIN)/ ./...
@@ -119,6 +124,10 @@ $(BUF):
 
 # Of Dapr no other module is built: daprd v1.18.3 does not resolve, and only placement v1.18.3 has a fix that placement needs.
 # stablecomponents leaves out the drivers of clouds that are not used here.
+$(TOOLCACHE)/compose-$(COMPOSE_V)/docker-compose:
+	@echo "building docker compose $(COMPOSE_V) (once, minutes)"; mkdir -p $(@D)
+	cd tools/compose && CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X github.com/docker/compose/v2/internal.Version=$(COMPOSE_V)" -o $@ github.com/docker/compose/v2/cmd
+
 $(SIDECARS)/daprd $(SIDECARS)/sentry &:
 	@echo "building daprd and sentry $(DAPRD_V) (once; 5 minutes, 3 GB of modules)"; mkdir -p $(SIDECARS)
 	cd tools/daprd && $(GO) build -trimpath -tags stablecomponents -ldflags "-s -w -X github.com/dapr/dapr/pkg/buildinfo.version=$(DAPRD_V:v%=%)" \
