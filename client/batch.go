@@ -144,7 +144,7 @@ func batch[Req any, Resp interface{ GetResults() []Item }, Item interface{ GetEr
 		if passing == nil {
 			return items, errs, nil
 		}
-		if !a.wait(ctx, co, passing) {
+		if over := a.next(ctx, co, passing) != nil; over {
 			return items, errs, nil // the items say what is wrong
 		}
 	}

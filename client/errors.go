@@ -73,10 +73,10 @@ func fromItem(it *kvstorev1.Error) error {
 	return nil
 }
 
-// fromContext makes the error of a call whose context ended.
+// fromContext makes the error of a call whose context ended. A caller who cancels with the cause DeadlineExceeded has a deadline too.
 func fromContext(ctx context.Context, write bool) error {
-	e := &kverr.Error{Kind: kverr.Canceled, Message: "the caller gave up", Err: ctx.Err()}
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+	e := &kverr.Error{Kind: kverr.Canceled, Message: "the caller gave up", Err: context.Cause(ctx)}
+	if errors.Is(e.Err, context.DeadlineExceeded) {
 		e.Kind, e.Message = kverr.DeadlineExceeded, "no answer in time"
 	}
 	if write {

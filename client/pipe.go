@@ -98,12 +98,8 @@ func (p *pipe) do(ctx context.Context, c *call) error {
 		if err == nil {
 			return nil
 		}
-		wait, err := a.again(ctx, p.co, err)
-		if err != nil {
+		if err := a.next(ctx, p.co, err); err != nil {
 			return err
-		}
-		if pause(ctx, wait) != nil {
-			return fromContext(ctx, a.maybe)
 		}
 	}
 }

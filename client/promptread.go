@@ -57,11 +57,7 @@ func (p *Prompt) Read(ctx context.Context, refs []BlockRef, o *ReadOptions) iter
 			if next > before {
 				a = attempts{effect: reads} // it got on
 			}
-			wait, err := a.again(ctx, p.c.core, err)
-			if err == nil && pause(ctx, wait) != nil {
-				err = fromContext(ctx, false)
-			}
-			if err != nil {
+			if err := a.next(ctx, p.c.core, err); err != nil {
 				yield(ReadBlock{}, withOp(err, "read blocks"))
 				return
 			}

@@ -53,7 +53,7 @@ func (p *Prompt) Write(ctx context.Context, blocks []NewBlock, o *WriteOptions) 
 			rewinds = append(rewinds, rw)
 		}
 	}
-	a := attempts{effect: writes}
+	a := attempts{effect: writes, single: !canRepeat}
 	var out []WriteOutcome // of earlier tries; blocks that failed in a way that passes are written again
 	left := blocks
 	at := make([]int, len(blocks)) // where left's are in blocks
@@ -82,13 +82,7 @@ func (p *Prompt) Write(ctx context.Context, blocks []NewBlock, o *WriteOptions) 
 				left = append(left, blocks[i])
 			}
 		}
-		wait, final := a.again(ctx, p.c.core, err)
-		if final == nil && !canRepeat {
-			final = a.final(err)
-		}
-		if final == nil && pause(ctx, wait) != nil {
-			final = fromContext(ctx, a.maybe)
-		}
+		final := a.next(ctx, p.c.core, err)
 		if final != nil && out != nil {
 			return out, nil
 		}

@@ -26,7 +26,9 @@ type attempts struct {
 	effect   effect
 	tries    int
 	deadline time.Time // of repetition; set at the first failure
+	single   bool      // it cannot be tried again: its bytes are gone
 	maybe    bool      // a try of a write may have been applied
+	last     error     // of the try before
 	renewed  bool      // the token was read again
 }
 
@@ -80,27 +82,45 @@ func (a *attempts) again(ctx context.Context, co *core, err error) (time.Duratio
 	}
 	wait = max(wait, co.backoff(a.tries))
 	a.tries++
-	if now.Add(wait).After(a.deadline) {
+	if a.single || now.Add(wait).After(a.deadline) {
 		if verdict != nil {
 			err = verdict
 		}
 		return 0, a.final(err)
 	}
+	a.last = err
 	return wait, nil
 }
 
-// wait waits until the next try after err, and tells whether there is to be one.
-func (a *attempts) wait(ctx context.Context, co *core, err error) bool {
-	d, final := a.again(ctx, co, err)
-	return final == nil && pause(ctx, d) == nil
+// next waits until the next try after err. An error is what the caller gets to see: there is none.
+func (a *attempts) next(ctx context.Context, co *core, err error) error {
+	if ctx.Err() != nil && errors.Is(err, kverr.Canceled) { // gRPC does not tell why
+		err = fromContext(ctx, a.effect != reads)
+	}
+	wait, final := a.again(ctx, co, err)
+	if final == nil && pause(ctx, wait) != nil {
+		final = a.final(fromContext(ctx, a.maybe))
+	}
+	return final
 }
 
 // final is what the caller gets to see: a write of which an earlier try may have been applied must not look refused. Refusals
 // that follow from the request alone met the earlier try too, and a failed condition is judged by whoever knows the identity:
 // those stand. All others tell of this try only.
+//
+// When the time was up before the last try had an answer, the one before it says what is wrong.
 func (a *attempts) final(err error) error {
 	var e *kverr.Error
-	if !a.maybe || !errors.As(err, &e) {
+	if !errors.As(err, &e) {
+		return err
+	}
+	var last *kverr.Error
+	if e.Kind == kverr.DeadlineExceeded && errors.As(a.last, &last) {
+		told := *e
+		told.Message += "; the try before ended with: " + last.Error()
+		return &told
+	}
+	if !a.maybe {
 		return err
 	}
 	switch e.Kind {
@@ -129,12 +149,8 @@ func (co *core) retry(ctx context.Context, eff effect, op string, try func() err
 		if err == nil {
 			return nil
 		}
-		wait, err := a.again(ctx, co, err)
-		if err != nil {
+		if err := a.next(ctx, co, err); err != nil {
 			return withOp(err, op)
-		}
-		if pause(ctx, wait) != nil {
-			return withOp(fromContext(ctx, a.maybe), op)
 		}
 	}
 }

@@ -166,6 +166,37 @@ func TestGivesUp(t *testing.T) {
 	})
 }
 
+// TestTheTryBefore: when the time is up while the server says nothing, the caller is told what it said last. A caller may have a deadline
+// of its own, as one for the beginning of a stream alone is, and cancels by it.
+func TestTheTryBefore(t *testing.T) {
+	for name, call := range map[string]func(context.Context, *client.Client) error{
+		"put":    func(ctx context.Context, c *client.Client) error { _, err := c.Put(ctx, "k", nil, nil); return err },
+		"get":    func(ctx context.Context, c *client.Client) error { _, err := c.Get(ctx, "k", nil); return err },
+		"stream": func(ctx context.Context, c *client.Client) error { _, err := c.GetStream(ctx, "k"); return err },
+	} {
+		t.Run(name, func(t *testing.T) {
+			bothWays(t, func(t *testing.T, srv *clienttest.Server, c *client.Client) {
+				over := make(chan struct{})
+				t.Cleanup(func() { close(over) })
+				ctx, cancel := context.WithCancelCause(t.Context())
+				var calls atomic.Int64
+				srv.Faults.Before(func(string) error {
+					if calls.Add(1) == 1 {
+						return kverr.New(kverr.Unavailable, "open the log", "the store does not answer")
+					}
+					cancel(context.DeadlineExceeded)
+					<-over
+					return nil
+				})
+				err := call(ctx, c)
+				if !errors.Is(err, kverr.DeadlineExceeded) || !strings.Contains(err.Error(), "the store does not answer") {
+					t.Errorf("%v", err)
+				}
+			})
+		})
+	}
+}
+
 // TestServerRestartsUnderLoad: nothing fails, nothing is applied twice, everything acknowledged is there.
 func TestServerRestartsUnderLoad(t *testing.T) {
 	srv := clienttest.Start(t)

@@ -36,7 +36,7 @@ type ValueReader struct {
 func (c *Client) GetStream(ctx context.Context, key string) (*ValueReader, error) {
 	req := &kvstorev1.GetStreamRequest{Keyspace: c.keyspace, Namespace: c.namespace, Key: []byte(key)}
 	var r *ValueReader
-	err := c.retry(ctx, reads, "get stream", func() error {
+	err := c.retry(ctx, reads, "get", func() error {
 		sctx, cancel := context.WithCancel(ctx)
 		stream, err := c.pick().bulkKV.GetStream(sctx, req)
 		if err == nil {
@@ -80,17 +80,17 @@ func (r *ValueReader) Read(p []byte) (int, error) {
 func (r *ValueReader) fetch() error {
 	if r.left == 0 {
 		if r.sum != nil && r.sum.Sum64() != r.Entry.Checksum {
-			return &kverr.Error{Kind: kverr.DataLoss, Op: "get stream", Message: "the value does not match its checksum"}
+			return &kverr.Error{Kind: kverr.DataLoss, Op: "get", Message: "the value does not match its checksum"}
 		}
 		return io.EOF
 	}
 	m, err := r.stream.Recv()
 	if err != nil {
-		return withOp(endedEarly(err, reads), "get stream")
+		return withOp(endedEarly(err, reads), "get")
 	}
 	r.chunk = m.GetChunk()
 	if r.left -= int64(len(r.chunk)); r.left < 0 {
-		return &kverr.Error{Kind: kverr.Unknown, Op: "get stream", Message: "the server sent more bytes than the value has"}
+		return &kverr.Error{Kind: kverr.Unknown, Op: "get", Message: "the server sent more bytes than the value has"}
 	}
 	if r.sum != nil {
 		_, _ = r.sum.Write(r.chunk) // never fails
@@ -126,7 +126,7 @@ func (c *Client) PutStream(ctx context.Context, key string, r io.Reader, size in
 	rewind := rewinder(r)
 	var res PutResult
 	tries := 0
-	a := attempts{effect: writes}
+	a := attempts{effect: writes, single: rewind == nil}
 	for {
 		if tries > 0 {
 			if err := rewind(); err != nil {
@@ -138,15 +138,8 @@ func (c *Client) PutStream(ctx context.Context, key string, r io.Reader, size in
 		if err == nil {
 			return res, nil
 		}
-		wait, final := a.again(ctx, c.core, err)
-		if final != nil {
-			return PutResult{}, withOp(final, op)
-		}
-		if rewind == nil {
-			return PutResult{}, withOp(a.final(err), op)
-		}
-		if pause(ctx, wait) != nil {
-			return PutResult{}, withOp(fromContext(ctx, a.maybe), op)
+		if err := a.next(ctx, c.core, err); err != nil {
+			return PutResult{}, withOp(err, op)
 		}
 	}
 }

@@ -413,6 +413,9 @@ func (s *Server) one(r *kvstorev1.PipelineRequest, op *kvstorev1.PipelineRequest
 
 // GetStream is the RPC.
 func (s kv) GetStream(r *kvstorev1.GetStreamRequest, stream grpc.ServerStreamingServer[kvstorev1.GetStreamResponse]) error {
+	if err := s.Faults.runBefore("GetStream"); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	e := s.space(r.Keyspace, r.Namespace).entries[string(r.Key)]
 	s.mu.Unlock()

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"flag"
 	"fmt"
 	"io"
+	"math"
 	"strings"
+	"time"
 
 	"kvstore/client"
 )
@@ -47,9 +50,16 @@ var getCommand = command{
 	},
 }
 
-// getRaw copies the value as it comes; a big one takes as long as it takes.
+// never is longer than anybody waits.
+const never = math.MaxInt64
+
+// getRaw copies the value as it comes. It must begin within --timeout; a big one then takes as long as it takes.
 func (s *session) getRaw(ctx context.Context, c *client.Client, key string) error {
-	r, err := c.GetStream(ctx, key)
+	opening, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	late := time.AfterFunc(cmp.Or(max(s.timeout, 0), never), func() { cancel(context.DeadlineExceeded) })
+	r, err := c.GetStream(opening, key)
+	late.Stop()
 	if err != nil {
 		return noKey(key, err)
 	}

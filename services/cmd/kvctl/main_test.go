@@ -268,6 +268,24 @@ func TestNoServer(t *testing.T) {
 	}
 }
 
+// TestSilentServer: a server that takes a get and says nothing keeps nobody for longer than --timeout.
+func TestSilentServer(t *testing.T) {
+	srv := clienttest.StartTCP(t)
+	over := make(chan struct{})
+	t.Cleanup(func() { close(over) })
+	srv.Faults.Before(func(method string) error {
+		if method == "GetStream" {
+			<-over
+		}
+		return nil
+	})
+	sh := &shell{t: t, env: map[string]string{}}
+	code, _, errs := sh.run("", "get", "a", "--endpoint", srv.Addr(), "--timeout", "300ms")
+	if code != exitUnavailable || !strings.Contains(errs, "no answer in time") {
+		t.Errorf("exit %d: %s", code, errs)
+	}
+}
+
 // opener is a standard error that opens a gate when kvctl says that it waits.
 type opener struct {
 	bytes.Buffer
