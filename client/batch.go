@@ -144,8 +144,8 @@ func batch[Req any, Resp interface{ GetResults() []Item }, Item interface{ GetEr
 		if passing == nil {
 			return items, errs, nil
 		}
-		if over := a.next(ctx, co, passing) != nil; over {
-			return items, errs, nil // the items say what is wrong
+		if a.next(ctx, co, passing) != nil {
+			return items, errs, nil //nolint:nilerr // the items say what is wrong
 		}
 	}
 }
