@@ -26,8 +26,6 @@ func newScript(source string) *script {
 }
 
 var (
-	//go:embed scripts/append.lua
-	appendSource string
 	//go:embed scripts/chunk.lua
 	chunkSource string
 	//go:embed scripts/drop.lua
