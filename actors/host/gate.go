@@ -19,7 +19,15 @@ type confirmation struct {
 // Durable returns the last durable state for a linearizable read: it holds everything that was acknowledged before the call.
 // Inside the lease it takes no lock and asks nobody; otherwise it first confirms the epoch with the engine. Errors are
 // ErrOver, a *kverr.Error of kind Unavailable when the engine could not be asked, or the context's.
-func (a *Actor[C]) Durable(ctx context.Context) (*State, error) {
+func (a *Actor[C]) Durable(ctx context.Context) (*State, error) { return a.owned(ctx, a.ackAfter) }
+
+// Fenced is Durable that does not wait until an earlier holder's lease has ended: everything that was durable before the call is in the
+// state, since that holder can write no more, but it may still answer reads from the state that it knows. So it is for those who must not
+// miss a record, and whom nobody else's answers matter to.
+func (a *Actor[C]) Fenced(ctx context.Context) (*State, error) { return a.owned(ctx, time.Time{}) }
+
+// owned returns the last durable state once this epoch is known to own the actor, from a moment on.
+func (a *Actor[C]) owned(ctx context.Context, from time.Time) (*State, error) {
 	if a.why.Load() != nil {
 		return nil, ErrOver
 	}
@@ -28,7 +36,7 @@ func (a *Actor[C]) Durable(ctx context.Context) (*State, error) {
 	}
 	for {
 		now := a.cfg.Clock.Now()
-		if wait := a.ackAfter.Sub(now); wait > 0 {
+		if wait := from.Sub(now); wait > 0 {
 			if err := a.pause(ctx, wait); err != nil {
 				return nil, err
 			}

@@ -41,7 +41,14 @@ func (state) Replay([]byte, int64) error { return nil }
 
 func open(t *testing.T, store *wal.Store, yield func(context.Context, wal.Holder)) *wal.Log {
 	t.Helper()
-	l, err := store.Open(t.Context(), "s", wal.OpenOptions{Yield: yield})
+	var o wal.OpenOptions
+	if yield != nil {
+		o.Yield = func(ctx context.Context, h wal.Holder) error {
+			yield(ctx, h)
+			return nil
+		}
+	}
+	l, err := store.Open(t.Context(), "s", o)
 	if err == nil {
 		err = l.Restore(t.Context(), state{}, nil)
 	}
@@ -92,6 +99,27 @@ func TestAppendsRenewNothing(t *testing.T) {
 		}
 		if l.LeaseUntil() != until {
 			t.Fatal("an append has renewed the lease")
+		}
+	})
+}
+
+// TestHolderIsLeftAlone: an error of Yield ends Open, and the holder has noticed nothing.
+func TestHolderIsLeftAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, _ := leased(t, term)
+		first := open(t, store, nil)
+		why := errors.New("not now")
+		_, err := store.Open(t.Context(), "s", wal.OpenOptions{Yield: func(_ context.Context, h wal.Holder) error {
+			if h.Epoch != first.Epoch() {
+				t.Errorf("asked %+v", h)
+			}
+			return why
+		}})
+		if !errors.Is(err, why) {
+			t.Fatal(err)
+		}
+		if _, err := first.Confirm(t.Context()); err != nil {
+			t.Fatal(err)
 		}
 	})
 }

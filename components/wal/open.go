@@ -70,8 +70,11 @@ func (s *Store) Open(ctx context.Context, shard string, opts OpenOptions) (*Log,
 	}
 	if s.engine.Term() > 0 && before.manifest.Epoch > 0 && !before.manifest.Yielded && opts.Yield != nil {
 		asking, cancel := context.WithTimeout(ctx, s.cfg.YieldTimeout)
-		opts.Yield(asking, before.holder())
+		err := opts.Yield(asking, before.holder())
 		cancel()
+		if err != nil {
+			return nil, err
+		}
 		if before, err = readManifest(ctx, s.engine, shard); err != nil {
 			return nil, s.missing(shard, opts.Mark, err)
 		}

@@ -165,8 +165,8 @@ type OpenOptions struct {
 	Address string
 	// Yield asks the holder to stop (it then calls Log.Yield) and returns when it has, or cannot be asked. It is called only
 	// if the engine has a lease term and the holder has not yielded, with a context of Config.YieldTimeout. What it achieved is read
-	// from the manifest. nil asks nobody.
-	Yield func(ctx context.Context, h Holder)
+	// from the manifest. An error ends Open before anything is written: the holder is to be left alone. nil asks nobody.
+	Yield func(ctx context.Context, h Holder) error
 	// Mark is what others remember of the shard's log, the directory say. They then also decide whether a shard without a manifest is
 	// lost, or was never made or removed. nil: nobody but this process does.
 	Mark *Mark

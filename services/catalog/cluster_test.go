@@ -237,10 +237,13 @@ type peersOf struct {
 	from string
 }
 
-func (p peersOf) Yield(ctx context.Context, shardID string, holder wal.Holder) {
+func (p peersOf) Yield(ctx context.Context, shardID string, holder wal.Holder) time.Duration {
 	n := p.c.node(holder.Address)
 	if n == nil || n.isCut() {
-		return
+		return 0
+	}
+	if wait := n.host.Waits(shardID, holder.Epoch); wait > 0 {
+		return wait
 	}
 	answered := make(chan struct{})
 	go func() {
@@ -251,6 +254,7 @@ func (p peersOf) Yield(ctx context.Context, shardID string, holder wal.Holder) {
 	case <-answered:
 	case <-ctx.Done(): // a caller does not wait for a host that does not answer
 	}
+	return 0
 }
 
 func (p peersOf) Serves(_ context.Context, shardID string, holder wal.Holder) (memhost.Serving, error) {

@@ -48,6 +48,10 @@ func (n *Node) dial(open *closers) (*daprhost.Sidecar, *daprhost.Locator, *datap
 	return sidecar, locator, shards, nil
 }
 
+// activations is how many shards a host of a cluster opens at once. Most of that is waiting, for Redis and for other hosts, and when a host is lost
+// its shards are to be opened within a fraction of the lease term that they wait for anyway.
+const activations = 16
+
 // startShard starts a host of shards: Dapr says which of them to open, and frontends come by the data plane.
 func (n *Node) startShard(ctx context.Context, open *closers) (ready func() error, err error) {
 	store, err := n.openStore(ctx, open)
@@ -67,6 +71,7 @@ func (n *Node) startShard(ctx context.Context, open *closers) (ready func() erro
 	var server *dataplane.Server // set before Dapr calls
 	cfg := daprhost.Config{Shards: n.hostConfig(), Dial: peers.dial, Events: n.sidecarEvents()}
 	cfg.Shards.Address = n.dataAddress()
+	cfg.Shards.Activations = activations
 	if n.cfg.Cluster.DaprInvoke {
 		cfg.Methods = map[string]daprhost.Handler{dataplane.MethodExchange: func(ctx context.Context, _ string, payload []byte) ([]byte, error) {
 			return server.Invoke(ctx, payload)

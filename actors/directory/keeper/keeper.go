@@ -226,15 +226,20 @@ var errUnsteady = &kverr.Error{Kind: kverr.Unavailable, Op: "reach the directory
 
 // proven returns the owner and its last durable state, for a linearizable read.
 func (k *Keeper) proven(ctx context.Context) (*owner, *host.State, error) {
+	return k.read(ctx, (*owner).Durable)
+}
+
+// read returns the owner and its state as one of its methods tells it.
+func (k *Keeper) read(ctx context.Context, state func(*owner, context.Context) (*host.State, error)) (*owner, *host.State, error) {
 	for try := range tries {
 		o, err := k.use(ctx, try > 0)
 		if err != nil {
 			return nil, nil, asKind(err)
 		}
-		s, err := o.Durable(ctx)
+		s, err := state(o, ctx)
 		if err == nil && s.Revision == 0 { // nobody sees a directory without default/default that nobody removed
 			if err = o.do(ctx, bootstrap(k.cfg.DefaultShards)); err == nil {
-				s, err = o.Durable(ctx)
+				s, err = state(o, ctx)
 			}
 		}
 		if err == nil {

@@ -20,8 +20,11 @@ func (k *Keeper) Remember(ctx context.Context, marks ...directory.Mark) error {
 
 // Marks returns what is remembered of some shards, in their order, for whoever opens them: everything that Remember returned
 // for is in it. A shard that the directory does not know has a zero mark. With Remember it is a memhost.Highwater.
+//
+// After a host was lost that had the directory, shards wait for this before they are opened, and each for the end of its lease after that. So
+// it does not wait for the end of the directory's own: all that counts is that no record is missing.
 func (k *Keeper) Marks(ctx context.Context, shardIDs ...string) ([]directory.Mark, error) {
-	s, err := k.State(ctx)
+	_, s, err := k.read(ctx, (*owner).Fenced)
 	if err != nil {
 		return nil, err
 	}

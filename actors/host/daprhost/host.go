@@ -183,6 +183,7 @@ func (h *Host) Begin() {
 		h.keepConnected(h.staying)
 	})
 	h.background.Go(h.nudge)
+	h.background.Go(h.remind)
 }
 
 // Ready tells why Dapr does not route actors to this host; nil when it does. Shards that are open are served all the same.

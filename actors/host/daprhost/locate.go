@@ -106,6 +106,7 @@ const (
 	nudgePause   = 20 * time.Millisecond // between two, so that not all shards are on the move at once
 	nudgeTries   = 5
 	nudgeTimeout = time.Second
+	remindEvery  = 10 * time.Second // of shards that are served here and placed elsewhere
 )
 
 // nudgeSoon queues a nudge. It does not block.
@@ -121,6 +122,21 @@ func (h *Host) nudgeSoon(n nudge) {
 func (h *Host) nudgeActive() {
 	for _, id := range h.Active() {
 		h.nudgeSoon(nudge{shardID: id})
+	}
+}
+
+// remind nudges shards that are served here and placed elsewhere again and again: the host that is to have one may be keeping peace, having lost it
+// a while ago, and nobody else would ever ask it once that is over.
+func (h *Host) remind() {
+	for sleep(h.ctx, remindEvery) == nil {
+		if h.Ready() != nil {
+			continue // nobody would be reached
+		}
+		for _, id := range h.Active() {
+			if !(placement{h}).Placed(id) {
+				h.nudgeSoon(nudge{shardID: id})
+			}
+		}
 	}
 }
 

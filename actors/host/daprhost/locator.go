@@ -65,11 +65,17 @@ func NewLocator(sidecar *Sidecar, cfg LocatorConfig) (*Locator, error) {
 	return &Locator{cfg: cfg, sidecar: sidecar}, nil
 }
 
-// Pauses between attempts: the first, and the longest. Each is drawn between half of it and all of it.
+// Pauses between attempts: the first, and the longest. Each is drawn between half of it and all of it. A host that is opening the shard is asked
+// more often.
 const (
-	firstPause = 10 * time.Millisecond
-	mostPause  = 250 * time.Millisecond
+	firstPause  = 10 * time.Millisecond
+	mostPause   = 250 * time.Millisecond
+	openingMost = 80 * time.Millisecond
 )
+
+// firstAttempt bounds the first question, and later ones have twice the time, up to LocatorConfig.Attempt: the daprd of a host that has just died
+// keeps whoever asks hanging, until placement has told everybody that it is gone, which takes less.
+const firstAttempt = 75 * time.Millisecond
 
 // Locate tells where a shard is served, and waits until it is. Errors are *kverr.Error: Unavailable when nobody told within the budget
 // or by ctx's deadline, Canceled when ctx was, otherwise what the host said (NotFound: no such shard).
@@ -80,9 +86,9 @@ func (l *Locator) Locate(ctx context.Context, shardID string) (host.Location, er
 	}
 	budget, cancel := context.WithTimeout(ctx, l.cfg.Budget)
 	defer cancel()
-	pause := firstPause
+	pause, patience := firstPause, min(firstAttempt, l.cfg.Attempt)
 	for {
-		attempt, done := context.WithTimeout(budget, l.cfg.Attempt)
+		attempt, done := context.WithTimeout(budget, patience)
 		data, err := l.sidecar.invoke(attempt, l.cfg.ActorType, shardID, methodLocate, request)
 		done()
 		var loc host.Location
@@ -99,10 +105,11 @@ func (l *Locator) Locate(ctx context.Context, shardID string) (host.Location, er
 			return host.Location{}, why
 		}
 		if why == nil {
-			why = &kverr.Error{Kind: kverr.Unavailable, Op: "locate the shard", Message: "the shard is being opened", RetryAfterMS: 500}
+			why = &kverr.Error{Kind: kverr.Unavailable, Op: "locate the shard", Message: "the shard is being opened", RetryAfterMS: 20}
 		}
+		patience = min(2*patience, l.cfg.Attempt)
 		if hint > 0 {
-			pause = min(max(hint, firstPause), mostPause)
+			pause = min(max(pause, hint), openingMost)
 		}
 		if err := sleep(budget, pause/2+rand.N(pause/2+1)); err != nil {
 			if errors.Is(ctx.Err(), context.Canceled) {

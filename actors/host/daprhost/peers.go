@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"syscall"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -25,15 +26,16 @@ type peers struct {
 var _ memhost.Peers = (*peers)(nil)
 
 // Yield is for memhost.Peers.
-func (p *peers) Yield(ctx context.Context, shardID string, holder wal.Holder) {
+func (p *peers) Yield(ctx context.Context, shardID string, holder wal.Holder) time.Duration {
 	conn, err := p.dial(holder.Address)
 	if err != nil {
-		return
+		return 0
 	}
-	// What it says does not matter: the manifest is read next.
-	_, _ = dataplanev1.NewHostServiceClient(conn).Yield(ctx, &dataplanev1.YieldRequest{
+	// Whether it has yielded does not matter: the manifest is read next.
+	r, _ := dataplanev1.NewHostServiceClient(conn).Yield(ctx, &dataplanev1.YieldRequest{
 		Shard: shardID, Epoch: holder.Epoch.Counter, Writer: holder.Epoch.Writer[:],
 	})
+	return time.Duration(r.GetWaitMs()) * time.Millisecond
 }
 
 // Serves is for memhost.Peers.
@@ -78,6 +80,9 @@ func (s *hostService) Yield(ctx context.Context, r *dataplanev1.YieldRequest) (*
 	epoch, err := epochOf(r.Epoch, r.Writer)
 	if err != nil {
 		return nil, err
+	}
+	if wait := s.host.Waits(r.Shard, epoch); wait > 0 {
+		return &dataplanev1.YieldResponse{WaitMs: max(1, wait.Milliseconds())}, nil
 	}
 	return &dataplanev1.YieldResponse{Yielded: s.host.Yield(ctx, r.Shard, epoch)}, nil
 }

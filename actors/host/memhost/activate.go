@@ -2,6 +2,8 @@ package memhost
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"time"
 
 	"kvstore/actors/host"
@@ -180,7 +182,11 @@ func (h *Host) enter() bool {
 
 // open makes a slot active. Its turn is held.
 func (h *Host) open(s *slot) (*live, error) {
-	mark, err := h.remembered(s) // before it takes one of the activations, which the directory may need
+	// Both may ask another host, so they come before it takes one of the activations.
+	if err := h.keepPeace(s, s.state.Load()); err != nil {
+		return nil, err
+	}
+	mark, err := h.remembered(s)
 	if err != nil {
 		h.failed(s, err)
 		return nil, err
@@ -191,14 +197,19 @@ func (h *Host) open(s *slot) (*live, error) {
 	case <-h.ctx.Done():
 		return nil, h.closedReason()
 	}
-	before := s.state.Load()
-	if err := h.keepPeace(s, before); err != nil {
-		return nil, err
+	if !h.placed(s.id) {
+		return nil, errElsewhere // it was when this began; the host that it is placed on now would have to take it from us
 	}
 	activating := &condition{name: StateActivating}
 	s.state.Store(activating)
 	began := h.cfg.Actor.Clock.Now()
 	l, err := h.openLive(s, mark)
+	var waits *waitsError
+	if errors.As(err, &waits) {
+		why := &kverr.Error{Kind: kverr.Moved, Op: "open the shard", Message: "the shard has another owner", Err: waits}
+		s.state.Store(&condition{name: StateAsleep, reason: why, peace: began.Add(waits.wait), holder: waits.holder})
+		return nil, why
+	}
 	if err != nil {
 		h.failed(s, err)
 		if asKind(err).Kind == kverr.DataLoss {
@@ -259,12 +270,25 @@ func (h *Host) openLive(s *slot, mark *wal.Mark) (*live, error) {
 
 // logOptions are what this host opens a log with.
 func (h *Host) logOptions(id string) wal.OpenOptions {
-	return wal.OpenOptions{Address: h.cfg.Address, Yield: func(ctx context.Context, holder wal.Holder) {
+	return wal.OpenOptions{Address: h.cfg.Address, Yield: func(ctx context.Context, holder wal.Holder) error {
 		// A host does not ask itself: what it held it has given up before.
 		if h.cfg.Peers != nil && holder.Address != h.cfg.Address {
-			h.cfg.Peers.Yield(ctx, id, holder)
+			if wait := h.cfg.Peers.Yield(ctx, id, holder); wait > 0 {
+				return &waitsError{holder: holder, wait: wait}
+			}
 		}
+		return nil
 	}}
+}
+
+// waitsError ends an activation: the shard's holder has waited for some of an earlier one's lease by now, and we would begin to wait anew.
+type waitsError struct {
+	holder wal.Holder
+	wait   time.Duration
+}
+
+func (e *waitsError) Error() string {
+	return fmt.Sprintf("host %s has just opened the shard, and waits for another %v until it may answer", e.holder.Address, e.wait)
 }
 
 // over runs when an actor's ownership ended by itself. The slot is freed by the next use, or by Close.

@@ -3,14 +3,16 @@ package memhost
 import (
 	"context"
 	"sync"
+	"time"
 
 	"kvstore/components/wal"
 )
 
 // Peers is the way to the other hosts that share an engine. What they answer is a hint: only a shard's manifest and log decide.
 type Peers interface {
-	// Yield asks a shard's holder to give it up, and returns when it has answered or cannot be asked.
-	Yield(ctx context.Context, shardID string, holder wal.Holder)
+	// Yield asks a shard's holder to give it up, and returns when it has answered or cannot be asked: for how long it is to be left
+	// alone (Host.Waits), or 0.
+	Yield(ctx context.Context, shardID string, holder wal.Holder) time.Duration
 	// Serves asks a shard's holder whether it still serves the shard in that epoch. An error says that it could not be asked, which
 	// is not the same as that nobody is there.
 	Serves(ctx context.Context, shardID string, holder wal.Holder) (Serving, error)
@@ -47,10 +49,16 @@ func (p *LocalPeers) host(address string) *Host {
 }
 
 // Yield is for Peers.
-func (p *LocalPeers) Yield(ctx context.Context, shardID string, holder wal.Holder) {
-	if h := p.host(holder.Address); h != nil {
+func (p *LocalPeers) Yield(ctx context.Context, shardID string, holder wal.Holder) time.Duration {
+	h := p.host(holder.Address)
+	if h == nil {
+		return 0
+	}
+	wait := h.Waits(shardID, holder.Epoch)
+	if wait == 0 {
 		h.Yield(ctx, shardID, holder.Epoch)
 	}
+	return wait
 }
 
 // Serves is for Peers.

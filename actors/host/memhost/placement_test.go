@@ -144,6 +144,53 @@ func TestPeace(t *testing.T) {
 	})
 }
 
+// TestWaits: a host that waits for the end of an earlier owner's lease is not made to begin anew, nor another to begin after it: who is asked for the
+// shard meanwhile leads there. One that leaves gives it up all the same.
+func TestWaits(t *testing.T) {
+	onStage(t, func(t *testing.T, s *stage) {
+		lost, b, c := s.host("lost", Config{}), s.host("b", Config{}), s.host("c", Config{})
+		if err := s.put(lost, shard.Put{}); err != nil {
+			t.Fatal(err)
+		}
+		s.host("lost", Config{}) // as if it had been killed and started again
+		began := time.Now()
+		written := make(chan error)
+		go func() { written <- s.put(b, shard.Put{}) }()
+		synctest.Wait()
+		for _, h := range []*Host{c, s.hosts[3]} {
+			h.Open("a-0")
+			synctest.Wait()
+			if answer := h.Open("a-0"); answer.Why == nil || answer.Why.Kind != kverr.Moved || answer.Holder.Address != "b" || answer.HolderPlaced {
+				t.Fatalf("%+v, want that it moved to b", answer)
+			}
+			synctest.Wait()
+		}
+		if err := <-written; err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(began); took != time.Second {
+			t.Fatalf("the shard was written after %v, want the term", took)
+		}
+		time.Sleep(time.Second)
+		began = time.Now()
+		if err := s.put(c, shard.Put{}); err != nil || time.Since(began) > 0 {
+			t.Fatalf("%v after %v: b may answer by now, so it yields at once", err, time.Since(began))
+		}
+
+		s.host("c", Config{}) // c was killed, too
+		go func() { written <- s.put(b, shard.Put{}) }()
+		synctest.Wait()
+		closed := make(chan error)
+		go func() { closed <- b.Close(t.Context(), false) }()
+		synctest.Wait()
+		if err := s.put(s.hosts[3], shard.Put{}); err != nil {
+			t.Fatal(err)
+		}
+		<-written
+		<-closed
+	})
+}
+
 // placements is a Placement for tests.
 type placements struct {
 	mu     sync.Mutex

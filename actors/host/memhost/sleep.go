@@ -100,6 +100,32 @@ func (h *Host) stop(ctx context.Context, s *slot, l *live, patient bool) error {
 	return err
 }
 
+// Waits tells how long this host, which opened a shard in an epoch a short while ago, has to wait until it may answer anything, because an earlier
+// owner's lease may run: 0 when it may, or does not serve the shard. Another host that took the shard meanwhile would have to wait a full
+// term anew, and callers with it; so one that leaves is the only one that gives a shard up then.
+func (h *Host) Waits(shardID string, epoch driver.Epoch) time.Duration {
+	v, ok := h.slots.Load(shardID)
+	if !ok || h.ctx.Err() != nil || h.leaving() {
+		return 0
+	}
+	s := v.(*slot)
+	if s.state.Load().name == StateActivating { // asked before live, which is set first
+		return h.store.Engine().Term()
+	}
+	l := s.live.Load()
+	if l == nil || l.Err() != nil || l.Log().Epoch() != epoch || l.Log().AckAfter().IsZero() {
+		return 0
+	}
+	return max(0, l.Log().AckAfter().Sub(h.cfg.Actor.Clock.Now()))
+}
+
+// leaving tells whether the host is being closed.
+func (h *Host) leaving() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.closed
+}
+
 // Yield gives a shard up for a host that asks in the name of the engine's holder of that epoch, and tells whether it did: then nothing
 // is acknowledged or read here in that epoch any more. This host leaves the shard to the other for Config.Peace.
 func (h *Host) Yield(ctx context.Context, shardID string, epoch driver.Epoch) bool {

@@ -337,7 +337,10 @@ func (x *YieldRequest) GetWriter() []byte {
 type YieldResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The host serves nothing of that epoch any more.
-	Yielded       bool `protobuf:"varint,1,opt,name=yielded,proto3" json:"yielded,omitempty"`
+	Yielded bool `protobuf:"varint,1,opt,name=yielded,proto3" json:"yielded,omitempty"`
+	// When not 0: the host has just opened the shard and waits for an earlier owner's lease, for so many milliseconds yet. Whoever took it now would
+	// wait longer, and leaves it alone.
+	WaitMs        int64 `protobuf:"varint,2,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -377,6 +380,13 @@ func (x *YieldResponse) GetYielded() bool {
 		return x.Yielded
 	}
 	return false
+}
+
+func (x *YieldResponse) GetWaitMs() int64 {
+	if x != nil {
+		return x.WaitMs
+	}
+	return 0
 }
 
 // ServesRequest names an ownership.
@@ -684,9 +694,10 @@ const file_kvstore_dataplane_v1_locate_proto_rawDesc = "" +
 	"\fYieldRequest\x12\x14\n" +
 	"\x05shard\x18\x01 \x01(\tR\x05shard\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x16\n" +
-	"\x06writer\x18\x03 \x01(\fR\x06writer\")\n" +
+	"\x06writer\x18\x03 \x01(\fR\x06writer\"B\n" +
 	"\rYieldResponse\x12\x18\n" +
-	"\ayielded\x18\x01 \x01(\bR\ayielded\"S\n" +
+	"\ayielded\x18\x01 \x01(\bR\ayielded\x12\x17\n" +
+	"\await_ms\x18\x02 \x01(\x03R\x06waitMs\"S\n" +
 	"\rServesRequest\x12\x14\n" +
 	"\x05shard\x18\x01 \x01(\tR\x05shard\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x16\n" +
