@@ -16,7 +16,7 @@ import (
 )
 
 // Process is a program that a test starts, kills, freezes and starts again with the same arguments. It is killed at the end of the test;
-// when the test failed, the end of its log is told.
+// when the test failed, the end of its log is told. With KVSTORE_TEST_LOGS logs are written to that folder, and stay.
 type Process struct {
 	Name string // of its log, too
 
@@ -43,7 +43,11 @@ func (p *Process) Supervised() *Process {
 // NewProcess names a program; env is added to the test's own.
 func NewProcess(t testing.TB, name, path string, args, env []string) *Process {
 	t.Helper()
-	p := &Process{Name: name, path: path, args: args, env: env, log: filepath.Join(t.TempDir(), name+".log")}
+	dir := os.Getenv("KVSTORE_TEST_LOGS")
+	if dir == "" {
+		dir = t.TempDir()
+	}
+	p := &Process{Name: name, path: path, args: args, env: env, log: filepath.Join(dir, name+".log")}
 	t.Cleanup(func() {
 		p.Kill()
 		if t.Failed() {

@@ -7,6 +7,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -64,15 +66,20 @@ func newServer(t testing.TB, bin string, args []string) *Server {
 	return s
 }
 
-// FreeAddr is a TCP address of this machine that nothing listens on.
+// FreeAddr is a TCP address of this machine that nothing listens on. Its port is below those that systems give to outgoing connections: while a
+// process that has the address is down, no connection takes it.
 func FreeAddr(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	var err error
+	for range 100 {
+		var l net.Listener
+		if l, err = net.Listen("tcp", fmt.Sprint("127.0.0.1:", 10000+rand.IntN(22000))); err == nil {
+			defer func() { _ = l.Close() }()
+			return l.Addr().String()
+		}
 	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
+	t.Fatal(err)
+	return ""
 }
 
 // Data is the data directory.
