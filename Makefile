@@ -86,6 +86,15 @@ dapr: sidecars build ## Hosts of shards on real daprd, placement and Redis: cras
 	cd tests/daprapp && $(GO) build -o ../../$(BIN)/ .
 	PATH="$$PATH:$(SIDECARS)" KVSTORE_BIN=$(CURDIR)/$(BIN) KVSTORE_DAPR=1 KVSTORE_REDIS=1 $(GO) test -count=1 -timeout 15m -v ./tests/dapr/...
 
+CHAOS = PATH="$$PATH:$(SIDECARS)" KVSTORE_DAPR=1 KVSTORE_REDIS=1 KVSTORE_BIN=$(CURDIR)/$(BIN)
+.PHONY: chaos-ci
+chaos-ci: build sidecars ## A cluster taken apart under checked clients: a tenth of the faults of make chaos. Not part of make test yet.
+	$(CHAOS) KVSTORE_CHAOS_TENTHS=1 $(GO) test -count=1 -timeout 20m -v ./tests/chaos
+
+.PHONY: chaos
+chaos: build sidecars ## All 90 faults (some 25 minutes); writes tests/chaos/REPORT.md.
+	$(CHAOS) KVSTORE_CHAOS_TENTHS=10 KVSTORE_CHAOS_REPORT=$(CURDIR)/tests/chaos/REPORT.md $(GO) test -count=1 -timeout 2h -v -run TestChaos ./tests/chaos
+
 .PHONY: compose-test
 compose-test: build sidecars $(TOOLCACHE)/compose-$(COMPOSE_V)/docker-compose ## docker-compose.yml in containers, by an engine that answers or one of its own (needs docker.io and root). Not part of make test yet.
 	PATH="$(TOOLCACHE)/compose-$(COMPOSE_V):$$PATH:$(SIDECARS)" KVSTORE_BIN=$(CURDIR)/$(BIN) KVSTORE_COMPOSE=1 $(GO) test -count=1 -timeout 25m -v ./tests/compose
