@@ -13,6 +13,7 @@ import (
 
 	"kvstore/actors/host/daprhost"
 	"kvstore/components/kverr"
+	"kvstore/tests/testenv"
 )
 
 // TestStaleSidecar: a sidecar that is cut off from placement, and does not know it, goes on saying that shards are its host's, while
@@ -20,12 +21,12 @@ import (
 // time one of them writes; the other leads its clients there, ends its sidecar after a while, and is a host like any other when the network is
 // back.
 func TestStaleSidecar(t *testing.T) {
-	var cut *proxy
+	var cut *testenv.Line
 	c := newCluster(t, setup{hosts: 3, shards: 12, placementOf: func(c *cluster, host int) string {
 		if host > 0 {
 			return c.placement.Addr
 		}
-		cut = newProxy(t, c.placement.Addr)
+		cut = testenv.NewLine(t, c.placement.Addr)
 		return cut.Addr
 	}})
 	victim := c.nodes[0]
@@ -35,7 +36,7 @@ func TestStaleSidecar(t *testing.T) {
 	}
 	old := c.locatorBy(victim.sidecar)
 	l := c.load(old)
-	cut.freeze()
+	cut.Cut()
 	took := c.await("placement has given its shards to others", func() bool {
 		for _, id := range own {
 			if c.locate(id).Address == victim.address {
@@ -62,7 +63,7 @@ func TestStaleSidecar(t *testing.T) {
 		return victim.sidecar.Starts() > 1
 	})
 	t.Logf("the sidecar with the old table was ended after another %v", took)
-	cut.thaw()
+	cut.Mend()
 	took = c.await("the host is routed to again", func() bool { return bytes.Count(victim.Tail(1<<20), []byte("ready after")) > 1 })
 	t.Logf("the host is routed to again %v after the network", took)
 	l.steady(5)

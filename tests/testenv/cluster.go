@@ -24,6 +24,7 @@ type Node struct {
 	Sidecar *Sidecar
 	Addr    string // gRPC; of frontends
 	Data    string // data plane; of hosts
+	Known   string // where others reach the data plane; of hosts
 	Admin   string // /livez, /readyz
 }
 
@@ -34,6 +35,8 @@ type ClusterConfig struct {
 	Shards    int // default 64
 	// PlacementOf, when not nil, is where the daprd of a host reaches placement, which is at the address given: a proxy's.
 	PlacementOf func(host int, address string) string
+	// DataOf, when not nil, is where others reach the data plane of a host, which is at the address given: a proxy's.
+	DataOf func(host int, address string) string
 	// Args are flags of every host of shards.
 	Args []string
 }
@@ -67,10 +70,14 @@ func NewCluster(t testing.TB, bin string, cfg ClusterConfig) *Cluster {
 		if cfg.PlacementOf != nil {
 			at = cfg.PlacementOf(i, at)
 		}
+		n.Known = n.Data
+		if cfg.DataOf != nil {
+			n.Known = cfg.DataOf(i, n.Data)
+		}
 		n.Sidecar = NewSidecar(t, SidecarConfig{AppID: "kvstore-shard", Placement: at, ActorTypes: types})
 		n.Process = NewProcess(t, fmt.Sprint("shard-", i+1), path, append([]string{
 			"-target", "shard", "-engine", "redis", "-redis-url", "redis://" + c.RedisServer.Addr, "-shards", fmt.Sprint(cfg.Shards),
-			"-data-listen", n.Data, "-admin-listen", n.Admin, "-dapr-grpc", n.Sidecar.GRPC,
+			"-data-listen", n.Data, "-data-address", n.Known, "-admin-listen", n.Admin, "-dapr-grpc", n.Sidecar.GRPC,
 		}, cfg.Args...), nil).Supervised()
 		n.Start(t)
 		c.Hosts = append(c.Hosts, n)
