@@ -17,6 +17,7 @@ COMPOSE_V  := $(shell awk '$$1=="github.com/docker/compose/v2"{print $$2}' tools
 SIDECARS   := $(TOOLCACHE)/sidecars-$(DAPRD_V)-$(PLACEMENT_V)
 FUZZTIME   ?= 30s
 ROUNDS     ?= 20
+TRACE      ?= 500
 
 .PHONY: help
 help: ## List the targets.
@@ -85,6 +86,7 @@ sidecars: $(foreach b,daprd sentry placement,$(if $(shell command -v $b),,$(SIDE
 dapr: sidecars build ## Hosts of shards on real daprd, placement and Redis: crashes, moves, stale and wedged sidecars; an app that uses the store through Dapr.
 	cd tests/daprapp && $(GO) build -o ../../$(BIN)/ .
 	PATH="$$PATH:$(SIDECARS)" KVSTORE_BIN=$(CURDIR)/$(BIN) KVSTORE_DAPR=1 KVSTORE_REDIS=1 $(GO) test -count=1 -timeout 15m -v ./tests/dapr/...
+	PATH="$$PATH:$(SIDECARS)" KVSTORE_BIN=$(CURDIR)/$(BIN) KVSTORE_DAPR=1 KVSTORE_REDIS=1 KVSTORE_TRACE=$(TRACE) $(GO) test -count=1 -timeout 15m -v -run TestTraceOnCluster ./tests/replay
 
 CHAOS = PATH="$$PATH:$(SIDECARS)" KVSTORE_DAPR=1 KVSTORE_REDIS=1 KVSTORE_BIN=$(CURDIR)/$(BIN)
 .PHONY: chaos-ci
@@ -105,7 +107,7 @@ chaos: build sidecars ## All 90 faults (some 25 minutes); writes tests/chaos/REP
 
 .PHONY: compose-test
 compose-test: build sidecars $(TOOLCACHE)/compose-$(COMPOSE_V)/docker-compose ## docker-compose.yml in containers, by an engine that answers or one of its own (needs docker.io and root). Not part of make test yet.
-	PATH="$(TOOLCACHE)/compose-$(COMPOSE_V):$$PATH:$(SIDECARS)" KVSTORE_BIN=$(CURDIR)/$(BIN) KVSTORE_COMPOSE=1 $(GO) test -count=1 -timeout 25m -v ./tests/compose
+	PATH="$(TOOLCACHE)/compose-$(COMPOSE_V):$$PATH:$(SIDECARS)" KVSTORE_BIN=$(CURDIR)/$(BIN) KVSTORE_COMPOSE=1 KVSTORE_TRACE=$(TRACE) $(GO) test -count=1 -timeout 25m -v ./tests/compose
 
 .PHONY: bench
 bench: build sidecars ## Peers (etcd, Redis, Dapr actors) and this store in one run on one disk; prints ratios.

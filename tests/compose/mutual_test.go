@@ -37,6 +37,9 @@ func mutual(t *testing.T, p *project) {
 		}
 		time.Sleep(100 * time.Millisecond) // of a condition outside of this process
 	}
+	if err := os.Chmod(file, 0o644); err != nil { // placement reads it as another user
+		t.Fatal(err)
+	}
 	anchors, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)

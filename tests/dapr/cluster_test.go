@@ -48,8 +48,6 @@ type node struct {
 	address string
 }
 
-var actorTypes = []string{daprhost.DefaultActorType, daprhost.DefaultActorType + "-data"}
-
 // setup says how a cluster is made.
 type setup struct {
 	hosts, shards int
@@ -91,7 +89,7 @@ func newCluster(t *testing.T, s setup) *cluster {
 		}
 		c.addNode(at)
 	}
-	c.front = c.newSidecar("front", c.placement.Addr)
+	c.front = c.newSidecar("kvstore", c.placement.Addr)
 	c.locator = c.locatorBy(c.front)
 	for _, id := range c.shards {
 		c.locate(id)
@@ -101,7 +99,7 @@ func newCluster(t *testing.T, s setup) *cluster {
 
 func (c *cluster) newSidecar(appID, placement string) *testenv.Sidecar {
 	c.t.Helper()
-	cfg := testenv.SidecarConfig{AppID: appID, Placement: placement, ActorTypes: actorTypes, Sentry: c.setup.sentry}
+	cfg := testenv.SidecarConfig{AppID: appID, Placement: placement, Sentry: c.setup.sentry}
 	if c.setup.token != "" {
 		cfg.Env = append(cfg.Env, "DAPR_API_TOKEN="+c.setup.token)
 	}
@@ -110,7 +108,7 @@ func (c *cluster) newSidecar(appID, placement string) *testenv.Sidecar {
 
 func (c *cluster) addNode(placement string) *node {
 	c.t.Helper()
-	n := &node{sidecar: c.newSidecar("host", placement), address: testenv.FreeAddr(c.t)}
+	n := &node{sidecar: c.newSidecar("kvstore-shard", placement), address: testenv.FreeAddr(c.t)}
 	text, err := json.Marshal(app{Address: n.address, Sidecar: n.sidecar.GRPC, Token: c.setup.token, Redis: c.redis.Addr})
 	if err != nil {
 		c.t.Fatal(err)

@@ -84,7 +84,7 @@ func TestWedgedSidecar(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = stream.Send(&rtv1.SubscribeActorEventsRequestAlpha1{RequestType: &rtv1.SubscribeActorEventsRequestAlpha1_InitialRequest{
-		InitialRequest: &rtv1.SubscribeActorEventsRequestInitialAlpha1{Entities: actorTypes},
+		InitialRequest: &rtv1.SubscribeActorEventsRequestInitialAlpha1{Entities: []string{daprhost.DefaultActorType, daprhost.DefaultActorType + "-data"}},
 	}})
 	if err != nil {
 		t.Fatal(err)

@@ -4,6 +4,7 @@
 # Whatever ends by itself, or is killed, is started again 200 ms later. DIR has a log and the process id of each.
 set -euo pipefail
 
+DAPR=$(realpath "$(dirname "$0")/../../components/dapr")
 HOSTS=3 FRONTENDS=2 SHARDS=${SHARDS:-64}
 # Beside the port table of services/node (gRPC 8085+n, admin 2112+n, data 9085+n): nothing of these is taken by dapr init.
 REDIS=6390 PLACEMENT=50105 HEALTHZ=50106 RAFT=50107
@@ -43,36 +44,14 @@ sidecar() { # NAME APP-ID INSTANCE
   supervise "$1-daprd" env DAPR_HOST_IP=127.0.0.1 daprd --app-id "$2" --dapr-listen-addresses 127.0.0.1 \
     --dapr-grpc-port "$(dapr_grpc "$3")" --dapr-http-port "$(dapr_http "$3")" --dapr-internal-grpc-listen-address 127.0.0.1 \
     --dapr-internal-grpc-port "$(dapr_internal "$3")" --enable-metrics=false --placement-host-address 127.0.0.1:$PLACEMENT \
-    --scheduler-host-address "" --dapr-graceful-shutdown-seconds 1 --resources-path "$DIR/dapr" --config "$DIR/dapr/config.yaml"
+    --scheduler-host-address "" --dapr-graceful-shutdown-seconds 1 --resources-path "$DAPR/resources" --config "$DAPR/config.yaml"
 }
 
 up() {
   BIN=$(realpath "$1") DIR=$2
   for b in redis-server daprd placement curl; do command -v "$b" >/dev/null || die "$b is not on PATH (make sidecars builds daprd and placement; Debian has redis-server and curl)"; done
-  mkdir -p "$DIR/redis" "$DIR/dapr"; DIR=$(realpath "$DIR")
+  mkdir -p "$DIR/redis"; DIR=$(realpath "$DIR")
   [ ! -e "$DIR/supervisors" ] || die "a cluster runs in $DIR, or was not stopped there: make down"
-  cat >"$DIR/dapr/actorstate.yaml" <<'Y'
-apiVersion: dapr.io/v1alpha1
-kind: Component
-metadata: {name: actorstate}
-spec: {type: state.in-memory, version: v1, metadata: [{name: actorStateStore, value: "true"}]}
-Y
-  cat >"$DIR/dapr/resiliency.yaml" <<'Y'
-apiVersion: dapr.io/v1alpha1
-kind: Resiliency
-metadata: {name: kvstore}
-spec:
-  policies: {retries: {none: {policy: constant, duration: 10ms, maxRetries: 0}}}
-  targets: {actors: {kvstore: {retry: none}, kvstore-data: {retry: none}}}
-Y
-  cat >"$DIR/dapr/config.yaml" <<'Y'
-apiVersion: dapr.io/v1alpha1
-kind: Configuration
-metadata: {name: kvstore}
-spec:
-  features: [{name: HotReload, enabled: false}]
-  tracing: {samplingRate: "0"}
-Y
   supervise redis redis-server --bind 127.0.0.1 --port $REDIS --dir "$DIR/redis" --appendonly yes --appendfsync always --save "" --maxmemory 1gb --maxmemory-policy noeviction
   supervise placement placement --id p0 --initial-cluster p0=127.0.0.1:$RAFT --listen-address 127.0.0.1 --port $PLACEMENT \
     --healthz-listen-address 127.0.0.1 --healthz-port $HEALTHZ --enable-metrics=false --keepalive-time 1s --keepalive-timeout 1s

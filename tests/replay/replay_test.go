@@ -4,7 +4,6 @@ package replay
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"strconv"
 	"testing"
@@ -12,39 +11,15 @@ import (
 	"kvstore/tests/testenv"
 )
 
-const (
-	trace     = "../load/testdata/conversation_trace.jsonl.gz"
-	requests  = 12_031
-	allBlocks = 288_500
-	// ceiling is how many blocks are hits when nothing is ever evicted and a lookup finds the longest prefix: 36.64 %. Any other
-	// figure of an ordered replay without a capacity is wrong.
-	ceiling = 105_710
-)
-
-// result is the JSON of kvctl bench prompt, as far as it is looked at here.
-type result struct {
-	Requests int64 `json:"requests"`
-	Blocks   int64 `json:"blocks"`
-	Hits     int64 `json:"hits"`
-	Read     int64 `json:"blocks_read_verified"`
-	Refused  int64 `json:"blocks_refused"`
-	Wrong    int64 `json:"blocks_wrong"`
-}
-
-func replay(ctx context.Context, t *testing.T, s *testenv.Server, args ...string) result {
+func replay(ctx context.Context, t *testing.T, s *testenv.Server, args ...string) testenv.Replay {
 	t.Helper()
-	out, err := s.Kvctl(ctx, append([]string{"bench", "prompt", "--trace", trace, "--ordered", "--block-bytes", "1024", "-o", "json"}, args...)...)
-	if err != nil {
-		t.Fatalf("kvctl: %v\n%s\nthe server's log:\n%s", err, out, s.Tail())
-	}
-	var r result
-	if err := json.Unmarshal(out, &r); err != nil {
-		t.Fatalf("%v in %s", err, out)
-	}
-	if r.Wrong != 0 || r.Refused != 0 || r.Read != r.Hits {
-		t.Fatalf("%d blocks came back wrong, %d were refused, %d of %d hits could be read", r.Wrong, r.Refused, r.Read, r.Hits)
-	}
-	return r
+	return testenv.ReplayTrace(t, func(args ...string) ([]byte, error) {
+		out, err := s.Kvctl(ctx, args...)
+		if err != nil {
+			err = fmt.Errorf("%w\nthe server's log:\n%s", err, s.Tail())
+		}
+		return out, err
+	}, args...)
 }
 
 // TestTraceAcrossKill: the whole trace in order, with kill -9 and restart half-way: the exact ratio, every hit read and compared.
@@ -52,16 +27,16 @@ func TestTraceAcrossKill(t *testing.T) {
 	s := testenv.New(t, testenv.Bin(t, "e2e"))
 	s.Start(t)
 	s.Ready(t.Context(), t)
-	const half = requests / 2
+	const half = testenv.TraceRequests / 2
 	first := replay(t.Context(), t, s, "--name", "trace", "--keep", "--limit", strconv.Itoa(half))
 	s.Kill()
 	s.Start(t)
 	s.Ready(t.Context(), t)
 	second := replay(t.Context(), t, s, "--name", "trace", "--keep", "--from", strconv.Itoa(half))
 	blocks, hits := first.Blocks+second.Blocks, first.Hits+second.Hits
-	if first.Requests+second.Requests != requests || blocks != allBlocks || hits != ceiling {
+	if first.Requests+second.Requests != testenv.TraceRequests || blocks != testenv.TraceBlocks || hits != testenv.TraceHits {
 		t.Fatalf("%d requests, %d of %d blocks hit (%.2f %%); want %d, %d of %d (36.64 %%)",
-			first.Requests+second.Requests, hits, blocks, 100*float64(hits)/float64(blocks), requests, ceiling, allBlocks)
+			first.Requests+second.Requests, hits, blocks, 100*float64(hits)/float64(blocks), testenv.TraceRequests, testenv.TraceHits, testenv.TraceBlocks)
 	}
 }
 
@@ -80,9 +55,20 @@ func TestTraceWithCapacity(t *testing.T) {
 			r := replay(t.Context(), t, s, "--capacity", strconv.Itoa(c.capacity))
 			ratio := 100 * float64(r.Hits) / float64(r.Blocks)
 			t.Logf("capacity %d blocks: %.2f %% of %d blocks hit (clairvoyant eviction: %.1f %%)", c.capacity, ratio, r.Blocks, c.best)
-			if r.Blocks != allBlocks || ratio < c.atLeast {
-				t.Fatalf("%.2f %% of %d blocks hit; at least %.1f %% of %d wanted", ratio, r.Blocks, c.atLeast, allBlocks)
+			if r.Blocks != testenv.TraceBlocks || ratio < c.atLeast {
+				t.Fatalf("%.2f %% of %d blocks hit; at least %.1f %% of %d wanted", ratio, r.Blocks, c.atLeast, testenv.TraceBlocks)
 			}
 		})
 	}
+}
+
+// TestTraceOnCluster: the trace on the cluster of make up, half of it through each frontend.
+func TestTraceOnCluster(t *testing.T) {
+	bin := testenv.Bin(t, "dapr")
+	c := testenv.NewCluster(t, bin, testenv.ClusterConfig{})
+	var through []func(...string) ([]byte, error)
+	for _, f := range c.Frontends {
+		through = append(through, func(args ...string) ([]byte, error) { return testenv.Kvctl(t.Context(), bin, f.Addr, args...) })
+	}
+	testenv.ReplayThrough(t, through...)
 }

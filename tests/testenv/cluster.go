@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"path/filepath"
 	"testing"
-
-	"kvstore/actors/host/daprhost"
 )
 
 // Cluster is the product as processes of this machine: hosts of shards and frontends, each beside a daprd, on one placement service and one
@@ -53,11 +51,10 @@ func NewCluster(t testing.TB, bin string, cfg ClusterConfig) *Cluster {
 		}
 	}
 	c := &Cluster{RedisServer: NewRedis(t), Placement: NewPlacement(t, nil)}
-	types := []string{daprhost.DefaultActorType, daprhost.DefaultActorType + "-data"}
 	path := filepath.Join(bin, "kvstored")
 	for i := range cfg.Frontends {
 		n := &Node{Addr: FreeAddr(t), Admin: FreeAddr(t)}
-		n.Sidecar = NewSidecar(t, SidecarConfig{AppID: "kvstore", Placement: c.Placement.Addr, ActorTypes: types})
+		n.Sidecar = NewSidecar(t, SidecarConfig{AppID: "kvstore", Placement: c.Placement.Addr})
 		n.Process = NewProcess(t, fmt.Sprint("frontend-", i+1), path, []string{
 			"-target", "frontend", "-grpc-listen", n.Addr, "-admin-listen", n.Admin, "-dapr-grpc", n.Sidecar.GRPC,
 		}, nil).Supervised()
@@ -74,7 +71,7 @@ func NewCluster(t testing.TB, bin string, cfg ClusterConfig) *Cluster {
 		if cfg.DataOf != nil {
 			n.Known = cfg.DataOf(i, n.Data)
 		}
-		n.Sidecar = NewSidecar(t, SidecarConfig{AppID: "kvstore-shard", Placement: at, ActorTypes: types})
+		n.Sidecar = NewSidecar(t, SidecarConfig{AppID: "kvstore-shard", Placement: at})
 		n.Process = NewProcess(t, fmt.Sprint("shard-", i+1), path, append([]string{
 			"-target", "shard", "-engine", "redis", "-redis-url", "redis://" + c.RedisServer.Addr, "-shards", fmt.Sprint(cfg.Shards),
 			"-data-listen", n.Data, "-data-address", n.Known, "-admin-listen", n.Admin, "-dapr-grpc", n.Sidecar.GRPC,

@@ -2,7 +2,6 @@ package testenv
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -61,6 +60,9 @@ type Sentry struct {
 	anchors string // file with the certificate that it signs by
 }
 
+// components is the folder with Dapr's configuration, from the folder of any test.
+const components = "../../components/dapr"
+
 // trustDomain is that of the certificates of tests.
 const trustDomain = "kvstore.test"
 
@@ -69,13 +71,9 @@ func NewSentry(t testing.TB) *Sentry {
 	t.Helper()
 	dir := t.TempDir()
 	s := &Sentry{Addr: FreeAddr(t), anchors: filepath.Join(dir, "ca.crt")}
-	config := filepath.Join(t.TempDir(), "config.yaml")
-	if err := os.WriteFile(config, []byte(sentryConfig), 0o644); err != nil {
-		t.Fatal(err)
-	}
 	healthz := FreeAddr(t)
 	s.Process = NewProcess(t, "sentry", dapr(t, "sentry"), []string{
-		"--config", config,
+		"--config", filepath.Join(components, "sentry.yaml"),
 		"--listen-address", "127.0.0.1", "--port", port(s.Addr), "--healthz-listen-address", "127.0.0.1", "--healthz-port", port(healthz),
 		"--enable-metrics=false", "--issuer-credentials", dir, "--trust-domain", trustDomain,
 	}, nil).Supervised()
@@ -93,15 +91,14 @@ type Sidecar struct {
 
 // SidecarConfig says how a daprd runs.
 type SidecarConfig struct {
-	AppID string // default "kvstore"
+	// AppID is "kvstore" of frontends, the default, and "kvstore-shard" of hosts of shards: to these components/dapr applies.
+	AppID string
 	// Placement is the address of the placement service. It may be a proxy's.
 	Placement string
 	// Sentry, if set, makes it speak mutual TLS with placement and other sidecars.
 	Sentry *Sentry
 	// Args and Env are added.
 	Args, Env []string
-	// ActorTypes get no retries by daprd: those of kvstore do their own, and daprd's take up to 5 s.
-	ActorTypes []string
 }
 
 // NewSidecar starts a daprd and waits until its API answers.
@@ -111,23 +108,11 @@ func NewSidecar(t testing.TB, cfg SidecarConfig) *Sidecar {
 		cfg.AppID = "kvstore"
 	}
 	s := &Sidecar{GRPC: FreeAddr(t), HTTP: FreeAddr(t), Internal: FreeAddr(t)}
-	dir := t.TempDir()
-	resources := filepath.Join(dir, "resources")
-	config := filepath.Join(dir, "config.yaml")
-	for file, text := range map[string]string{
-		filepath.Join(resources, "actorstate.yaml"): actorState, filepath.Join(resources, "resiliency.yaml"): resiliency(cfg.ActorTypes), config: daprConfig,
-	} {
-		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
 	args := append([]string{
 		"--app-id", cfg.AppID, "--dapr-listen-addresses", "127.0.0.1", "--dapr-grpc-port", port(s.GRPC), "--dapr-http-port", port(s.HTTP),
 		"--dapr-internal-grpc-listen-address", "127.0.0.1", "--dapr-internal-grpc-port", port(s.Internal), "--enable-metrics=false",
-		"--placement-host-address", cfg.Placement, "--scheduler-host-address", "", "--resources-path", resources, "--config", config,
+		"--placement-host-address", cfg.Placement, "--scheduler-host-address", "", "--resources-path", filepath.Join(components, "resources"),
+		"--config", filepath.Join(components, "config.yaml"),
 		"--dapr-graceful-shutdown-seconds", "1",
 	}, cfg.Args...)
 	if cfg.Sentry != nil {
@@ -180,42 +165,4 @@ func port(addr string) string {
 		panic(err)
 	}
 	return p
-}
-
-const actorState = `apiVersion: dapr.io/v1alpha1
-kind: Component
-metadata: {name: actorstate}
-spec: {type: state.in-memory, version: v1, metadata: [{name: actorStateStore, value: "true"}]}
-`
-
-const daprConfig = `apiVersion: dapr.io/v1alpha1
-kind: Configuration
-metadata: {name: kvstore}
-spec:
-  features: [{name: HotReload, enabled: false}]
-  tracing: {samplingRate: "0"}
-`
-
-const sentryConfig = `apiVersion: dapr.io/v1alpha1
-kind: Configuration
-metadata: {name: sentry}
-spec:
-  mtls: {enabled: true, workloadCertTTL: 24h, allowedClockSkew: 15m}
-`
-
-func resiliency(actorTypes []string) string {
-	text := `apiVersion: dapr.io/v1alpha1
-kind: Resiliency
-metadata: {name: kvstore}
-spec:
-  policies:
-    retries: {none: {policy: constant, duration: 10ms, maxRetries: 0}}
-  targets:
-    actors:
-      none: {retry: none}
-`
-	for _, t := range actorTypes {
-		text += fmt.Sprintf("      %s: {retry: none}\n", t)
-	}
-	return text
 }

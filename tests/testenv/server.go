@@ -171,8 +171,13 @@ func (s *Server) Tail() []byte {
 
 // Kvctl runs kvctl against the server and returns its standard output.
 func (s *Server) Kvctl(ctx context.Context, args ...string) ([]byte, error) {
-	cmd := exec.CommandContext(ctx, filepath.Join(filepath.Dir(s.bin), "kvctl"), args...)
-	cmd.Env = append(os.Environ(), "KVSTORE_ENDPOINT="+s.Addr)
+	return Kvctl(ctx, filepath.Dir(s.bin), s.Addr, args...)
+}
+
+// Kvctl runs the kvctl of folder bin against an address and returns its standard output.
+func Kvctl(ctx context.Context, bin, addr string, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, filepath.Join(bin, "kvctl"), args...)
+	cmd.Env = append(os.Environ(), "KVSTORE_ENDPOINT="+addr)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
