@@ -13,8 +13,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 )
 
-// dapr finds a binary of Dapr. A test without KVSTORE_DAPR is skipped, naming the make target that runs it.
-func dapr(t testing.TB, name string) string {
+// Dapr finds a binary of Dapr. A test without KVSTORE_DAPR is skipped, naming the make target that runs it.
+func Dapr(t testing.TB, name string) string {
 	t.Helper()
 	if os.Getenv("KVSTORE_DAPR") == "" {
 		t.Skip("needs daprd and placement: make dapr builds them, sets KVSTORE_DAPR and runs this")
@@ -46,7 +46,7 @@ func NewPlacement(t testing.TB, sentry *Sentry) *Placement {
 	if sentry != nil {
 		args = append(args, "--tls-enabled", "--trust-domain", trustDomain, "--trust-anchors-file", sentry.anchors, "--sentry-address", sentry.Addr)
 	}
-	p.Process = NewProcess(t, "placement", dapr(t, "placement"), args, nil).Supervised()
+	p.Process = NewProcess(t, "placement", Dapr(t, "placement"), args, nil).Supervised()
 	p.Start(t)
 	p.AwaitHTTP(t.Context(), t, "http://"+p.Healthz+"/healthz")
 	return p
@@ -72,7 +72,7 @@ func NewSentry(t testing.TB) *Sentry {
 	dir := t.TempDir()
 	s := &Sentry{Addr: FreeAddr(t), anchors: filepath.Join(dir, "ca.crt")}
 	healthz := FreeAddr(t)
-	s.Process = NewProcess(t, "sentry", dapr(t, "sentry"), []string{
+	s.Process = NewProcess(t, "sentry", Dapr(t, "sentry"), []string{
 		"--config", filepath.Join(components, "sentry.yaml"),
 		"--listen-address", "127.0.0.1", "--port", port(s.Addr), "--healthz-listen-address", "127.0.0.1", "--healthz-port", port(healthz),
 		"--enable-metrics=false", "--issuer-credentials", dir, "--trust-domain", trustDomain,
@@ -123,7 +123,7 @@ func NewSidecar(t testing.TB, cfg SidecarConfig) *Sidecar {
 		args = append(args, "--enable-mtls", "--sentry-address", cfg.Sentry.Addr, "--control-plane-trust-domain", trustDomain)
 		cfg.Env = append(cfg.Env, "DAPR_TRUST_ANCHORS="+string(anchors))
 	}
-	s.Process = NewProcess(t, "daprd-"+cfg.AppID+"-"+port(s.GRPC), dapr(t, "daprd"), args, append([]string{"DAPR_HOST_IP=127.0.0.1"}, cfg.Env...)).Supervised()
+	s.Process = NewProcess(t, "daprd-"+cfg.AppID+"-"+port(s.GRPC), Dapr(t, "daprd"), args, append([]string{"DAPR_HOST_IP=127.0.0.1"}, cfg.Env...)).Supervised()
 	s.Start(t)
 	s.Await(t.Context(), t)
 	return s
