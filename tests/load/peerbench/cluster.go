@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -24,6 +25,16 @@ const (
 	clusterRedis    = "127.0.0.1:6390"
 	clusterFrontend = "127.0.0.1:8085"
 	clusterOther    = "127.0.0.1:8086"
+	clusterAdmin    = 2112 // port of the first frontend; the others follow, frontends first
+)
+
+// Kinds of processes.
+const (
+	kindFrontends = "frontends"
+	kindHosts     = "hosts"
+	kindRedis     = "redis"
+	kindSidecars  = "sidecars"
+	kindPlacement = "placement"
 )
 
 // actors is how many actors the peer's callers spread over: as many as the cluster has shards.
@@ -41,7 +52,16 @@ func (b *bench) cluster(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, command(context.WithoutCancel(ctx), script, "down", dir)) }()
-	peer, stop, err := startDaprActors(ctx, b.bin, filepath.Join(b.dir, "dapractor"))
+	b.watched = watched{}
+	defer func() { b.watched = nil }()
+	for kind, pattern := range map[string]string{
+		kindFrontends: "frontend-?", kindHosts: "shard-?", kindRedis: "redis", kindSidecars: "*-daprd", kindPlacement: "placement",
+	} {
+		if b.watched[kind], err = pidsOf(dir, pattern); err != nil {
+			return err
+		}
+	}
+	peer, stop, err := startDaprActors(ctx, b.bin, filepath.Join(b.dir, "dapractor"), b.watched)
 	if err != nil {
 		return err
 	}
@@ -51,6 +71,7 @@ func (b *bench) cluster(ctx context.Context) (err error) {
 		return err
 	}
 	defer etcd.stop()
+	b.watched["etcd"] = []int{etcd.cmd.Process.Pid}
 	e, err := newEtcd(etcdAddr)
 	if err != nil {
 		return err
@@ -72,7 +93,10 @@ func (b *bench) cluster(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	at := func(c int) load { l := base; l.workers = c; return l }
+	at := func(c int) load { l := base; l.workers = c; l.d = b.d; return l }
+	if err := b.idle(ctx, max(b.d, 3*time.Second)); err != nil {
+		return err
+	}
 	for _, p := range []pair{
 		{"cluster put c=64 / dapr actors", at(64), ours, peer, "Dapr actors, a transaction a put", false, 4, false},
 		{"cluster put c=256 / dapr actors", at(256), ours, peer, "Dapr actors, a transaction a put", false, 4, false},
@@ -82,6 +106,21 @@ func (b *bench) cluster(ctx context.Context) (err error) {
 		{"cluster unary put c=64 / etcd", at(64), unary, e, "etcd", false, 0, false},
 	} {
 		if err := b.compare(ctx, p); err != nil {
+			return err
+		}
+	}
+	b.besides("cluster put c=64", kindSidecars, kindPlacement)
+	b.besides("cluster put c=256", kindSidecars, kindPlacement)
+	if b.profiles == "" {
+		return nil
+	}
+	for _, c := range []int{1, 64, 256} {
+		doors := make(map[string]string)
+		for i, who := range []string{"frontend-1", "frontend-2", "shard-1", "shard-2", "shard-3"} {
+			doors[who] = fmt.Sprintf("127.0.0.1:%d", clusterAdmin+i)
+		}
+		name := fmt.Sprintf("put-c%d", c)
+		if err := b.profile(ctx, name, doors, func() error { _, err := run(ctx, ours, at(c)); return err }); err != nil {
 			return err
 		}
 	}
@@ -113,8 +152,9 @@ func (s *daprActors) put(ctx context.Context, key string, value []byte) error {
 
 func (s *daprActors) get(context.Context, string) error { return errors.New("the peer has no get") }
 
-// startDaprActors starts a placement service, two sidecars and dapractor, with the cluster's Redis as state store.
-func startDaprActors(ctx context.Context, bin, dir string) (s *daprActors, stop func(), err error) {
+// startDaprActors starts a placement service, two sidecars and dapractor, with the cluster's Redis as state store, and has them
+// watched.
+func startDaprActors(ctx context.Context, bin, dir string, w watched) (s *daprActors, stop func(), err error) {
 	var started []*server
 	stop = func() {
 		for i := len(started) - 1; i >= 0; i-- {
@@ -155,6 +195,8 @@ spec:
 		p, err := start(name, dir, bin, args...)
 		if err == nil {
 			started = append(started, p)
+			kind := "peer's " + strings.TrimSuffix(strings.TrimSuffix(name, "-actors"), "-caller")
+			w[kind] = append(w[kind], p.cmd.Process.Pid)
 		}
 		return err
 	}

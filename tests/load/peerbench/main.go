@@ -4,6 +4,7 @@
 //
 //	peerbench -bin bin            all of it, some minutes
 //	peerbench -bin bin -quick     2-second runs, one round: to see that it works, not to quote
+//	peerbench -bin bin -only cluster -profile DIR    the cluster alone, with the processor time of each kind of process, and CPU profiles
 //
 // It exits with 1 when a target is missed (with -quick never).
 package main
@@ -29,8 +30,12 @@ type bench struct {
 	d      time.Duration
 	rounds int
 	only   string
+	match  string
 	keys   int // of the growth part
-	report report
+
+	watched  watched // whose processor time is told; nil: nobody's
+	profiles string  // folder for CPU profiles; empty: none are taken
+	report   report
 }
 
 // row is one comparison: the median of the rounds' ratios, and the figures of the median round.
@@ -67,6 +72,7 @@ type report struct {
 	When    string   `json:"when"`
 	Rows    []row    `json:"rows"`
 	Figures []figure `json:"figures"`
+	Costs   []cost   `json:"costs,omitempty"`
 }
 
 func main() {
@@ -78,7 +84,9 @@ func main() {
 	flag.DurationVar(&b.d, "d", 5*time.Second, "length of a run")
 	flag.IntVar(&b.rounds, "rounds", 3, "interleaved rounds of each comparison")
 	flag.StringVar(&b.only, "only", "", "comma-separated parts: kv, prompt, blocks, growth, cluster (default all)")
+	flag.StringVar(&b.match, "match", "", "of those parts only the comparisons whose name contains this")
 	flag.IntVar(&b.keys, "keys", 10_000_000, "keys of the growth part, more than a million")
+	flag.StringVar(&b.profiles, "profile", "", "folder for CPU profiles of hosts and frontends, one set for each run of the cluster part; they cost some throughput")
 	flag.StringVar(&out, "out", "", "write the result as JSON to this file")
 	flag.Parse()
 	if *quick {
@@ -144,16 +152,19 @@ type pair struct {
 }
 
 func (b *bench) compare(ctx context.Context, p pair) error {
+	if !strings.Contains(p.name, b.match) {
+		return nil
+	}
 	p.l.d = b.d
 	var rows []row
 	for i := range b.rounds {
 		p.l.seed = uint64(i + 1)
 		fmt.Fprintf(os.Stderr, "%-34s round %d/%d\r", p.name, i+1, b.rounds)
-		peer, err := run(ctx, p.peer, p.l)
+		peer, err := b.run(ctx, p.peer, p.l, fmt.Sprintf("%s c=%d", p.peerIs, p.l.workers))
 		if err != nil {
 			return fmt.Errorf("%s, %s: %w", p.name, p.peerIs, err)
 		}
-		ours, err := run(ctx, p.ours, p.l)
+		ours, err := b.run(ctx, p.ours, p.l, p.ourRun())
 		if err != nil {
 			return fmt.Errorf("%s, kvstore: %w", p.name, err)
 		}
@@ -168,6 +179,22 @@ func (b *bench) compare(ctx context.Context, p pair) error {
 	b.report.Rows = append(b.report.Rows, m)
 	fmt.Fprintf(os.Stderr, "%-34s %.2fx   \n", p.name, m.Ratio)
 	return nil
+}
+
+// ourRun names a run of the store: what the pair's name says of it.
+func (p pair) ourRun() string {
+	name, _, _ := strings.Cut(p.name, " / ")
+	return strings.TrimSuffix(name, " p50")
+}
+
+// run is one run, with what it cost.
+func (b *bench) run(ctx context.Context, s system, l load, name string) (o outcome, err error) {
+	err = b.costs(name, func() (int64, error) {
+		var err error
+		o, err = run(ctx, s, l)
+		return o.Ops, err
+	})
+	return o, err
 }
 
 // kv compares puts and gets with etcd and Redis.
@@ -298,4 +325,5 @@ func (b *bench) print() {
 		fmt.Fprintf(w, "%s\t%.4g\t%s\t%s\t%s\t%s\n", f.Name, f.Value, f.Unit, bound(f.Target, f.AtMost), verdict(f.met(), f.Target), f.Note)
 	}
 	w.Flush()
+	b.printCosts(os.Stdout)
 }
