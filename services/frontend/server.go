@@ -142,6 +142,13 @@ func Services() []string {
 // its handler for the log, so with few workers nearly every put would run on a goroutine of its own and grow a new stack.
 const streamWorkers = 256
 
+// What a client may have sent and the frontend not read: of one stream, and of a connection. They are fixed, because gRPC's estimate costs a
+// ping and its answer for nearly every frame of a client that waits for its answers.
+const (
+	streamWindow     = 4 << 20
+	connectionWindow = 16 << 20
+)
+
 // ServerOptions are the gRPC options that a frontend is measured with (DESIGN.md gives reasons and figures). A server made with them alone,
 // and not with Server.Options, answers nobody where tokens are wanted.
 func ServerOptions() []grpc.ServerOption {
@@ -150,6 +157,8 @@ func ServerOptions() []grpc.ServerOption {
 		grpc.MaxRecvMsgSize(maxRecvBytes),
 		grpc.NumStreamWorkers(streamWorkers),
 		grpc.MaxConcurrentStreams(4096),
+		grpc.InitialWindowSize(streamWindow),
+		grpc.InitialConnWindowSize(connectionWindow),
 		grpc.WriteBufferSize(64 << 10),
 		grpc.ReadBufferSize(64 << 10),
 		grpc.WaitForHandlers(true),
