@@ -41,7 +41,7 @@ type Config struct {
 	// Relaxed says that it is known, and wanted, that this Redis may lose what was acknowledged: Open then does not warn of it.
 	Relaxed bool
 
-	// Pipelines is how many connections carry appends. Default 2, at most 64.
+	// Pipelines is how many connections carry appends. Default 1, at most 64: more of them are for a server far away.
 	Pipelines int
 	// Connections bounds those for everything else. Default 16, at most 1024.
 	Connections int
@@ -66,7 +66,7 @@ func (c *Config) EnsureDefaults() {
 		c.Term = time.Second
 	}
 	if c.Pipelines == 0 {
-		c.Pipelines = 2
+		c.Pipelines = 1
 	}
 	if c.Connections == 0 {
 		c.Connections = 16
