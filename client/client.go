@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/resolver/manual"
@@ -111,6 +112,10 @@ func (co *core) dial(i int) (*grpc.ClientConn, error) {
 		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(vtcodec.Codec{})),
 		grpc.WithDisableRetry(), // ours know identities
 		grpc.WithDisableServiceConfig(),
+		grpc.WithConnectParams(grpc.ConnectParams{ // gRPC's own pauses grow to two minutes, longer than a call is repeated
+			Backoff:           backoff.Config{BaseDelay: co.cfg.BackoffMin, Multiplier: 2, Jitter: 0.2, MaxDelay: co.cfg.BackoffMax},
+			MinConnectTimeout: 20 * time.Second, // gRPC's own
+		}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.WithInitialWindowSize(windowBytes),
 		grpc.WithInitialConnWindowSize(windowBytes),

@@ -36,7 +36,8 @@ type Config struct {
 	// server may still execute a write: 1 s to 10 min, default 1 min.
 	RetryFor time.Duration
 
-	// BackoffMin and BackoffMax bound the pause between two tries; it doubles and is jittered downwards by up to half.
+	// BackoffMin and BackoffMax bound the pause between two tries, of a call and of a connection; it doubles and is jittered, that of a call
+	// downwards by up to half.
 	// Defaults 10 ms and 2 s.
 	BackoffMin time.Duration
 	BackoffMax time.Duration

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -231,6 +232,28 @@ func TestServerRestartsUnderLoad(t *testing.T) {
 	if n := srv.Applied(); n != callers*each {
 		t.Errorf("%d changes applied, want %d", n, callers*each)
 	}
+}
+
+// TestServerIsBackAfterLong: however long a server was away, a client that goes on asking finds it within a pause between two tries.
+func TestServerIsBackAfterLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := clienttest.Start(t)
+		c := srv.Dial(t, client.Config{RetryFor: 3 * time.Second})
+		must[client.PutResult](t)(c.Put(t.Context(), "k", nil, nil))
+		srv.Stop()
+		for stopped := time.Now(); time.Since(stopped) < 5*time.Minute; {
+			_, err := c.Get(t.Context(), "k", nil)
+			wantKind(t, err, kverr.Unavailable)
+		}
+		srv.Restart()
+		began := time.Now()
+		must[client.Entry](t)(c.Get(t.Context(), "k", nil))
+		if took := time.Since(began); took > 3*time.Second {
+			t.Errorf("found again after %v", took)
+		}
+		srv.Stop()
+		c.Close()
+	})
 }
 
 func TestRepliesOutOfOrderRepeatedAndUnknown(t *testing.T) {
