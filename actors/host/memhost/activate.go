@@ -211,9 +211,13 @@ func (h *Host) open(s *slot) (*live, error) {
 		return nil, why
 	}
 	if err != nil {
+		known := s.told
 		h.failed(s, err)
 		if asKind(err).Kind == kverr.DataLoss {
-			h.reports.note(s) // others are to know what this host has seen
+			h.reports.note(s) // others are to know what this host has seen,
+			if !known {
+				h.reports.due() // and at once: it may be the only one
+			}
 		}
 		return nil, err
 	}

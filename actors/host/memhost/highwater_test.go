@@ -184,3 +184,53 @@ func TestLossIsToldUntilItIsAccepted(t *testing.T) {
 		}
 	})
 }
+
+// TestLossIsReportedAtOnce: a host that finds that the store has lost what it has seen itself does not wait until its next report is due: the
+// next owner, if this host is gone by then, would have nobody to tell it.
+func TestLossIsReportedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		engine, err := memlog.New(memlog.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var stores [2]*wal.Store
+		for i := range stores {
+			if stores[i], err = wal.NewStore(engine, wal.Config{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		h, err := New(stores[0], Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var reported []wal.Mark
+		h.RememberWith(&memory{
+			remember: func(marks []wal.Mark) error {
+				reported = append(reported, marks...)
+				return nil
+			},
+			marks: func(id string) (wal.Mark, error) { return wal.Mark{Shard: id, Made: true}, nil },
+		})
+		if err := h.Create(t.Context(), "a-0", nil); err != nil {
+			t.Fatal(err)
+		}
+		mustPut(t, h, "a-0")
+		// Behind its back the store goes back to when the shard was made.
+		if err := errors.Join(stores[1].Remove(t.Context(), "a-0"), stores[1].Create(t.Context(), "a-0", nil)); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		for kverr.KindOf(put(t, h, "a-0")) != kverr.DataLoss {
+			if time.Since(began) > time.Minute {
+				t.Fatal("the loss is not noticed")
+			}
+		}
+		synctest.Wait()
+		if len(reported) != 1 || reported[0].Epoch != 1 || reported[0].Seq != 2 || time.Since(began) >= reportEvery {
+			t.Errorf("%v after the first write: reported %+v", time.Since(began), reported)
+		}
+		if err := errors.Join(h.Close(t.Context(), false), engine.Close()); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
