@@ -116,14 +116,17 @@ func (p *probes) err() error {
 // steady waits until every shard has taken n writes more.
 func (p *probes) steady(ctx context.Context, t testing.TB, n int) {
 	t.Helper()
-	for _, pr := range p.all {
+	goals := make([]int, len(p.all))
+	for i, pr := range p.all {
 		pr.mu.Lock()
-		goal := len(pr.acks) + n
+		goals[i] = len(pr.acks) + n
 		pr.mu.Unlock()
+	}
+	for i, pr := range p.all {
 		await(ctx, t, "writes to shard "+pr.shardID, func() bool {
 			pr.mu.Lock()
 			defer pr.mu.Unlock()
-			return len(pr.acks) >= goal
+			return len(pr.acks) >= goals[i]
 		})
 	}
 }
