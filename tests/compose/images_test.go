@@ -12,8 +12,10 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // standIn is what stands in for a public image: the same programs, and the same user, folder and environment to run them.
@@ -43,7 +45,7 @@ var standIns = map[string]standIn{
 			if err != nil {
 				return err
 			}
-			return errors.Join(r.tree(strings.TrimSpace(string(goroot)), "/usr/local/go"), r.modules("/proxy"), r.compiled("/cache"), r.dir("/tmp", 0))
+			return errors.Join(r.tree(strings.TrimSpace(string(goroot)), "/usr/local/go", builds), r.modules("/proxy"), r.compiled("/cache"), r.dir("/tmp", 0))
 		},
 	},
 }
@@ -62,6 +64,8 @@ func (e *engine) provide(t *testing.T, image string) {
 	if _, err := e.docker(t.Context(), nil, "image", "inspect", image); err == nil {
 		return
 	}
+	began := time.Now()
+	defer func() { t.Logf("stand-in for %s: %v", image, time.Since(began).Round(time.Second)) }()
 	name, _, _ := strings.Cut(image, ":")
 	stand, ok := standIns[name]
 	if !ok {
@@ -167,18 +171,39 @@ func (r *rootfs) dir(as string, owner int) error {
 	return r.w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: as[1:] + "/", Uid: owner, Gid: owner, Mode: mode})
 }
 
-// tree adds a folder with all that is in it.
-func (r *rootfs) tree(from, as string) error {
+// tree adds a folder with all that is in it and is wanted, by its name in the folder.
+func (r *rootfs) tree(from, as string, wanted func(name string) bool) error {
 	return filepath.WalkDir(from, func(file string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() {
+		if err != nil {
 			return err
 		}
 		name, err := filepath.Rel(from, file)
 		if err != nil {
 			return err
 		}
-		return r.file(file, path.Join(as, filepath.ToSlash(name)))
+		name = filepath.ToSlash(name)
+		switch {
+		case !wanted(name) && d.IsDir():
+			return filepath.SkipDir
+		case !wanted(name) || !d.Type().IsRegular():
+			return nil
+		}
+		return r.file(file, path.Join(as, name))
 	})
+}
+
+// builds tells whether something in GOROOT is of use to go build without cgo; that is a third of it.
+func builds(name string) bool {
+	switch top, rest, _ := strings.Cut(name, "/"); top {
+	case "src":
+		return !strings.HasSuffix(name, "_test.go") && path.Base(name) != "testdata" && rest != "cmd"
+	case "pkg":
+		dir, tool := path.Split(rest)
+		return !strings.HasPrefix(dir, "tool/") || strings.Count(rest, "/") < 2 || slices.Contains([]string{"asm", "compile", "link"}, tool)
+	case "api", "doc", "lib", "misc", "test":
+		return false
+	}
+	return true
 }
 
 // modules adds what go.mod requires, as a module proxy serves it from files.
@@ -214,18 +239,38 @@ func (r *rootfs) modules(as string) error {
 }
 
 // compiled adds what the build will need, compiled: from a cache that is kept between runs, so that only the first one takes minutes. The
-// Dockerfile's build finds it by its contents, or does without.
+// Dockerfile's build finds it by its contents, or does without. What many runs left in it is not worth copying: then it begins anew.
 func (r *rootfs) compiled(as string) error {
+	const worth = 640 << 20 // twice what one build needs
 	base, err := os.UserCacheDir()
 	if err != nil {
 		return err
 	}
 	cache := filepath.Join(base, "kvstore-tools", "image-build-cache")
-	cmd := exec.Command("go", "build", "-trimpath", "./services/cmd/...")
+	size := int64(0)
+	err = filepath.WalkDir(cache, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil {
+			size += info.Size()
+		}
+		return err
+	})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if size > worth {
+		if err := os.RemoveAll(cache); err != nil {
+			return err
+		}
+	}
+	cmd := exec.Command("go", "build", "-trimpath", "-o", os.DevNull, "./services/cmd/...")
 	cmd.Dir = root
 	cmd.Env = append(os.Environ(), "GOCACHE="+cache, "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("go build: %w\n%s", err, out)
 	}
-	return r.tree(cache, as)
+	return r.tree(cache, as, func(string) bool { return true })
 }

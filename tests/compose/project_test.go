@@ -20,6 +20,8 @@ import (
 // root is the folder of docker-compose.yml.
 const root = "../.."
 
+const projectName = "kvstore-test"
+
 // project is docker-compose.yml, brought up with settings of its own.
 type project struct {
 	*engine
@@ -99,8 +101,14 @@ func (p *project) configure(changes map[string]string) {
 func (p *project) compose(args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
+	began := time.Now()
+	defer func() {
+		if took := time.Since(began); took > 3*time.Second {
+			p.t.Logf("docker-compose %s took %v", strings.Join(args, " "), took.Round(time.Second))
+		}
+	}()
 	return p.run(ctx, nil, nil, "docker-compose", append([]string{
-		"--project-name", "kvstore-test", "--project-directory", root, "--file", filepath.Join(root, "docker-compose.yml"), "--env-file", p.env, "--ansi", "never", "--progress", "quiet",
+		"--project-name", projectName, "--project-directory", root, "--file", filepath.Join(root, "docker-compose.yml"), "--env-file", p.env, "--ansi", "never", "--progress", "quiet",
 	}, args...)...)
 }
 
@@ -116,9 +124,7 @@ func (p *project) must(args ...string) string {
 // up brings everything up and waits until all of it is healthy.
 func (p *project) up() {
 	p.t.Helper()
-	began := time.Now()
 	p.must("up", "--detach", "--wait", "--wait-timeout", fmt.Sprint(int(patience.Seconds())), "--no-build", "--pull", "never")
-	p.t.Logf("up and healthy after %v", time.Since(began).Round(time.Second))
 	if p.credentials == "" {
 		p.credentials = filepath.Join(p.t.TempDir(), "credentials")
 		p.must("cp", "credentials:/credentials/client", p.credentials)
@@ -147,8 +153,12 @@ type container struct {
 
 func (p *project) inspect(service string) container {
 	p.t.Helper()
-	id := strings.TrimSpace(p.must("--profile", "*", "ps", "--all", "--quiet", service))
-	out, err := p.docker(p.t.Context(), nil, "inspect", id)
+	id, err := p.docker(p.t.Context(), nil, "ps", "--all", "--quiet", "--filter", "label=com.docker.compose.project="+projectName,
+		"--filter", "label=com.docker.compose.service="+service, "--filter", "label=com.docker.compose.oneoff=False")
+	if err != nil {
+		p.t.Fatalf("%s: %v", service, err)
+	}
+	out, err := p.docker(p.t.Context(), nil, "inspect", strings.TrimSpace(id))
 	if err != nil {
 		p.t.Fatalf("%s: %v", service, err)
 	}
