@@ -25,6 +25,9 @@ import (
 var version = "dev"
 
 func main() {
+	if len(os.Args) < 2 || os.Args[1] != "healthcheck" && os.Args[1] != "pause" {
+		relaxTimers() // first: it begins anew
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	go func() {
