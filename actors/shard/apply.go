@@ -92,10 +92,9 @@ func (m *Machine) applyPut(revision uint64, e *putEffect) {
 			m.letGo(&old.Value.Ref)
 		}
 	}
-	m.record(&Event{
-		Kind: EventPut, Namespace: e.namespace, Key: e.key, Revision: revision,
-		Previous: old.Version, Created: !existed, Value: e.value,
-	})
+	event := Event{Kind: EventPut, Namespace: e.namespace, Key: e.key, Revision: revision, Created: !existed, Value: e.value}
+	m.replaces(&event, &old)
+	m.record(&event)
 }
 
 func (m *Machine) applyRemove(revision uint64, k kind, e *removeEffect) {
@@ -108,11 +107,12 @@ func (m *Machine) applyRemove(revision uint64, k kind, e *removeEffect) {
 	if !existed {
 		return
 	}
-	event := EventDelete
+	event := Event{Kind: EventDelete, Namespace: e.namespace, Key: e.key, Revision: revision}
 	if k == kindExpire {
-		event = EventExpire
+		event.Kind = EventExpire
 	}
-	m.record(&Event{Kind: event, Namespace: e.namespace, Key: e.key, Revision: revision, Previous: old.Version})
+	m.replaces(&event, &old)
+	m.record(&event)
 }
 
 // removeEntry takes an entry out, with all that hangs on it. The typed key must not be in m.key2 or m.aside.

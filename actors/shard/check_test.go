@@ -502,9 +502,22 @@ func (k *checker) compareHistory(v View) error {
 	}
 	i, _ := slices.BinarySearchFunc(events, after+1, func(e modelEvent, r uint64) int { return cmp.Compare(e.revision, r) })
 	for e := range changes {
-		got := modelEvent{e.Kind, modelKey{e.Namespace, string(e.Key)}, e.Revision, e.Previous, e.Created, string(e.Value.Inline), e.Value.Ref}
-		if i == len(events) || got != events[i] {
-			return fmt.Errorf("change %+v, the model has %+v", got, events[min(i, len(events)-1)])
+		if i == len(events) {
+			return fmt.Errorf("change %+v, the model has no more", e)
+		}
+		want := events[i]
+		got := modelEvent{e.Kind, modelKey{e.Namespace, string(e.Key)}, e.Revision, e.Previous, e.Created, string(e.Value.Inline), e.Value.Ref, want.before, want.beforeRef}
+		if got != want {
+			return fmt.Errorf("change %+v, the model has %+v", got, want)
+		}
+		before, known := v.Before(e)
+		switch inline := want.beforeRef.Object == (ObjectID{}); {
+		case known && inline && string(before.Inline) != want.before:
+			return fmt.Errorf("before change %+v the value was %q, the model has %q", e, before.Inline, want.before)
+		case !known && e.Previous > oldest:
+			return fmt.Errorf("before change %+v the value is not known, history goes back to %d", e, oldest)
+		case known && e.Previous == 0:
+			return fmt.Errorf("before change %+v there was a value", e)
 		}
 		i++
 	}

@@ -21,6 +21,7 @@ const (
 	eventCreated                  = 1 << 4 // flag beside the kind
 	eventRef                      = 1 << 5
 	eventAttached                 = 1 << 6
+	eventBefore                   = 1 << 7
 	eventKindMask                 = 1<<4 - 1
 	maxChunkBytes                 = 64 << 10
 	maxChunkChanges               = 1000
@@ -40,6 +41,9 @@ type Event struct {
 	Created   bool   // EventPut: the key did not exist
 	Value     Value  // EventPut, EventBlockStored
 	Attached  []byte // what the prompt cache adds (size, parent)
+
+	before    []byte // the value that Previous had, when the history did not have it any more; see View.Before
+	hasBefore bool
 }
 
 // chunk is the history of the body that is being gathered: packed events, whose revisions end at last.
@@ -68,6 +72,9 @@ func (m *Machine) record(e *Event) {
 	if len(e.Attached) > 0 {
 		flags |= eventAttached
 	}
+	if e.hasBefore {
+		flags |= eventBefore
+	}
 	b := append(h.packed, flags)
 	b = binary.AppendUvarint(b, e.Revision)
 	b = binary.AppendUvarint(b, e.Previous)
@@ -80,6 +87,9 @@ func (m *Machine) record(e *Event) {
 	}
 	if len(e.Attached) > 0 {
 		b = append(binary.AppendUvarint(b, uint64(len(e.Attached))), e.Attached...)
+	}
+	if e.hasBefore {
+		b = append(binary.AppendUvarint(b, uint64(len(e.before))), e.before...)
 	}
 	h.packed = b
 	h.changes++
@@ -100,7 +110,19 @@ func (e *Event) decode(r *reader) bool {
 	if flags&eventAttached != 0 {
 		e.Attached = r.bytes()
 	}
+	if e.hasBefore = flags&eventBefore != 0; e.hasBefore {
+		e.before = r.bytes()
+	}
 	return !r.bad
+}
+
+// replaces notes what a key had before, which is gone with the change itself. A version that the history has is found there, so the value of
+// a key that is written often is not kept twice. A value that lies apart from its key is not kept.
+func (m *Machine) replaces(e *Event, old *Entry) {
+	e.Previous = old.Version
+	if old.Version > 0 && old.Version <= m.meta.compacted && old.Value.Ref.Object == (ObjectID{}) {
+		e.before, e.hasBefore = old.Value.Inline, true
+	}
 }
 
 // flushChunk writes what has gathered as one item: number of changes, then the events.
@@ -173,4 +195,28 @@ func (v View) Changes(after uint64) (changes iter.Seq[*Event], ok bool) {
 			}
 		}
 	}, true
+}
+
+// Before is the value that a key had before a change: that of version e.Previous. It is not known, and ok is false, when there was none,
+// when it lay apart from its key and another value has replaced it since, or when the history no longer goes back that far, which it does for
+// whoever follows the changes as they come.
+func (v View) Before(e *Event) (value Value, ok bool) {
+	switch {
+	case e.Previous == 0:
+		return Value{}, false
+	case e.hasBefore:
+		return Value{Inline: e.before}, true
+	case e.Previous <= v.meta.compacted:
+		return Value{}, false
+	}
+	changes, _ := v.Changes(e.Previous - 1)
+	for c := range changes {
+		if c.Revision > e.Previous {
+			break
+		}
+		if c.Kind == EventPut && c.Namespace == e.Namespace && string(c.Key) == string(e.Key) {
+			return c.Value, true
+		}
+	}
+	return Value{}, false
 }

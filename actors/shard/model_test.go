@@ -57,6 +57,8 @@ type modelEvent struct {
 	created            bool
 	value              string
 	ref                Ref
+	before             string // value that was there
+	beforeRef          Ref
 }
 
 func newModel(cfg Config) *model {
@@ -110,7 +112,8 @@ func (d *model) expireOn(k modelKey) {
 }
 
 func (d *model) remove(k modelKey, kind EventKind) {
-	d.events = append(d.events, modelEvent{kind: kind, key: k, revision: d.revision, previous: d.entries[k].version})
+	d.events = append(d.events, modelEvent{kind: kind, key: k, revision: d.revision, previous: d.entries[k].version,
+		before: d.entries[k].value, beforeRef: d.entries[k].ref})
 	d.removals[k] = d.revision
 	delete(d.entries, k)
 }
@@ -136,6 +139,7 @@ func (d *model) put(ns NamespaceID, p *Put) {
 	d.entries[k] = e
 	d.events = append(d.events, modelEvent{
 		kind: EventPut, key: k, revision: d.revision, previous: old.version, created: !existed, value: e.value, ref: e.ref,
+		before: old.value, beforeRef: old.ref,
 	})
 }
 

@@ -357,7 +357,11 @@ func (s *script) read(what string, a args) {
 		}
 		for e := range changes {
 			name := map[EventKind]string{EventPut: "PUT", EventDelete: "DELETE", EventExpire: "EXPIRE", EventDrop: "DROP"}[e.Kind]
-			s.printf("%d %s %q previous=%d created=%v value=%q", e.Revision, name, e.Key, e.Previous, e.Created, e.Value.Inline)
+			before := ""
+			if b, ok := v.Before(e); ok {
+				before = fmt.Sprintf(" before=%q", b.Inline)
+			}
+			s.printf("%d %s %q previous=%d created=%v value=%q%s", e.Revision, name, e.Key, e.Previous, e.Created, e.Value.Inline, before)
 		}
 	case "objects":
 		for id := range DeadObjects(v) {
