@@ -58,6 +58,8 @@ const (
 	Fenced
 	// Unimplemented: this server does not know the request.
 	Unimplemented
+	// Compacted: changes that a watch was to go on with are not kept any more.
+	Compacted
 
 	kinds // how many there are
 )
@@ -102,6 +104,7 @@ var table = [kinds]outside{
 	Moved:            {"MOVED", codes.Unavailable, http.StatusServiceUnavailable, "UNAVAILABLE", notApplied},
 	Fenced:           {"FENCED", codes.Unavailable, http.StatusServiceUnavailable, "UNAVAILABLE", notApplied},
 	Unimplemented:    {"UNIMPLEMENTED", codes.Unimplemented, http.StatusNotImplemented, "UNIMPLEMENTED", notApplied},
+	Compacted:        {"COMPACTED", codes.OutOfRange, http.StatusGone, "COMPACTED", notApplied},
 }
 
 // outside returns the kind's row; a number from a newer release counts as Unknown.
