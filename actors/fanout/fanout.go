@@ -6,7 +6,7 @@
 //	hub := fanout.NewHub(view)
 //	feed := hub.Add(&watch, cursor)
 //	hub.Advance(view, func(f *fanout.Feed) { ... }) // f has something to ask for
-//	batch := feed.Watch.Next(hub.View(), feed.Cursor(), fanout.Budget{Bytes: 64 << 10})
+//	batch := feed.Watch.Next(hub.View(), hub.Cursor(feed), fanout.Budget{Bytes: 64 << 10})
 //	again := hub.Took(feed, batch.Cursor)
 //
 // It sends nothing, reads no values that lie apart from their keys, and knows no users.
@@ -67,6 +67,24 @@ type Cursor struct {
 // Anew is the cursor of a watcher who knows nothing and wants to be told the state first.
 func Anew() Cursor { return Cursor{Listing: true} }
 
+// Start is a shard that a watcher follows, and from where.
+type Start struct {
+	Shard string
+	// Now begins after all that is acknowledged when the shard is asked; otherwise From says where.
+	Now  bool
+	From Cursor
+}
+
+// Told is what a watcher of some shards is told of one of them. Values of up to MaxValue that lie apart from their keys have been read; a reference that
+// is left in an event tells that its value is not with it, because it is longer, or because another has replaced it and it is gone.
+type Told struct {
+	Shard string
+	// Epoch is the counter of the epoch that tells.
+	Epoch uint64
+	// Batch ends, with Err, the watch of this shard alone; of kind Moved it asks to go on from Cursor where the shard is served now.
+	Batch
+}
+
 // Budget bounds one step.
 type Budget struct {
 	// Bytes of keys and values in a batch, plus EventOverhead each. A revision is never cut, so a batch may be longer by one transaction.
@@ -74,6 +92,10 @@ type Budget struct {
 	// Changes of the history that are looked at, whomever they concern. 0 = 4,096.
 	Changes int
 }
+
+// MaxValue is the longest value that lies apart from its key and comes with its event, once it is read; it counts in full. Longer ones are left out:
+// the reference stays.
+const MaxValue = 1 << 20
 
 // EventOverhead is what an event counts for besides its key and values.
 const EventOverhead = 64
@@ -84,6 +106,8 @@ const defaultChanges = 4096
 // Event is a change, or an entry of the state that a watcher is told first.
 type Event struct {
 	shard.Event
+	// Size is the length of the value, wherever it is.
+	Size int64
 	// Initial: this is not a change, but what was there.
 	Initial bool
 	// BeforeKnown: Before is the value that was replaced; asked for by Watch.Before.
@@ -199,12 +223,12 @@ func (s *step) known(key []byte) bool {
 
 // add adds a change; in mode Latest it takes the place of an earlier one of the same key.
 func (s *step) add(e *shard.Event) {
-	out := Event{Event: *e}
+	out := Event{Event: *e, Size: sizeOf(&e.Value)}
 	if s.watch.Before {
 		out.Before, out.BeforeKnown = s.view.Before(e)
 	}
 	if s.watch.KeysOnly {
-		out.Value.Inline, out.Before.Inline = nil, nil
+		out.Value, out.Before = shard.Value{}, shard.Value{}
 	}
 	if s.watch.Mode == Latest && !s.merge(&out) {
 		return
@@ -254,11 +278,12 @@ func (s *step) list(b *Batch) {
 	}
 	for i := range page {
 		e := &page[i]
-		out := Event{Initial: true, Event: shard.Event{Kind: shard.EventPut, Namespace: w.Namespace, Key: e.Key, Revision: e.Version, Value: e.Value}}
+		out := Event{Initial: true, Size: e.Size(), Event: shard.Event{Kind: shard.EventPut, Namespace: w.Namespace, Key: e.Key, Revision: e.Version, Value: e.Value}}
 		if w.KeysOnly {
-			out.Value.Inline = nil
+			out.Value = shard.Value{}
 		}
 		s.events = append(s.events, out)
+		s.bytes += out.size()
 		s.at.Boundary = e.Key
 	}
 	switch {
@@ -270,5 +295,20 @@ func (s *step) list(b *Batch) {
 }
 
 func (e *Event) size() int64 {
-	return int64(len(e.Key)+len(e.Value.Inline)+len(e.Before.Inline)) + EventOverhead
+	return int64(len(e.Key)) + weight(&e.Value) + weight(&e.Before) + EventOverhead
+}
+
+// weight is how many bytes a value adds to a batch.
+func weight(v *shard.Value) int64 {
+	if size := sizeOf(v); v.Ref.Object == (shard.ObjectID{}) || size <= MaxValue {
+		return size
+	}
+	return 0
+}
+
+func sizeOf(v *shard.Value) int64 {
+	if v.Ref.Object != (shard.ObjectID{}) {
+		return v.Ref.Length
+	}
+	return int64(len(v.Inline))
 }

@@ -41,11 +41,54 @@ func (h *Hub) View() shard.View { return h.view }
 // Feeds is how many there are.
 func (h *Hub) Feeds() int { return h.feeds }
 
-// Cursor is how far the watcher has come. Of a feed that has nothing to ask for it may be an old one.
-func (f *Feed) Cursor() Cursor { return f.cursor }
+// Cursor is how far the watcher of a feed has come.
+func (h *Hub) Cursor(f *Feed) Cursor {
+	at := f.cursor
+	if f.idle {
+		at.Revision = h.view.Revision() // nothing since then was his
+	}
+	return at
+}
 
 // Idle tells that the watcher has been told everything up to the hub's view.
 func (f *Feed) Idle() bool { return f.idle }
+
+// Remind lets each feed that has nothing to ask for, but was told of its place lag revisions ago or earlier, ask for that.
+func (h *Hub) Remind(lag uint64, ready func(*Feed)) {
+	head := h.view.Revision()
+	h.each(func(b *bucket) {
+		for _, f := range b.feeds {
+			if f.idle && head-f.cursor.Revision >= lag {
+				f.idle = false
+				f.cursor.Revision = head
+				ready(f)
+			}
+		}
+	})
+}
+
+func (h *Hub) each(do func(*bucket)) {
+	for _, sp := range h.spaces {
+		sp.each(do)
+	}
+}
+
+func (sp *space) each(do func(*bucket)) {
+	for _, in := range []map[string]*bucket{sp.keys, sp.prefixes} {
+		for _, b := range in {
+			do(b)
+		}
+	}
+}
+
+// Each calls do for every feed.
+func (h *Hub) Each(do func(*Feed)) {
+	h.each(func(b *bucket) {
+		for _, f := range b.feeds {
+			do(f)
+		}
+	})
+}
 
 // Add adds a watch from a cursor on. It has something to ask for, if only where it stands.
 func (h *Hub) Add(w *Watch, at Cursor) *Feed {
@@ -121,13 +164,7 @@ func (h *Hub) Advance(v shard.View, ready func(*Feed)) {
 	}
 	changes, ok := v.Changes(before)
 	if !ok { // more than the history holds, at once
-		for _, sp := range h.spaces {
-			for _, in := range []map[string]*bucket{sp.keys, sp.prefixes} {
-				for _, b := range in {
-					b.wake(before+1, ready)
-				}
-			}
-		}
+		h.each(func(b *bucket) { b.wake(before+1, ready) })
 		return
 	}
 	for e := range changes {
@@ -136,11 +173,7 @@ func (h *Hub) Advance(v shard.View, ready func(*Feed)) {
 			continue
 		}
 		if e.Kind == shard.EventDrop {
-			for _, in := range []map[string]*bucket{sp.keys, sp.prefixes} {
-				for _, b := range in {
-					b.wake(e.Revision, ready)
-				}
-			}
+			sp.each(func(b *bucket) { b.wake(e.Revision, ready) })
 			continue
 		}
 		if b := sp.keys[string(e.Key)]; b != nil {

@@ -164,6 +164,9 @@ func (w *world) commit() error {
 	}
 	woken := map[*Feed]bool{}
 	w.hub.Advance(v, func(f *Feed) { woken[f] = true })
+	if w.rng.IntN(4) == 0 {
+		w.hub.Remind(uint64(1+w.rng.IntN(5)), func(f *Feed) { woken[f] = true })
+	}
 	for _, x := range w.watchers {
 		if woken[x.feed] && x.woken {
 			return fmt.Errorf("%+v: woken again before it has asked", *x.feed.Watch)
@@ -205,11 +208,8 @@ func (w *world) move(x *watcher) {
 	if x.over {
 		return
 	}
+	at := w.hub.Cursor(x.feed)
 	w.hub.Remove(x.feed)
-	at := x.feed.Cursor() // where he was told last
-	if w.rng.IntN(2) == 0 && x.feed.Idle() {
-		at.Revision = w.hub.View().Revision()
-	}
 	x.feed = w.hub.Add(x.feed.Watch, at)
 	x.woken = true
 }
@@ -231,19 +231,19 @@ func (w *world) step(x *watcher) error {
 	}
 	if !x.woken {
 		// Nobody has told him of anything: then there is nothing.
-		b := x.feed.Watch.Next(w.hub.View(), x.feed.Cursor(), Budget{Bytes: 1 << 20})
+		b := x.feed.Watch.Next(w.hub.View(), w.hub.Cursor(x.feed), Budget{Bytes: 1 << 20})
 		if len(b.Events) > 0 && !b.Resync {
-			return fmt.Errorf("%+v at %+v sleeps, but there is %v to tell", *x.feed.Watch, x.feed.Cursor(), b.Events)
+			return fmt.Errorf("%+v at %+v sleeps, but there is %v to tell", *x.feed.Watch, w.hub.Cursor(x.feed), b.Events)
 		}
 		return nil
 	}
-	b := x.feed.Watch.Next(w.hub.View(), x.feed.Cursor(), Budget{Bytes: int64(1 + w.rng.IntN(400)), Changes: 1 + w.rng.IntN(20)})
+	b := x.feed.Watch.Next(w.hub.View(), w.hub.Cursor(x.feed), Budget{Bytes: int64(1 + w.rng.IntN(400)), Changes: 1 + w.rng.IntN(20)})
 	if x.over = b.Err != nil; x.over {
 		w.hub.Remove(x.feed)
 		return nil
 	}
 	if err := w.believe(x, &b); err != nil {
-		return fmt.Errorf("%+v from %+v to %+v: %w", *x.feed.Watch, x.feed.Cursor(), b.Cursor, err)
+		return fmt.Errorf("%+v from %+v to %+v: %w", *x.feed.Watch, w.hub.Cursor(x.feed), b.Cursor, err)
 	}
 	if more := w.hub.Took(x.feed, &b); more != b.More {
 		return fmt.Errorf("more is %v for the hub and %v in the batch", more, b.More)
@@ -256,7 +256,7 @@ func (w *world) believe(x *watcher, b *Batch) error {
 	if b.Resync {
 		x.known, x.synced, x.told = map[string]string{}, false, nil
 	}
-	listing := x.feed.Cursor().Listing
+	listing := w.hub.Cursor(x.feed).Listing
 	for _, e := range b.Events {
 		if !x.feed.Watch.Concerns(e.Namespace, e.Key) {
 			return fmt.Errorf("told of %q", e.Key)

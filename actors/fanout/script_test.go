@@ -124,8 +124,9 @@ func (s *script) run(d *datadriven.TestData) {
 		s.hub.Remove(s.feeds[arg("name")])
 	case "move": // another hub goes on with the cursor
 		f := s.feeds[arg("name")]
+		at := s.hub.Cursor(f)
 		s.hub.Remove(f)
-		g := s.hub.Add(f.Watch, f.Cursor())
+		g := s.hub.Add(f.Watch, at)
 		s.feeds[arg("name")], s.names[g] = g, arg("name")
 	default:
 		d.Fatalf(s.t, "no such command")
@@ -133,7 +134,7 @@ func (s *script) run(d *datadriven.TestData) {
 }
 
 func (s *script) next(f *Feed, budget Budget) (more bool) {
-	b := f.Watch.Next(s.hub.View(), f.Cursor(), budget)
+	b := f.Watch.Next(s.hub.View(), s.hub.Cursor(f), budget)
 	if b.Resync {
 		s.printf("RESYNC")
 	}

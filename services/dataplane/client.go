@@ -92,6 +92,7 @@ type Client struct {
 	closed      bool             // guarded by mu, as is all below
 	links       map[string]*link // by address; that are up or being opened
 	unreachable map[string]*outage
+	watchConns  map[string]*watchConn // by address
 }
 
 // NewClient makes a client. It connects to nobody by itself.
@@ -100,7 +101,7 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	c := &Client{cfg: cfg, routes: make(map[string]*shardRoute), links: make(map[string]*link), unreachable: make(map[string]*outage)}
+	c := &Client{cfg: cfg, routes: make(map[string]*shardRoute), links: make(map[string]*link), unreachable: make(map[string]*outage), watchConns: make(map[string]*watchConn)}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	return c, nil
 }

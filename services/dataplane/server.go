@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"kvstore/actors/fanout"
 	"kvstore/actors/shard"
 	"kvstore/components/kverr"
 	dataplanev1 "kvstore/proto/gen/kvstore/dataplane/v1"
@@ -29,6 +30,10 @@ type Host interface {
 	WriteValue(ctx context.Context, shardID string, size int64, r io.Reader) (shard.Ref, error)
 	DropValues(shardID string, refs ...shard.Ref)
 	ReadValue(ctx context.Context, shardID string, ref shard.Ref, off int64, p []byte) error
+
+	// Follow follows the shards that come by starts, as they are served here, until ctx ends or send fails. Send is told when each has begun, and
+	// why one is over; the others go on.
+	Follow(ctx context.Context, w *fanout.Watch, starts <-chan []fanout.Start, send func(*fanout.Told) error) error
 }
 
 // ServerConfig is how a Server behaves.
@@ -59,8 +64,9 @@ type Server struct {
 
 	ctx      context.Context // ends with Close
 	cancel   context.CancelFunc
-	stopping chan struct{} // closed by Stop
-	stop     sync.Once
+	stopping chan struct{}   // closed by Stop
+	stopped  context.Context // ends with it
+	stop     func()
 
 	mu       sync.Mutex
 	sessions map[sessionID]*session // guarded by mu
@@ -72,6 +78,12 @@ func NewServer(host Host, cfg ServerConfig) *Server {
 	cfg.EnsureDefaults()
 	s := &Server{cfg: cfg, host: host, stopping: make(chan struct{}), sessions: make(map[sessionID]*session)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
+	stopped, stop := context.WithCancel(context.Background())
+	s.stopped = stopped
+	s.stop = sync.OnceFunc(func() {
+		close(s.stopping)
+		stop()
+	})
 	s.invoked = newSession(host)
 	s.invoked.keep = cfg.Keep
 	return s
@@ -81,8 +93,8 @@ func NewServer(host Host, cfg ServerConfig) *Server {
 func (s *Server) Register(g grpc.ServiceRegistrar) { dataplanev1.RegisterShardServiceServer(g, s) }
 
 // Stop tells clients to take their calls elsewhere: what has come is answered, what comes later is refused with MOVED, and streams end
-// as soon as their clients have taken leave. It does not wait; stop the gRPC server after a while.
-func (s *Server) Stop() { s.stop.Do(func() { close(s.stopping) }) }
+// as soon as their clients have taken leave; watches end at once. It does not wait; stop the gRPC server after a while.
+func (s *Server) Stop() { s.stop() }
 
 // Close gives up what calls that came by Invoke left behind. The gRPC server must have been stopped.
 func (s *Server) Close() {

@@ -72,6 +72,15 @@ var apiTests = map[string]func(*testing.T){
 	"PipelineRights":                  TestPipelineRights,
 	"RevokedTokenEndsStreams":         TestRevokedTokenEndsStreams,
 	"PromptPartsOfARequest":           TestPromptPartsOfARequest,
+	"WatchKey":                        TestWatchKey,
+	"WatchPrefixWithState":            TestWatchPrefixWithState,
+	"WatchFromList":                   TestWatchFromList,
+	"WatchValues":                     TestWatchValues,
+	"WatchersOfOneKey":                TestWatchersOfOneKey,
+	"WatchRefusals":                   TestWatchRefusals,
+	"WatchEnds":                       TestWatchEnds,
+	"WatchProgress":                   TestWatchProgress,
+	"SlowWatcher":                     TestSlowWatcher,
 }
 
 // localTests are those that meet no shard.

@@ -39,6 +39,10 @@ type Config struct {
 	// InlineLimit is the length up to which a value is kept beside its key, in the shard's memory; longer ones go to an
 	// object of their own (D7). Default 1 KiB, at most 64 KiB.
 	InlineLimit int
+	// MaxWatches is how many Watch streams are served at once; one more is refused. Default 65,536.
+	MaxWatches int64
+	// WatchProgress is how long a watch says nothing before it tells PROGRESS. Default 20 s.
+	WatchProgress time.Duration
 	// Status tells what AdminService.Status tells of engine and shards; the frontend adds the rest. Errors are *kverr.Error. None:
 	// Status is UNIMPLEMENTED.
 	Status func(ctx context.Context) (*kvv1.StatusResponse, error)
@@ -61,6 +65,12 @@ func (c *Config) EnsureDefaults() {
 	}
 	if c.InlineLimit == 0 {
 		c.InlineLimit = 1 << 10
+	}
+	if c.MaxWatches == 0 {
+		c.MaxWatches = 1 << 16
+	}
+	if c.WatchProgress == 0 {
+		c.WatchProgress = 20 * time.Second
 	}
 	if c.Version == "" {
 		c.Version = "dev"
@@ -88,6 +98,9 @@ func (c *Config) Validate() error {
 	if c.InlineLimit < 1 || c.InlineLimit > 64<<10 {
 		faults = append(faults, fmt.Errorf("InlineLimit is %d, must be 1 to 65,536", c.InlineLimit))
 	}
+	if c.MaxWatches < 1 {
+		faults = append(faults, fmt.Errorf("MaxWatches is %d, must be at least 1", c.MaxWatches))
+	}
 	return errors.Join(faults...)
 }
 
@@ -103,8 +116,10 @@ type Server struct {
 	catalog   atomic.Pointer[catalog]
 	reloading sync.Mutex // held while the catalog is made anew
 
-	stopping chan struct{} // closed by Stop
-	stop     sync.Once
+	watches  atomic.Int64  // Watch streams
+	stopping chan struct{} // closed by Stop, with stopped
+	stopped  context.Context
+	stop     func()
 }
 
 // New makes a frontend. The configuration must be valid once defaults are filled in.
@@ -117,12 +132,18 @@ func New(cfg Config, shards Shards, dir Directory) (*Server, error) {
 		cfg: cfg, shards: shards, dir: dir, started: cfg.Now(), faults: faults{log: cfg.Log, now: cfg.Now}, stopping: make(chan struct{}),
 	}
 	s.refusals.cfg = &s.cfg
+	stopped, cancel := context.WithCancel(context.Background())
+	s.stopped = stopped
+	s.stop = sync.OnceFunc(func() {
+		close(s.stopping)
+		cancel()
+	})
 	return s, nil
 }
 
-// Stop ends Pipeline streams, which clients would keep open for ever: each answers what it has taken, takes no more, and ends with
-// UNAVAILABLE. Other calls go on. It does not wait.
-func (s *Server) Stop() { s.stop.Do(func() { close(s.stopping) }) }
+// Stop ends the streams that clients would keep open for ever: a Pipeline answers what it has taken, takes no more, and ends with
+// UNAVAILABLE; so do Watches. Other calls go on. It does not wait.
+func (s *Server) Stop() { s.stop() }
 
 // Register adds the services to a gRPC server that was made with Options.
 func (s *Server) Register(g grpc.ServiceRegistrar) {

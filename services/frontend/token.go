@@ -65,6 +65,7 @@ func appendPageToken(b []byte, query uint64, last, watch []byte) []byte {
 var (
 	errTokenDamaged = errors.New("is damaged or not a token of this server")
 	errTokenForeign = errors.New("belongs to a request with other fields")
+	errTokenOther   = errors.New("belongs to another keyspace, or to one of this name that was deleted")
 )
 
 // parsePageToken takes a page token apart; last and watch are views.

@@ -34,6 +34,7 @@ type Host struct {
 	cancel context.CancelFunc
 
 	memory      atomic.Int64  // bytes of all states
+	feeds       atomic.Int64  // shards that watches follow
 	activations chan struct{} // one token for each activation under way
 	timers      timers
 	idle        idler

@@ -18,17 +18,25 @@ var _ host.Resident = (*shardActor)(nil)
 type shardActor struct {
 	*host.Actor[*shard.Command]
 	values *values.Store
+	hub    *hub
 	epoch  uint64
 	view   atomic.Pointer[durableView] // of the last state that was read
 }
 
 // openShard is the host.Opener of shards.
 func (h *Host) openShard(ctx context.Context, o host.Opening) (host.Resident, error) {
+	a := &shardActor{hub: &hub{host: h}}
+	a.hub.actor = a
+	published := o.Hooks.Published
+	o.Hooks.Published = func(s *host.State) {
+		published(s)
+		a.hub.published(s)
+	}
 	actor, err := host.Open(ctx, o.Store, o.ID, shard.New(h.cfg.Shard), o.Config, o.Hooks, o.Options)
 	if err != nil {
 		return nil, err
 	}
-	a := &shardActor{Actor: actor, epoch: actor.Log().Epoch().Counter}
+	a.Actor, a.epoch = actor, actor.Log().Epoch().Counter
 	a.values = values.New(h.cfg.Values, actor.Log(), a)
 	return a, nil
 }
@@ -36,12 +44,13 @@ func (h *Host) openShard(ctx context.Context, o host.Opening) (host.Resident, er
 // Seq is for values.Host.
 func (a *shardActor) Seq() uint64 { return a.Latest().Seq }
 
-// Busy tells that values are on their way.
-func (a *shardActor) Busy() bool { return a.values.Busy() }
+// Busy tells that values are on their way, or that somebody watches.
+func (a *shardActor) Busy() bool { return a.values.Busy() || a.hub.busy() }
 
-// End ends the shard and its values.
+// End ends the shard, its watches and its values.
 func (a *shardActor) End(ctx context.Context, yield bool) error {
 	err := a.Actor.End(ctx, yield)
+	a.hub.close()
 	a.values.Close()
 	return err
 }

@@ -21,6 +21,177 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// WatchMode says what a watcher is told who cannot follow.
+type WatchMode int32
+
+const (
+	// WATCH_MODE_LATEST.
+	WatchMode_WATCH_MODE_UNSPECIFIED WatchMode = 0
+	// Of changes to one key that wait together the last alone is told. When changes that come next are not kept any more, RESYNC and the state follow.
+	WatchMode_WATCH_MODE_LATEST WatchMode = 1
+	// Every change is told. When changes that come next are not kept any more, the watch ends with reason COMPACTED.
+	WatchMode_WATCH_MODE_ALL WatchMode = 2
+)
+
+// Enum value maps for WatchMode.
+var (
+	WatchMode_name = map[int32]string{
+		0: "WATCH_MODE_UNSPECIFIED",
+		1: "WATCH_MODE_LATEST",
+		2: "WATCH_MODE_ALL",
+	}
+	WatchMode_value = map[string]int32{
+		"WATCH_MODE_UNSPECIFIED": 0,
+		"WATCH_MODE_LATEST":      1,
+		"WATCH_MODE_ALL":         2,
+	}
+)
+
+func (x WatchMode) Enum() *WatchMode {
+	p := new(WatchMode)
+	*p = x
+	return p
+}
+
+func (x WatchMode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (WatchMode) Descriptor() protoreflect.EnumDescriptor {
+	return file_kvstore_v1_kv_proto_enumTypes[0].Descriptor()
+}
+
+func (WatchMode) Type() protoreflect.EnumType {
+	return &file_kvstore_v1_kv_proto_enumTypes[0]
+}
+
+func (x WatchMode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use WatchMode.Descriptor instead.
+func (WatchMode) EnumDescriptor() ([]byte, []int) {
+	return file_kvstore_v1_kv_proto_rawDescGZIP(), []int{0}
+}
+
+// WatchEventType is the kind of a change.
+type WatchEventType int32
+
+const (
+	// Never sent.
+	WatchEventType_WATCH_EVENT_TYPE_UNSPECIFIED WatchEventType = 0
+	// The key has a new value.
+	WatchEventType_WATCH_EVENT_TYPE_PUT WatchEventType = 1
+	// The key was deleted.
+	WatchEventType_WATCH_EVENT_TYPE_DELETE WatchEventType = 2
+	// The key's time was over.
+	WatchEventType_WATCH_EVENT_TYPE_EXPIRE WatchEventType = 3
+)
+
+// Enum value maps for WatchEventType.
+var (
+	WatchEventType_name = map[int32]string{
+		0: "WATCH_EVENT_TYPE_UNSPECIFIED",
+		1: "WATCH_EVENT_TYPE_PUT",
+		2: "WATCH_EVENT_TYPE_DELETE",
+		3: "WATCH_EVENT_TYPE_EXPIRE",
+	}
+	WatchEventType_value = map[string]int32{
+		"WATCH_EVENT_TYPE_UNSPECIFIED": 0,
+		"WATCH_EVENT_TYPE_PUT":         1,
+		"WATCH_EVENT_TYPE_DELETE":      2,
+		"WATCH_EVENT_TYPE_EXPIRE":      3,
+	}
+)
+
+func (x WatchEventType) Enum() *WatchEventType {
+	p := new(WatchEventType)
+	*p = x
+	return p
+}
+
+func (x WatchEventType) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (WatchEventType) Descriptor() protoreflect.EnumDescriptor {
+	return file_kvstore_v1_kv_proto_enumTypes[1].Descriptor()
+}
+
+func (WatchEventType) Type() protoreflect.EnumType {
+	return &file_kvstore_v1_kv_proto_enumTypes[1]
+}
+
+func (x WatchEventType) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use WatchEventType.Descriptor instead.
+func (WatchEventType) EnumDescriptor() ([]byte, []int) {
+	return file_kvstore_v1_kv_proto_rawDescGZIP(), []int{1}
+}
+
+// WatchControl tells where a watch stands.
+type WatchControl int32
+
+const (
+	// Events, or nothing but a token.
+	WatchControl_WATCH_CONTROL_UNSPECIFIED WatchControl = 0
+	// The watch has begun: whatever is acknowledged from now on will be told. Comes once, unless the state comes first.
+	WatchControl_WATCH_CONTROL_STARTED WatchControl = 1
+	// The state has been told: put together, what came since the begin, or since RESYNC, is the state as of the token.
+	WatchControl_WATCH_CONTROL_SYNCED WatchControl = 2
+	// Nothing has happened for a while; the token may have moved on. Comes at least every 30 s.
+	WatchControl_WATCH_CONTROL_PROGRESS WatchControl = 3
+	// What was told is void: the state follows anew, up to SYNCED.
+	WatchControl_WATCH_CONTROL_RESYNC WatchControl = 4
+)
+
+// Enum value maps for WatchControl.
+var (
+	WatchControl_name = map[int32]string{
+		0: "WATCH_CONTROL_UNSPECIFIED",
+		1: "WATCH_CONTROL_STARTED",
+		2: "WATCH_CONTROL_SYNCED",
+		3: "WATCH_CONTROL_PROGRESS",
+		4: "WATCH_CONTROL_RESYNC",
+	}
+	WatchControl_value = map[string]int32{
+		"WATCH_CONTROL_UNSPECIFIED": 0,
+		"WATCH_CONTROL_STARTED":     1,
+		"WATCH_CONTROL_SYNCED":      2,
+		"WATCH_CONTROL_PROGRESS":    3,
+		"WATCH_CONTROL_RESYNC":      4,
+	}
+)
+
+func (x WatchControl) Enum() *WatchControl {
+	p := new(WatchControl)
+	*p = x
+	return p
+}
+
+func (x WatchControl) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (WatchControl) Descriptor() protoreflect.EnumDescriptor {
+	return file_kvstore_v1_kv_proto_enumTypes[2].Descriptor()
+}
+
+func (WatchControl) Type() protoreflect.EnumType {
+	return &file_kvstore_v1_kv_proto_enumTypes[2]
+}
+
+func (x WatchControl) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use WatchControl.Descriptor instead.
+func (WatchControl) EnumDescriptor() ([]byte, []int) {
+	return file_kvstore_v1_kv_proto_rawDescGZIP(), []int{2}
+}
+
 // PutOp stores a value under a key.
 type PutOp struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2058,6 +2229,380 @@ func (x *PutStreamResponse) GetResult() *PutResult {
 	return nil
 }
 
+// WatchRequest is the argument of Watch.
+type WatchRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Keyspace; empty means "default".
+	Keyspace string `protobuf:"bytes,1,opt,name=keyspace,proto3" json:"keyspace,omitempty"`
+	// Namespace; empty means "default".
+	Namespace string `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// What is watched; none: all keys of the namespace.
+	//
+	// Types that are valid to be assigned to Target:
+	//
+	//	*WatchRequest_Key
+	//	*WatchRequest_Prefix
+	Target isWatchRequest_Target `protobuf_oneof:"target"`
+	// Where to begin; none: now, after everything that is acknowledged.
+	//
+	// Types that are valid to be assigned to From:
+	//
+	//	*WatchRequest_InitialState
+	//	*WatchRequest_Token
+	From isWatchRequest_From `protobuf_oneof:"from"`
+	// What is told when the watcher cannot follow.
+	Mode WatchMode `protobuf:"varint,7,opt,name=mode,proto3,enum=kvstore.v1.WatchMode" json:"mode,omitempty"`
+	// Tell the values that changes replaced.
+	PrevValue bool `protobuf:"varint,8,opt,name=prev_value,json=prevValue,proto3" json:"prev_value,omitempty"`
+	// Leave the values out.
+	KeysOnly      bool `protobuf:"varint,9,opt,name=keys_only,json=keysOnly,proto3" json:"keys_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchRequest) Reset() {
+	*x = WatchRequest{}
+	mi := &file_kvstore_v1_kv_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchRequest) ProtoMessage() {}
+
+func (x *WatchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_kvstore_v1_kv_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
+func (*WatchRequest) Descriptor() ([]byte, []int) {
+	return file_kvstore_v1_kv_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *WatchRequest) GetKeyspace() string {
+	if x != nil {
+		return x.Keyspace
+	}
+	return ""
+}
+
+func (x *WatchRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *WatchRequest) GetTarget() isWatchRequest_Target {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *WatchRequest) GetKey() []byte {
+	if x != nil {
+		if x, ok := x.Target.(*WatchRequest_Key); ok {
+			return x.Key
+		}
+	}
+	return nil
+}
+
+func (x *WatchRequest) GetPrefix() []byte {
+	if x != nil {
+		if x, ok := x.Target.(*WatchRequest_Prefix); ok {
+			return x.Prefix
+		}
+	}
+	return nil
+}
+
+func (x *WatchRequest) GetFrom() isWatchRequest_From {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *WatchRequest) GetInitialState() bool {
+	if x != nil {
+		if x, ok := x.From.(*WatchRequest_InitialState); ok {
+			return x.InitialState
+		}
+	}
+	return false
+}
+
+func (x *WatchRequest) GetToken() []byte {
+	if x != nil {
+		if x, ok := x.From.(*WatchRequest_Token); ok {
+			return x.Token
+		}
+	}
+	return nil
+}
+
+func (x *WatchRequest) GetMode() WatchMode {
+	if x != nil {
+		return x.Mode
+	}
+	return WatchMode_WATCH_MODE_UNSPECIFIED
+}
+
+func (x *WatchRequest) GetPrevValue() bool {
+	if x != nil {
+		return x.PrevValue
+	}
+	return false
+}
+
+func (x *WatchRequest) GetKeysOnly() bool {
+	if x != nil {
+		return x.KeysOnly
+	}
+	return false
+}
+
+type isWatchRequest_Target interface {
+	isWatchRequest_Target()
+}
+
+type WatchRequest_Key struct {
+	// One key.
+	Key []byte `protobuf:"bytes,3,opt,name=key,proto3,oneof"`
+}
+
+type WatchRequest_Prefix struct {
+	// Keys that begin with this.
+	Prefix []byte `protobuf:"bytes,4,opt,name=prefix,proto3,oneof"`
+}
+
+func (*WatchRequest_Key) isWatchRequest_Target() {}
+
+func (*WatchRequest_Prefix) isWatchRequest_Target() {}
+
+type isWatchRequest_From interface {
+	isWatchRequest_From()
+}
+
+type WatchRequest_InitialState struct {
+	// With what is there: PUT events with initial set, then SYNCED, then changes. Only true is accepted.
+	InitialState bool `protobuf:"varint,5,opt,name=initial_state,json=initialState,proto3,oneof"`
+}
+
+type WatchRequest_Token struct {
+	// After what a token has seen: of a WatchResponse, a ListResponse (watch_token) or a ResponseHeader. Shards that it does not name are
+	// watched from now on.
+	Token []byte `protobuf:"bytes,6,opt,name=token,proto3,oneof"`
+}
+
+func (*WatchRequest_InitialState) isWatchRequest_From() {}
+
+func (*WatchRequest_Token) isWatchRequest_From() {}
+
+// WatchEvent is one change of one key.
+type WatchEvent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The kind.
+	Type WatchEventType `protobuf:"varint,1,opt,name=type,proto3,enum=kvstore.v1.WatchEventType" json:"type,omitempty"`
+	// The key.
+	Key []byte `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	// The new value of a PUT, unless keys_only or value_left_out.
+	Value []byte `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`
+	// The key's version since a PUT; the revision of a removal. Greater than that of any earlier event of the key.
+	Version uint64 `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
+	// The key's version before; 0 = it was not there. Not told with initial.
+	PrevVersion uint64 `protobuf:"varint,5,opt,name=prev_version,json=prevVersion,proto3" json:"prev_version,omitempty"`
+	// A PUT of a key that was not there.
+	Created bool `protobuf:"varint,6,opt,name=created,proto3" json:"created,omitempty"`
+	// Not a change, but what was there when the watch began, or after RESYNC.
+	Initial bool `protobuf:"varint,7,opt,name=initial,proto3" json:"initial,omitempty"`
+	// Length of the value in bytes, also when it was left out.
+	Size int64 `protobuf:"varint,8,opt,name=size,proto3" json:"size,omitempty"`
+	// The value is not here: it is over 1 MiB long, or lay apart from its key and was replaced before it could be read. Get tells the latest.
+	ValueLeftOut bool `protobuf:"varint,9,opt,name=value_left_out,json=valueLeftOut,proto3" json:"value_left_out,omitempty"`
+	// With WatchRequest.prev_value: the value before. Not told of values that lay apart from their keys, or to a watcher who is far behind.
+	PrevValue     []byte `protobuf:"bytes,10,opt,name=prev_value,json=prevValue,proto3,oneof" json:"prev_value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchEvent) Reset() {
+	*x = WatchEvent{}
+	mi := &file_kvstore_v1_kv_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchEvent) ProtoMessage() {}
+
+func (x *WatchEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_kvstore_v1_kv_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchEvent.ProtoReflect.Descriptor instead.
+func (*WatchEvent) Descriptor() ([]byte, []int) {
+	return file_kvstore_v1_kv_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *WatchEvent) GetType() WatchEventType {
+	if x != nil {
+		return x.Type
+	}
+	return WatchEventType_WATCH_EVENT_TYPE_UNSPECIFIED
+}
+
+func (x *WatchEvent) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *WatchEvent) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
+func (x *WatchEvent) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *WatchEvent) GetPrevVersion() uint64 {
+	if x != nil {
+		return x.PrevVersion
+	}
+	return 0
+}
+
+func (x *WatchEvent) GetCreated() bool {
+	if x != nil {
+		return x.Created
+	}
+	return false
+}
+
+func (x *WatchEvent) GetInitial() bool {
+	if x != nil {
+		return x.Initial
+	}
+	return false
+}
+
+func (x *WatchEvent) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *WatchEvent) GetValueLeftOut() bool {
+	if x != nil {
+		return x.ValueLeftOut
+	}
+	return false
+}
+
+func (x *WatchEvent) GetPrevValue() []byte {
+	if x != nil {
+		return x.PrevValue
+	}
+	return nil
+}
+
+// WatchResponse carries events, or a control.
+type WatchResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where the watch stands; with it there are no events.
+	Control WatchControl `protobuf:"varint,1,opt,name=control,proto3,enum=kvstore.v1.WatchControl" json:"control,omitempty"`
+	// Changes: those of one transaction and one shard are never parted.
+	Events []*WatchEvent `protobuf:"bytes,2,rep,name=events,proto3" json:"events,omitempty"`
+	// Opaque: a watch from here tells what comes after this response. Empty until the state has been told.
+	Token         []byte `protobuf:"bytes,3,opt,name=token,proto3" json:"token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchResponse) Reset() {
+	*x = WatchResponse{}
+	mi := &file_kvstore_v1_kv_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchResponse) ProtoMessage() {}
+
+func (x *WatchResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_kvstore_v1_kv_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
+func (*WatchResponse) Descriptor() ([]byte, []int) {
+	return file_kvstore_v1_kv_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *WatchResponse) GetControl() WatchControl {
+	if x != nil {
+		return x.Control
+	}
+	return WatchControl_WATCH_CONTROL_UNSPECIFIED
+}
+
+func (x *WatchResponse) GetEvents() []*WatchEvent {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *WatchResponse) GetToken() []byte {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
 // Result of one put.
 type BatchPutResponse_Item struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2074,7 +2619,7 @@ type BatchPutResponse_Item struct {
 
 func (x *BatchPutResponse_Item) Reset() {
 	*x = BatchPutResponse_Item{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[32]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2086,7 +2631,7 @@ func (x *BatchPutResponse_Item) String() string {
 func (*BatchPutResponse_Item) ProtoMessage() {}
 
 func (x *BatchPutResponse_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[32]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2161,7 +2706,7 @@ type BatchGetResponse_Item struct {
 
 func (x *BatchGetResponse_Item) Reset() {
 	*x = BatchGetResponse_Item{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[33]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2173,7 +2718,7 @@ func (x *BatchGetResponse_Item) String() string {
 func (*BatchGetResponse_Item) ProtoMessage() {}
 
 func (x *BatchGetResponse_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[33]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2248,7 +2793,7 @@ type BatchDeleteResponse_Item struct {
 
 func (x *BatchDeleteResponse_Item) Reset() {
 	*x = BatchDeleteResponse_Item{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[34]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2260,7 +2805,7 @@ func (x *BatchDeleteResponse_Item) String() string {
 func (*BatchDeleteResponse_Item) ProtoMessage() {}
 
 func (x *BatchDeleteResponse_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[34]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2332,7 +2877,7 @@ type TransactionRequest_Condition struct {
 
 func (x *TransactionRequest_Condition) Reset() {
 	*x = TransactionRequest_Condition{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[35]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2344,7 +2889,7 @@ func (x *TransactionRequest_Condition) String() string {
 func (*TransactionRequest_Condition) ProtoMessage() {}
 
 func (x *TransactionRequest_Condition) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[35]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2390,7 +2935,7 @@ type TransactionRequest_Op struct {
 
 func (x *TransactionRequest_Op) Reset() {
 	*x = TransactionRequest_Op{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[36]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2402,7 +2947,7 @@ func (x *TransactionRequest_Op) String() string {
 func (*TransactionRequest_Op) ProtoMessage() {}
 
 func (x *TransactionRequest_Op) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[36]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2478,7 +3023,7 @@ type TransactionResponse_Failure struct {
 
 func (x *TransactionResponse_Failure) Reset() {
 	*x = TransactionResponse_Failure{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[37]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2490,7 +3035,7 @@ func (x *TransactionResponse_Failure) String() string {
 func (*TransactionResponse_Failure) ProtoMessage() {}
 
 func (x *TransactionResponse_Failure) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[37]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2550,7 +3095,7 @@ type TransactionResponse_OpResult struct {
 
 func (x *TransactionResponse_OpResult) Reset() {
 	*x = TransactionResponse_OpResult{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[38]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2562,7 +3107,7 @@ func (x *TransactionResponse_OpResult) String() string {
 func (*TransactionResponse_OpResult) ProtoMessage() {}
 
 func (x *TransactionResponse_OpResult) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[38]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2642,7 +3187,7 @@ type PipelineRequest_Op struct {
 
 func (x *PipelineRequest_Op) Reset() {
 	*x = PipelineRequest_Op{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[39]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2654,7 +3199,7 @@ func (x *PipelineRequest_Op) String() string {
 func (*PipelineRequest_Op) ProtoMessage() {}
 
 func (x *PipelineRequest_Op) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[39]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2763,7 +3308,7 @@ type PipelineResponse_Result struct {
 
 func (x *PipelineResponse_Result) Reset() {
 	*x = PipelineResponse_Result{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[40]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2775,7 +3320,7 @@ func (x *PipelineResponse_Result) String() string {
 func (*PipelineResponse_Result) ProtoMessage() {}
 
 func (x *PipelineResponse_Result) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[40]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2894,7 +3439,7 @@ type PutStreamRequest_Head struct {
 
 func (x *PutStreamRequest_Head) Reset() {
 	*x = PutStreamRequest_Head{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[41]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2906,7 +3451,7 @@ func (x *PutStreamRequest_Head) String() string {
 func (*PutStreamRequest_Head) ProtoMessage() {}
 
 func (x *PutStreamRequest_Head) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[41]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3177,7 +3722,54 @@ const file_kvstore_v1_kv_proto_rawDesc = "" +
 	"\x04part\"v\n" +
 	"\x11PutStreamResponse\x122\n" +
 	"\x06header\x18\x01 \x01(\v2\x1a.kvstore.v1.ResponseHeaderR\x06header\x12-\n" +
-	"\x06result\x18\x02 \x01(\v2\x15.kvstore.v1.PutResultR\x06result2\x88\x06\n" +
+	"\x06result\x18\x02 \x01(\v2\x15.kvstore.v1.PutResultR\x06result\"\xae\x02\n" +
+	"\fWatchRequest\x12\x1a\n" +
+	"\bkeyspace\x18\x01 \x01(\tR\bkeyspace\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x03key\x18\x03 \x01(\fH\x00R\x03key\x12\x18\n" +
+	"\x06prefix\x18\x04 \x01(\fH\x00R\x06prefix\x12%\n" +
+	"\rinitial_state\x18\x05 \x01(\bH\x01R\finitialState\x12\x16\n" +
+	"\x05token\x18\x06 \x01(\fH\x01R\x05token\x12)\n" +
+	"\x04mode\x18\a \x01(\x0e2\x15.kvstore.v1.WatchModeR\x04mode\x12\x1d\n" +
+	"\n" +
+	"prev_value\x18\b \x01(\bR\tprevValue\x12\x1b\n" +
+	"\tkeys_only\x18\t \x01(\bR\bkeysOnlyB\b\n" +
+	"\x06targetB\x06\n" +
+	"\x04from\"\xc2\x02\n" +
+	"\n" +
+	"WatchEvent\x12.\n" +
+	"\x04type\x18\x01 \x01(\x0e2\x1a.kvstore.v1.WatchEventTypeR\x04type\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\fR\x03key\x12\x14\n" +
+	"\x05value\x18\x03 \x01(\fR\x05value\x12\x18\n" +
+	"\aversion\x18\x04 \x01(\x04R\aversion\x12!\n" +
+	"\fprev_version\x18\x05 \x01(\x04R\vprevVersion\x12\x18\n" +
+	"\acreated\x18\x06 \x01(\bR\acreated\x12\x18\n" +
+	"\ainitial\x18\a \x01(\bR\ainitial\x12\x12\n" +
+	"\x04size\x18\b \x01(\x03R\x04size\x12$\n" +
+	"\x0evalue_left_out\x18\t \x01(\bR\fvalueLeftOut\x12\"\n" +
+	"\n" +
+	"prev_value\x18\n" +
+	" \x01(\fH\x00R\tprevValue\x88\x01\x01B\r\n" +
+	"\v_prev_value\"\x89\x01\n" +
+	"\rWatchResponse\x122\n" +
+	"\acontrol\x18\x01 \x01(\x0e2\x18.kvstore.v1.WatchControlR\acontrol\x12.\n" +
+	"\x06events\x18\x02 \x03(\v2\x16.kvstore.v1.WatchEventR\x06events\x12\x14\n" +
+	"\x05token\x18\x03 \x01(\fR\x05token*R\n" +
+	"\tWatchMode\x12\x1a\n" +
+	"\x16WATCH_MODE_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11WATCH_MODE_LATEST\x10\x01\x12\x12\n" +
+	"\x0eWATCH_MODE_ALL\x10\x02*\x86\x01\n" +
+	"\x0eWatchEventType\x12 \n" +
+	"\x1cWATCH_EVENT_TYPE_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14WATCH_EVENT_TYPE_PUT\x10\x01\x12\x1b\n" +
+	"\x17WATCH_EVENT_TYPE_DELETE\x10\x02\x12\x1b\n" +
+	"\x17WATCH_EVENT_TYPE_EXPIRE\x10\x03*\x98\x01\n" +
+	"\fWatchControl\x12\x1d\n" +
+	"\x19WATCH_CONTROL_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15WATCH_CONTROL_STARTED\x10\x01\x12\x18\n" +
+	"\x14WATCH_CONTROL_SYNCED\x10\x02\x12\x1a\n" +
+	"\x16WATCH_CONTROL_PROGRESS\x10\x03\x12\x18\n" +
+	"\x14WATCH_CONTROL_RESYNC\x10\x042\xc8\x06\n" +
 	"\tKVService\x126\n" +
 	"\x03Put\x12\x16.kvstore.v1.PutRequest\x1a\x17.kvstore.v1.PutResponse\x126\n" +
 	"\x03Get\x12\x16.kvstore.v1.GetRequest\x1a\x17.kvstore.v1.GetResponse\x12?\n" +
@@ -3186,7 +3778,8 @@ const file_kvstore_v1_kv_proto_rawDesc = "" +
 	"\bBatchGet\x12\x1b.kvstore.v1.BatchGetRequest\x1a\x1c.kvstore.v1.BatchGetResponse\x12N\n" +
 	"\vBatchDelete\x12\x1e.kvstore.v1.BatchDeleteRequest\x1a\x1f.kvstore.v1.BatchDeleteResponse\x129\n" +
 	"\x04List\x12\x17.kvstore.v1.ListRequest\x1a\x18.kvstore.v1.ListResponse\x12N\n" +
-	"\vTransaction\x12\x1e.kvstore.v1.TransactionRequest\x1a\x1f.kvstore.v1.TransactionResponse\x12I\n" +
+	"\vTransaction\x12\x1e.kvstore.v1.TransactionRequest\x1a\x1f.kvstore.v1.TransactionResponse\x12>\n" +
+	"\x05Watch\x12\x18.kvstore.v1.WatchRequest\x1a\x19.kvstore.v1.WatchResponse0\x01\x12I\n" +
 	"\bPipeline\x12\x1b.kvstore.v1.PipelineRequest\x1a\x1c.kvstore.v1.PipelineResponse(\x010\x01\x12J\n" +
 	"\tGetStream\x12\x1c.kvstore.v1.GetStreamRequest\x1a\x1d.kvstore.v1.GetStreamResponse0\x01\x12J\n" +
 	"\tPutStream\x12\x1c.kvstore.v1.PutStreamRequest\x1a\x1d.kvstore.v1.PutStreamResponse(\x01B\x8a\x01\n" +
@@ -3206,147 +3799,160 @@ func file_kvstore_v1_kv_proto_rawDescGZIP() []byte {
 	return file_kvstore_v1_kv_proto_rawDescData
 }
 
-var file_kvstore_v1_kv_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
+var file_kvstore_v1_kv_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_kvstore_v1_kv_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_kvstore_v1_kv_proto_goTypes = []any{
-	(*PutOp)(nil),                        // 0: kvstore.v1.PutOp
-	(*GetOp)(nil),                        // 1: kvstore.v1.GetOp
-	(*DeleteOp)(nil),                     // 2: kvstore.v1.DeleteOp
-	(*Entry)(nil),                        // 3: kvstore.v1.Entry
-	(*PutResult)(nil),                    // 4: kvstore.v1.PutResult
-	(*DeleteResult)(nil),                 // 5: kvstore.v1.DeleteResult
-	(*PutRequest)(nil),                   // 6: kvstore.v1.PutRequest
-	(*PutResponse)(nil),                  // 7: kvstore.v1.PutResponse
-	(*GetRequest)(nil),                   // 8: kvstore.v1.GetRequest
-	(*GetResponse)(nil),                  // 9: kvstore.v1.GetResponse
-	(*DeleteRequest)(nil),                // 10: kvstore.v1.DeleteRequest
-	(*DeleteResponse)(nil),               // 11: kvstore.v1.DeleteResponse
-	(*BatchPutRequest)(nil),              // 12: kvstore.v1.BatchPutRequest
-	(*BatchPutResponse)(nil),             // 13: kvstore.v1.BatchPutResponse
-	(*BatchGetRequest)(nil),              // 14: kvstore.v1.BatchGetRequest
-	(*BatchGetResponse)(nil),             // 15: kvstore.v1.BatchGetResponse
-	(*BatchDeleteRequest)(nil),           // 16: kvstore.v1.BatchDeleteRequest
-	(*BatchDeleteResponse)(nil),          // 17: kvstore.v1.BatchDeleteResponse
-	(*ListRequest)(nil),                  // 18: kvstore.v1.ListRequest
-	(*ListResponse)(nil),                 // 19: kvstore.v1.ListResponse
-	(*TransactionRequest)(nil),           // 20: kvstore.v1.TransactionRequest
-	(*TransactionResponse)(nil),          // 21: kvstore.v1.TransactionResponse
-	(*PipelineRequest)(nil),              // 22: kvstore.v1.PipelineRequest
-	(*PipelineResponse)(nil),             // 23: kvstore.v1.PipelineResponse
-	(*GetStreamRequest)(nil),             // 24: kvstore.v1.GetStreamRequest
-	(*GetStreamResponse)(nil),            // 25: kvstore.v1.GetStreamResponse
-	(*PutStreamRequest)(nil),             // 26: kvstore.v1.PutStreamRequest
-	(*PutStreamResponse)(nil),            // 27: kvstore.v1.PutStreamResponse
-	nil,                                  // 28: kvstore.v1.PutOp.MetadataEntry
-	nil,                                  // 29: kvstore.v1.PutOp.TagsEntry
-	nil,                                  // 30: kvstore.v1.Entry.MetadataEntry
-	nil,                                  // 31: kvstore.v1.Entry.TagsEntry
-	(*BatchPutResponse_Item)(nil),        // 32: kvstore.v1.BatchPutResponse.Item
-	(*BatchGetResponse_Item)(nil),        // 33: kvstore.v1.BatchGetResponse.Item
-	(*BatchDeleteResponse_Item)(nil),     // 34: kvstore.v1.BatchDeleteResponse.Item
-	(*TransactionRequest_Condition)(nil), // 35: kvstore.v1.TransactionRequest.Condition
-	(*TransactionRequest_Op)(nil),        // 36: kvstore.v1.TransactionRequest.Op
-	(*TransactionResponse_Failure)(nil),  // 37: kvstore.v1.TransactionResponse.Failure
-	(*TransactionResponse_OpResult)(nil), // 38: kvstore.v1.TransactionResponse.OpResult
-	(*PipelineRequest_Op)(nil),           // 39: kvstore.v1.PipelineRequest.Op
-	(*PipelineResponse_Result)(nil),      // 40: kvstore.v1.PipelineResponse.Result
-	(*PutStreamRequest_Head)(nil),        // 41: kvstore.v1.PutStreamRequest.Head
-	(*Precondition)(nil),                 // 42: kvstore.v1.Precondition
-	(*WriteIdentity)(nil),                // 43: kvstore.v1.WriteIdentity
-	(*ResponseHeader)(nil),               // 44: kvstore.v1.ResponseHeader
-	(*Error)(nil),                        // 45: kvstore.v1.Error
+	(WatchMode)(0),                       // 0: kvstore.v1.WatchMode
+	(WatchEventType)(0),                  // 1: kvstore.v1.WatchEventType
+	(WatchControl)(0),                    // 2: kvstore.v1.WatchControl
+	(*PutOp)(nil),                        // 3: kvstore.v1.PutOp
+	(*GetOp)(nil),                        // 4: kvstore.v1.GetOp
+	(*DeleteOp)(nil),                     // 5: kvstore.v1.DeleteOp
+	(*Entry)(nil),                        // 6: kvstore.v1.Entry
+	(*PutResult)(nil),                    // 7: kvstore.v1.PutResult
+	(*DeleteResult)(nil),                 // 8: kvstore.v1.DeleteResult
+	(*PutRequest)(nil),                   // 9: kvstore.v1.PutRequest
+	(*PutResponse)(nil),                  // 10: kvstore.v1.PutResponse
+	(*GetRequest)(nil),                   // 11: kvstore.v1.GetRequest
+	(*GetResponse)(nil),                  // 12: kvstore.v1.GetResponse
+	(*DeleteRequest)(nil),                // 13: kvstore.v1.DeleteRequest
+	(*DeleteResponse)(nil),               // 14: kvstore.v1.DeleteResponse
+	(*BatchPutRequest)(nil),              // 15: kvstore.v1.BatchPutRequest
+	(*BatchPutResponse)(nil),             // 16: kvstore.v1.BatchPutResponse
+	(*BatchGetRequest)(nil),              // 17: kvstore.v1.BatchGetRequest
+	(*BatchGetResponse)(nil),             // 18: kvstore.v1.BatchGetResponse
+	(*BatchDeleteRequest)(nil),           // 19: kvstore.v1.BatchDeleteRequest
+	(*BatchDeleteResponse)(nil),          // 20: kvstore.v1.BatchDeleteResponse
+	(*ListRequest)(nil),                  // 21: kvstore.v1.ListRequest
+	(*ListResponse)(nil),                 // 22: kvstore.v1.ListResponse
+	(*TransactionRequest)(nil),           // 23: kvstore.v1.TransactionRequest
+	(*TransactionResponse)(nil),          // 24: kvstore.v1.TransactionResponse
+	(*PipelineRequest)(nil),              // 25: kvstore.v1.PipelineRequest
+	(*PipelineResponse)(nil),             // 26: kvstore.v1.PipelineResponse
+	(*GetStreamRequest)(nil),             // 27: kvstore.v1.GetStreamRequest
+	(*GetStreamResponse)(nil),            // 28: kvstore.v1.GetStreamResponse
+	(*PutStreamRequest)(nil),             // 29: kvstore.v1.PutStreamRequest
+	(*PutStreamResponse)(nil),            // 30: kvstore.v1.PutStreamResponse
+	(*WatchRequest)(nil),                 // 31: kvstore.v1.WatchRequest
+	(*WatchEvent)(nil),                   // 32: kvstore.v1.WatchEvent
+	(*WatchResponse)(nil),                // 33: kvstore.v1.WatchResponse
+	nil,                                  // 34: kvstore.v1.PutOp.MetadataEntry
+	nil,                                  // 35: kvstore.v1.PutOp.TagsEntry
+	nil,                                  // 36: kvstore.v1.Entry.MetadataEntry
+	nil,                                  // 37: kvstore.v1.Entry.TagsEntry
+	(*BatchPutResponse_Item)(nil),        // 38: kvstore.v1.BatchPutResponse.Item
+	(*BatchGetResponse_Item)(nil),        // 39: kvstore.v1.BatchGetResponse.Item
+	(*BatchDeleteResponse_Item)(nil),     // 40: kvstore.v1.BatchDeleteResponse.Item
+	(*TransactionRequest_Condition)(nil), // 41: kvstore.v1.TransactionRequest.Condition
+	(*TransactionRequest_Op)(nil),        // 42: kvstore.v1.TransactionRequest.Op
+	(*TransactionResponse_Failure)(nil),  // 43: kvstore.v1.TransactionResponse.Failure
+	(*TransactionResponse_OpResult)(nil), // 44: kvstore.v1.TransactionResponse.OpResult
+	(*PipelineRequest_Op)(nil),           // 45: kvstore.v1.PipelineRequest.Op
+	(*PipelineResponse_Result)(nil),      // 46: kvstore.v1.PipelineResponse.Result
+	(*PutStreamRequest_Head)(nil),        // 47: kvstore.v1.PutStreamRequest.Head
+	(*Precondition)(nil),                 // 48: kvstore.v1.Precondition
+	(*WriteIdentity)(nil),                // 49: kvstore.v1.WriteIdentity
+	(*ResponseHeader)(nil),               // 50: kvstore.v1.ResponseHeader
+	(*Error)(nil),                        // 51: kvstore.v1.Error
 }
 var file_kvstore_v1_kv_proto_depIdxs = []int32{
-	28, // 0: kvstore.v1.PutOp.metadata:type_name -> kvstore.v1.PutOp.MetadataEntry
-	29, // 1: kvstore.v1.PutOp.tags:type_name -> kvstore.v1.PutOp.TagsEntry
-	42, // 2: kvstore.v1.PutOp.precondition:type_name -> kvstore.v1.Precondition
-	42, // 3: kvstore.v1.DeleteOp.precondition:type_name -> kvstore.v1.Precondition
-	30, // 4: kvstore.v1.Entry.metadata:type_name -> kvstore.v1.Entry.MetadataEntry
-	31, // 5: kvstore.v1.Entry.tags:type_name -> kvstore.v1.Entry.TagsEntry
-	0,  // 6: kvstore.v1.PutRequest.put:type_name -> kvstore.v1.PutOp
-	43, // 7: kvstore.v1.PutRequest.identity:type_name -> kvstore.v1.WriteIdentity
-	44, // 8: kvstore.v1.PutResponse.header:type_name -> kvstore.v1.ResponseHeader
-	4,  // 9: kvstore.v1.PutResponse.result:type_name -> kvstore.v1.PutResult
-	1,  // 10: kvstore.v1.GetRequest.get:type_name -> kvstore.v1.GetOp
-	44, // 11: kvstore.v1.GetResponse.header:type_name -> kvstore.v1.ResponseHeader
-	3,  // 12: kvstore.v1.GetResponse.entry:type_name -> kvstore.v1.Entry
-	2,  // 13: kvstore.v1.DeleteRequest.delete:type_name -> kvstore.v1.DeleteOp
-	43, // 14: kvstore.v1.DeleteRequest.identity:type_name -> kvstore.v1.WriteIdentity
-	44, // 15: kvstore.v1.DeleteResponse.header:type_name -> kvstore.v1.ResponseHeader
-	5,  // 16: kvstore.v1.DeleteResponse.result:type_name -> kvstore.v1.DeleteResult
-	0,  // 17: kvstore.v1.BatchPutRequest.puts:type_name -> kvstore.v1.PutOp
-	43, // 18: kvstore.v1.BatchPutRequest.identity:type_name -> kvstore.v1.WriteIdentity
-	44, // 19: kvstore.v1.BatchPutResponse.header:type_name -> kvstore.v1.ResponseHeader
-	32, // 20: kvstore.v1.BatchPutResponse.results:type_name -> kvstore.v1.BatchPutResponse.Item
-	1,  // 21: kvstore.v1.BatchGetRequest.gets:type_name -> kvstore.v1.GetOp
-	44, // 22: kvstore.v1.BatchGetResponse.header:type_name -> kvstore.v1.ResponseHeader
-	33, // 23: kvstore.v1.BatchGetResponse.results:type_name -> kvstore.v1.BatchGetResponse.Item
-	2,  // 24: kvstore.v1.BatchDeleteRequest.deletes:type_name -> kvstore.v1.DeleteOp
-	43, // 25: kvstore.v1.BatchDeleteRequest.identity:type_name -> kvstore.v1.WriteIdentity
-	44, // 26: kvstore.v1.BatchDeleteResponse.header:type_name -> kvstore.v1.ResponseHeader
-	34, // 27: kvstore.v1.BatchDeleteResponse.results:type_name -> kvstore.v1.BatchDeleteResponse.Item
-	44, // 28: kvstore.v1.ListResponse.header:type_name -> kvstore.v1.ResponseHeader
-	3,  // 29: kvstore.v1.ListResponse.entries:type_name -> kvstore.v1.Entry
-	35, // 30: kvstore.v1.TransactionRequest.conditions:type_name -> kvstore.v1.TransactionRequest.Condition
-	36, // 31: kvstore.v1.TransactionRequest.ops:type_name -> kvstore.v1.TransactionRequest.Op
-	43, // 32: kvstore.v1.TransactionRequest.identity:type_name -> kvstore.v1.WriteIdentity
-	44, // 33: kvstore.v1.TransactionResponse.header:type_name -> kvstore.v1.ResponseHeader
-	38, // 34: kvstore.v1.TransactionResponse.results:type_name -> kvstore.v1.TransactionResponse.OpResult
-	37, // 35: kvstore.v1.TransactionResponse.failures:type_name -> kvstore.v1.TransactionResponse.Failure
-	39, // 36: kvstore.v1.PipelineRequest.ops:type_name -> kvstore.v1.PipelineRequest.Op
-	44, // 37: kvstore.v1.PipelineResponse.header:type_name -> kvstore.v1.ResponseHeader
-	40, // 38: kvstore.v1.PipelineResponse.results:type_name -> kvstore.v1.PipelineResponse.Result
-	44, // 39: kvstore.v1.GetStreamResponse.header:type_name -> kvstore.v1.ResponseHeader
-	3,  // 40: kvstore.v1.GetStreamResponse.entry:type_name -> kvstore.v1.Entry
-	41, // 41: kvstore.v1.PutStreamRequest.head:type_name -> kvstore.v1.PutStreamRequest.Head
-	44, // 42: kvstore.v1.PutStreamResponse.header:type_name -> kvstore.v1.ResponseHeader
-	4,  // 43: kvstore.v1.PutStreamResponse.result:type_name -> kvstore.v1.PutResult
-	4,  // 44: kvstore.v1.BatchPutResponse.Item.result:type_name -> kvstore.v1.PutResult
-	45, // 45: kvstore.v1.BatchPutResponse.Item.error:type_name -> kvstore.v1.Error
-	3,  // 46: kvstore.v1.BatchGetResponse.Item.entry:type_name -> kvstore.v1.Entry
-	45, // 47: kvstore.v1.BatchGetResponse.Item.error:type_name -> kvstore.v1.Error
-	5,  // 48: kvstore.v1.BatchDeleteResponse.Item.result:type_name -> kvstore.v1.DeleteResult
-	45, // 49: kvstore.v1.BatchDeleteResponse.Item.error:type_name -> kvstore.v1.Error
-	42, // 50: kvstore.v1.TransactionRequest.Condition.precondition:type_name -> kvstore.v1.Precondition
-	0,  // 51: kvstore.v1.TransactionRequest.Op.put:type_name -> kvstore.v1.PutOp
-	2,  // 52: kvstore.v1.TransactionRequest.Op.delete:type_name -> kvstore.v1.DeleteOp
-	4,  // 53: kvstore.v1.TransactionResponse.OpResult.put:type_name -> kvstore.v1.PutResult
-	5,  // 54: kvstore.v1.TransactionResponse.OpResult.delete:type_name -> kvstore.v1.DeleteResult
-	0,  // 55: kvstore.v1.PipelineRequest.Op.put:type_name -> kvstore.v1.PutOp
-	1,  // 56: kvstore.v1.PipelineRequest.Op.get:type_name -> kvstore.v1.GetOp
-	2,  // 57: kvstore.v1.PipelineRequest.Op.delete:type_name -> kvstore.v1.DeleteOp
-	4,  // 58: kvstore.v1.PipelineResponse.Result.put:type_name -> kvstore.v1.PutResult
-	3,  // 59: kvstore.v1.PipelineResponse.Result.entry:type_name -> kvstore.v1.Entry
-	5,  // 60: kvstore.v1.PipelineResponse.Result.delete:type_name -> kvstore.v1.DeleteResult
-	45, // 61: kvstore.v1.PipelineResponse.Result.error:type_name -> kvstore.v1.Error
-	0,  // 62: kvstore.v1.PutStreamRequest.Head.put:type_name -> kvstore.v1.PutOp
-	43, // 63: kvstore.v1.PutStreamRequest.Head.identity:type_name -> kvstore.v1.WriteIdentity
-	6,  // 64: kvstore.v1.KVService.Put:input_type -> kvstore.v1.PutRequest
-	8,  // 65: kvstore.v1.KVService.Get:input_type -> kvstore.v1.GetRequest
-	10, // 66: kvstore.v1.KVService.Delete:input_type -> kvstore.v1.DeleteRequest
-	12, // 67: kvstore.v1.KVService.BatchPut:input_type -> kvstore.v1.BatchPutRequest
-	14, // 68: kvstore.v1.KVService.BatchGet:input_type -> kvstore.v1.BatchGetRequest
-	16, // 69: kvstore.v1.KVService.BatchDelete:input_type -> kvstore.v1.BatchDeleteRequest
-	18, // 70: kvstore.v1.KVService.List:input_type -> kvstore.v1.ListRequest
-	20, // 71: kvstore.v1.KVService.Transaction:input_type -> kvstore.v1.TransactionRequest
-	22, // 72: kvstore.v1.KVService.Pipeline:input_type -> kvstore.v1.PipelineRequest
-	24, // 73: kvstore.v1.KVService.GetStream:input_type -> kvstore.v1.GetStreamRequest
-	26, // 74: kvstore.v1.KVService.PutStream:input_type -> kvstore.v1.PutStreamRequest
-	7,  // 75: kvstore.v1.KVService.Put:output_type -> kvstore.v1.PutResponse
-	9,  // 76: kvstore.v1.KVService.Get:output_type -> kvstore.v1.GetResponse
-	11, // 77: kvstore.v1.KVService.Delete:output_type -> kvstore.v1.DeleteResponse
-	13, // 78: kvstore.v1.KVService.BatchPut:output_type -> kvstore.v1.BatchPutResponse
-	15, // 79: kvstore.v1.KVService.BatchGet:output_type -> kvstore.v1.BatchGetResponse
-	17, // 80: kvstore.v1.KVService.BatchDelete:output_type -> kvstore.v1.BatchDeleteResponse
-	19, // 81: kvstore.v1.KVService.List:output_type -> kvstore.v1.ListResponse
-	21, // 82: kvstore.v1.KVService.Transaction:output_type -> kvstore.v1.TransactionResponse
-	23, // 83: kvstore.v1.KVService.Pipeline:output_type -> kvstore.v1.PipelineResponse
-	25, // 84: kvstore.v1.KVService.GetStream:output_type -> kvstore.v1.GetStreamResponse
-	27, // 85: kvstore.v1.KVService.PutStream:output_type -> kvstore.v1.PutStreamResponse
-	75, // [75:86] is the sub-list for method output_type
-	64, // [64:75] is the sub-list for method input_type
-	64, // [64:64] is the sub-list for extension type_name
-	64, // [64:64] is the sub-list for extension extendee
-	0,  // [0:64] is the sub-list for field type_name
+	34, // 0: kvstore.v1.PutOp.metadata:type_name -> kvstore.v1.PutOp.MetadataEntry
+	35, // 1: kvstore.v1.PutOp.tags:type_name -> kvstore.v1.PutOp.TagsEntry
+	48, // 2: kvstore.v1.PutOp.precondition:type_name -> kvstore.v1.Precondition
+	48, // 3: kvstore.v1.DeleteOp.precondition:type_name -> kvstore.v1.Precondition
+	36, // 4: kvstore.v1.Entry.metadata:type_name -> kvstore.v1.Entry.MetadataEntry
+	37, // 5: kvstore.v1.Entry.tags:type_name -> kvstore.v1.Entry.TagsEntry
+	3,  // 6: kvstore.v1.PutRequest.put:type_name -> kvstore.v1.PutOp
+	49, // 7: kvstore.v1.PutRequest.identity:type_name -> kvstore.v1.WriteIdentity
+	50, // 8: kvstore.v1.PutResponse.header:type_name -> kvstore.v1.ResponseHeader
+	7,  // 9: kvstore.v1.PutResponse.result:type_name -> kvstore.v1.PutResult
+	4,  // 10: kvstore.v1.GetRequest.get:type_name -> kvstore.v1.GetOp
+	50, // 11: kvstore.v1.GetResponse.header:type_name -> kvstore.v1.ResponseHeader
+	6,  // 12: kvstore.v1.GetResponse.entry:type_name -> kvstore.v1.Entry
+	5,  // 13: kvstore.v1.DeleteRequest.delete:type_name -> kvstore.v1.DeleteOp
+	49, // 14: kvstore.v1.DeleteRequest.identity:type_name -> kvstore.v1.WriteIdentity
+	50, // 15: kvstore.v1.DeleteResponse.header:type_name -> kvstore.v1.ResponseHeader
+	8,  // 16: kvstore.v1.DeleteResponse.result:type_name -> kvstore.v1.DeleteResult
+	3,  // 17: kvstore.v1.BatchPutRequest.puts:type_name -> kvstore.v1.PutOp
+	49, // 18: kvstore.v1.BatchPutRequest.identity:type_name -> kvstore.v1.WriteIdentity
+	50, // 19: kvstore.v1.BatchPutResponse.header:type_name -> kvstore.v1.ResponseHeader
+	38, // 20: kvstore.v1.BatchPutResponse.results:type_name -> kvstore.v1.BatchPutResponse.Item
+	4,  // 21: kvstore.v1.BatchGetRequest.gets:type_name -> kvstore.v1.GetOp
+	50, // 22: kvstore.v1.BatchGetResponse.header:type_name -> kvstore.v1.ResponseHeader
+	39, // 23: kvstore.v1.BatchGetResponse.results:type_name -> kvstore.v1.BatchGetResponse.Item
+	5,  // 24: kvstore.v1.BatchDeleteRequest.deletes:type_name -> kvstore.v1.DeleteOp
+	49, // 25: kvstore.v1.BatchDeleteRequest.identity:type_name -> kvstore.v1.WriteIdentity
+	50, // 26: kvstore.v1.BatchDeleteResponse.header:type_name -> kvstore.v1.ResponseHeader
+	40, // 27: kvstore.v1.BatchDeleteResponse.results:type_name -> kvstore.v1.BatchDeleteResponse.Item
+	50, // 28: kvstore.v1.ListResponse.header:type_name -> kvstore.v1.ResponseHeader
+	6,  // 29: kvstore.v1.ListResponse.entries:type_name -> kvstore.v1.Entry
+	41, // 30: kvstore.v1.TransactionRequest.conditions:type_name -> kvstore.v1.TransactionRequest.Condition
+	42, // 31: kvstore.v1.TransactionRequest.ops:type_name -> kvstore.v1.TransactionRequest.Op
+	49, // 32: kvstore.v1.TransactionRequest.identity:type_name -> kvstore.v1.WriteIdentity
+	50, // 33: kvstore.v1.TransactionResponse.header:type_name -> kvstore.v1.ResponseHeader
+	44, // 34: kvstore.v1.TransactionResponse.results:type_name -> kvstore.v1.TransactionResponse.OpResult
+	43, // 35: kvstore.v1.TransactionResponse.failures:type_name -> kvstore.v1.TransactionResponse.Failure
+	45, // 36: kvstore.v1.PipelineRequest.ops:type_name -> kvstore.v1.PipelineRequest.Op
+	50, // 37: kvstore.v1.PipelineResponse.header:type_name -> kvstore.v1.ResponseHeader
+	46, // 38: kvstore.v1.PipelineResponse.results:type_name -> kvstore.v1.PipelineResponse.Result
+	50, // 39: kvstore.v1.GetStreamResponse.header:type_name -> kvstore.v1.ResponseHeader
+	6,  // 40: kvstore.v1.GetStreamResponse.entry:type_name -> kvstore.v1.Entry
+	47, // 41: kvstore.v1.PutStreamRequest.head:type_name -> kvstore.v1.PutStreamRequest.Head
+	50, // 42: kvstore.v1.PutStreamResponse.header:type_name -> kvstore.v1.ResponseHeader
+	7,  // 43: kvstore.v1.PutStreamResponse.result:type_name -> kvstore.v1.PutResult
+	0,  // 44: kvstore.v1.WatchRequest.mode:type_name -> kvstore.v1.WatchMode
+	1,  // 45: kvstore.v1.WatchEvent.type:type_name -> kvstore.v1.WatchEventType
+	2,  // 46: kvstore.v1.WatchResponse.control:type_name -> kvstore.v1.WatchControl
+	32, // 47: kvstore.v1.WatchResponse.events:type_name -> kvstore.v1.WatchEvent
+	7,  // 48: kvstore.v1.BatchPutResponse.Item.result:type_name -> kvstore.v1.PutResult
+	51, // 49: kvstore.v1.BatchPutResponse.Item.error:type_name -> kvstore.v1.Error
+	6,  // 50: kvstore.v1.BatchGetResponse.Item.entry:type_name -> kvstore.v1.Entry
+	51, // 51: kvstore.v1.BatchGetResponse.Item.error:type_name -> kvstore.v1.Error
+	8,  // 52: kvstore.v1.BatchDeleteResponse.Item.result:type_name -> kvstore.v1.DeleteResult
+	51, // 53: kvstore.v1.BatchDeleteResponse.Item.error:type_name -> kvstore.v1.Error
+	48, // 54: kvstore.v1.TransactionRequest.Condition.precondition:type_name -> kvstore.v1.Precondition
+	3,  // 55: kvstore.v1.TransactionRequest.Op.put:type_name -> kvstore.v1.PutOp
+	5,  // 56: kvstore.v1.TransactionRequest.Op.delete:type_name -> kvstore.v1.DeleteOp
+	7,  // 57: kvstore.v1.TransactionResponse.OpResult.put:type_name -> kvstore.v1.PutResult
+	8,  // 58: kvstore.v1.TransactionResponse.OpResult.delete:type_name -> kvstore.v1.DeleteResult
+	3,  // 59: kvstore.v1.PipelineRequest.Op.put:type_name -> kvstore.v1.PutOp
+	4,  // 60: kvstore.v1.PipelineRequest.Op.get:type_name -> kvstore.v1.GetOp
+	5,  // 61: kvstore.v1.PipelineRequest.Op.delete:type_name -> kvstore.v1.DeleteOp
+	7,  // 62: kvstore.v1.PipelineResponse.Result.put:type_name -> kvstore.v1.PutResult
+	6,  // 63: kvstore.v1.PipelineResponse.Result.entry:type_name -> kvstore.v1.Entry
+	8,  // 64: kvstore.v1.PipelineResponse.Result.delete:type_name -> kvstore.v1.DeleteResult
+	51, // 65: kvstore.v1.PipelineResponse.Result.error:type_name -> kvstore.v1.Error
+	3,  // 66: kvstore.v1.PutStreamRequest.Head.put:type_name -> kvstore.v1.PutOp
+	49, // 67: kvstore.v1.PutStreamRequest.Head.identity:type_name -> kvstore.v1.WriteIdentity
+	9,  // 68: kvstore.v1.KVService.Put:input_type -> kvstore.v1.PutRequest
+	11, // 69: kvstore.v1.KVService.Get:input_type -> kvstore.v1.GetRequest
+	13, // 70: kvstore.v1.KVService.Delete:input_type -> kvstore.v1.DeleteRequest
+	15, // 71: kvstore.v1.KVService.BatchPut:input_type -> kvstore.v1.BatchPutRequest
+	17, // 72: kvstore.v1.KVService.BatchGet:input_type -> kvstore.v1.BatchGetRequest
+	19, // 73: kvstore.v1.KVService.BatchDelete:input_type -> kvstore.v1.BatchDeleteRequest
+	21, // 74: kvstore.v1.KVService.List:input_type -> kvstore.v1.ListRequest
+	23, // 75: kvstore.v1.KVService.Transaction:input_type -> kvstore.v1.TransactionRequest
+	31, // 76: kvstore.v1.KVService.Watch:input_type -> kvstore.v1.WatchRequest
+	25, // 77: kvstore.v1.KVService.Pipeline:input_type -> kvstore.v1.PipelineRequest
+	27, // 78: kvstore.v1.KVService.GetStream:input_type -> kvstore.v1.GetStreamRequest
+	29, // 79: kvstore.v1.KVService.PutStream:input_type -> kvstore.v1.PutStreamRequest
+	10, // 80: kvstore.v1.KVService.Put:output_type -> kvstore.v1.PutResponse
+	12, // 81: kvstore.v1.KVService.Get:output_type -> kvstore.v1.GetResponse
+	14, // 82: kvstore.v1.KVService.Delete:output_type -> kvstore.v1.DeleteResponse
+	16, // 83: kvstore.v1.KVService.BatchPut:output_type -> kvstore.v1.BatchPutResponse
+	18, // 84: kvstore.v1.KVService.BatchGet:output_type -> kvstore.v1.BatchGetResponse
+	20, // 85: kvstore.v1.KVService.BatchDelete:output_type -> kvstore.v1.BatchDeleteResponse
+	22, // 86: kvstore.v1.KVService.List:output_type -> kvstore.v1.ListResponse
+	24, // 87: kvstore.v1.KVService.Transaction:output_type -> kvstore.v1.TransactionResponse
+	33, // 88: kvstore.v1.KVService.Watch:output_type -> kvstore.v1.WatchResponse
+	26, // 89: kvstore.v1.KVService.Pipeline:output_type -> kvstore.v1.PipelineResponse
+	28, // 90: kvstore.v1.KVService.GetStream:output_type -> kvstore.v1.GetStreamResponse
+	30, // 91: kvstore.v1.KVService.PutStream:output_type -> kvstore.v1.PutStreamResponse
+	80, // [80:92] is the sub-list for method output_type
+	68, // [68:80] is the sub-list for method input_type
+	68, // [68:68] is the sub-list for extension type_name
+	68, // [68:68] is the sub-list for extension extendee
+	0,  // [0:68] is the sub-list for field type_name
 }
 
 func init() { file_kvstore_v1_kv_proto_init() }
@@ -3363,32 +3969,39 @@ func file_kvstore_v1_kv_proto_init() {
 		(*PutStreamRequest_Head_)(nil),
 		(*PutStreamRequest_Chunk)(nil),
 	}
-	file_kvstore_v1_kv_proto_msgTypes[32].OneofWrappers = []any{
+	file_kvstore_v1_kv_proto_msgTypes[28].OneofWrappers = []any{
+		(*WatchRequest_Key)(nil),
+		(*WatchRequest_Prefix)(nil),
+		(*WatchRequest_InitialState)(nil),
+		(*WatchRequest_Token)(nil),
+	}
+	file_kvstore_v1_kv_proto_msgTypes[29].OneofWrappers = []any{}
+	file_kvstore_v1_kv_proto_msgTypes[35].OneofWrappers = []any{
 		(*BatchPutResponse_Item_Result)(nil),
 		(*BatchPutResponse_Item_Error)(nil),
 	}
-	file_kvstore_v1_kv_proto_msgTypes[33].OneofWrappers = []any{
+	file_kvstore_v1_kv_proto_msgTypes[36].OneofWrappers = []any{
 		(*BatchGetResponse_Item_Entry)(nil),
 		(*BatchGetResponse_Item_Error)(nil),
 	}
-	file_kvstore_v1_kv_proto_msgTypes[34].OneofWrappers = []any{
+	file_kvstore_v1_kv_proto_msgTypes[37].OneofWrappers = []any{
 		(*BatchDeleteResponse_Item_Result)(nil),
 		(*BatchDeleteResponse_Item_Error)(nil),
 	}
-	file_kvstore_v1_kv_proto_msgTypes[36].OneofWrappers = []any{
+	file_kvstore_v1_kv_proto_msgTypes[39].OneofWrappers = []any{
 		(*TransactionRequest_Op_Put)(nil),
 		(*TransactionRequest_Op_Delete)(nil),
 	}
-	file_kvstore_v1_kv_proto_msgTypes[38].OneofWrappers = []any{
+	file_kvstore_v1_kv_proto_msgTypes[41].OneofWrappers = []any{
 		(*TransactionResponse_OpResult_Put)(nil),
 		(*TransactionResponse_OpResult_Delete)(nil),
 	}
-	file_kvstore_v1_kv_proto_msgTypes[39].OneofWrappers = []any{
+	file_kvstore_v1_kv_proto_msgTypes[42].OneofWrappers = []any{
 		(*PipelineRequest_Op_Put)(nil),
 		(*PipelineRequest_Op_Get)(nil),
 		(*PipelineRequest_Op_Delete)(nil),
 	}
-	file_kvstore_v1_kv_proto_msgTypes[40].OneofWrappers = []any{
+	file_kvstore_v1_kv_proto_msgTypes[43].OneofWrappers = []any{
 		(*PipelineResponse_Result_Put)(nil),
 		(*PipelineResponse_Result_Entry)(nil),
 		(*PipelineResponse_Result_Delete)(nil),
@@ -3399,13 +4012,14 @@ func file_kvstore_v1_kv_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kvstore_v1_kv_proto_rawDesc), len(file_kvstore_v1_kv_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   42,
+			NumEnums:      3,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_kvstore_v1_kv_proto_goTypes,
 		DependencyIndexes: file_kvstore_v1_kv_proto_depIdxs,
+		EnumInfos:         file_kvstore_v1_kv_proto_enumTypes,
 		MessageInfos:      file_kvstore_v1_kv_proto_msgTypes,
 	}.Build()
 	File_kvstore_v1_kv_proto = out.File

@@ -27,6 +27,7 @@ const (
 	KVService_BatchDelete_FullMethodName = "/kvstore.v1.KVService/BatchDelete"
 	KVService_List_FullMethodName        = "/kvstore.v1.KVService/List"
 	KVService_Transaction_FullMethodName = "/kvstore.v1.KVService/Transaction"
+	KVService_Watch_FullMethodName       = "/kvstore.v1.KVService/Watch"
 	KVService_Pipeline_FullMethodName    = "/kvstore.v1.KVService/Pipeline"
 	KVService_GetStream_FullMethodName   = "/kvstore.v1.KVService/GetStream"
 	KVService_PutStream_FullMethodName   = "/kvstore.v1.KVService/PutStream"
@@ -67,6 +68,10 @@ type KVServiceClient interface {
 	// Transaction applies all its operations at one revision, or none: every condition must hold. All keys must lie in
 	// one partition, otherwise FAILED_PRECONDITION with reason CROSS_PARTITION.
 	Transaction(ctx context.Context, in *TransactionRequest, opts ...grpc.CallOption) (*TransactionResponse, error)
+	// Watch tells of changes as they become durable, those of one key in their order, and goes on through restarts and moves of
+	// shards. It ends with OUT_OF_RANGE, reason COMPACTED, in mode ALL when changes that come next are not kept any more; with NOT_FOUND when the
+	// namespace is dropped; and with UNAVAILABLE when the server stops: watch again with the last token, there or elsewhere.
+	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error)
 	// Pipeline carries many independent operations over one stream. Replies carry the ids of their operations and may
 	// come out of order; the error of one operation never ends the stream.
 	Pipeline(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[PipelineRequest, PipelineResponse], error)
@@ -164,9 +169,28 @@ func (c *kVServiceClient) Transaction(ctx context.Context, in *TransactionReques
 	return out, nil
 }
 
+func (c *kVServiceClient) Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &KVService_ServiceDesc.Streams[0], KVService_Watch_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchRequest, WatchResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type KVService_WatchClient = grpc.ServerStreamingClient[WatchResponse]
+
 func (c *kVServiceClient) Pipeline(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[PipelineRequest, PipelineResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &KVService_ServiceDesc.Streams[0], KVService_Pipeline_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &KVService_ServiceDesc.Streams[1], KVService_Pipeline_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -179,7 +203,7 @@ type KVService_PipelineClient = grpc.BidiStreamingClient[PipelineRequest, Pipeli
 
 func (c *kVServiceClient) GetStream(ctx context.Context, in *GetStreamRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GetStreamResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &KVService_ServiceDesc.Streams[1], KVService_GetStream_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &KVService_ServiceDesc.Streams[2], KVService_GetStream_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -198,7 +222,7 @@ type KVService_GetStreamClient = grpc.ServerStreamingClient[GetStreamResponse]
 
 func (c *kVServiceClient) PutStream(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[PutStreamRequest, PutStreamResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &KVService_ServiceDesc.Streams[2], KVService_PutStream_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &KVService_ServiceDesc.Streams[3], KVService_PutStream_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -244,6 +268,10 @@ type KVServiceServer interface {
 	// Transaction applies all its operations at one revision, or none: every condition must hold. All keys must lie in
 	// one partition, otherwise FAILED_PRECONDITION with reason CROSS_PARTITION.
 	Transaction(context.Context, *TransactionRequest) (*TransactionResponse, error)
+	// Watch tells of changes as they become durable, those of one key in their order, and goes on through restarts and moves of
+	// shards. It ends with OUT_OF_RANGE, reason COMPACTED, in mode ALL when changes that come next are not kept any more; with NOT_FOUND when the
+	// namespace is dropped; and with UNAVAILABLE when the server stops: watch again with the last token, there or elsewhere.
+	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error
 	// Pipeline carries many independent operations over one stream. Replies carry the ids of their operations and may
 	// come out of order; the error of one operation never ends the stream.
 	Pipeline(grpc.BidiStreamingServer[PipelineRequest, PipelineResponse]) error
@@ -284,6 +312,9 @@ func (UnimplementedKVServiceServer) List(context.Context, *ListRequest) (*ListRe
 }
 func (UnimplementedKVServiceServer) Transaction(context.Context, *TransactionRequest) (*TransactionResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Transaction not implemented")
+}
+func (UnimplementedKVServiceServer) Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error {
+	return status.Error(codes.Unimplemented, "method Watch not implemented")
 }
 func (UnimplementedKVServiceServer) Pipeline(grpc.BidiStreamingServer[PipelineRequest, PipelineResponse]) error {
 	return status.Error(codes.Unimplemented, "method Pipeline not implemented")
@@ -459,6 +490,17 @@ func _KVService_Transaction_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _KVService_Watch_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(KVServiceServer).Watch(m, &grpc.GenericServerStream[WatchRequest, WatchResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type KVService_WatchServer = grpc.ServerStreamingServer[WatchResponse]
+
 func _KVService_Pipeline_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(KVServiceServer).Pipeline(&grpc.GenericServerStream[PipelineRequest, PipelineResponse]{ServerStream: stream})
 }
@@ -525,6 +567,11 @@ var KVService_ServiceDesc = grpc.ServiceDesc{
 		},
 	},
 	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Watch",
+			Handler:       _KVService_Watch_Handler,
+			ServerStreams: true,
+		},
 		{
 			StreamName:    "Pipeline",
 			Handler:       _KVService_Pipeline_Handler,

@@ -1325,6 +1325,234 @@ func (x *StatusResponse) GetStatus() *v1.StatusResponse {
 	return nil
 }
 
+// WatchRequest is one message of Watch.
+type WatchRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The first message has it.
+	Head *WatchRequest_Head `protobuf:"bytes,1,opt,name=head,proto3" json:"head,omitempty"`
+	// Shards to follow.
+	Starts        []*WatchRequest_Start `protobuf:"bytes,2,rep,name=starts,proto3" json:"starts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchRequest) Reset() {
+	*x = WatchRequest{}
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchRequest) ProtoMessage() {}
+
+func (x *WatchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
+func (*WatchRequest) Descriptor() ([]byte, []int) {
+	return file_kvstore_dataplane_v1_shard_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *WatchRequest) GetHead() *WatchRequest_Head {
+	if x != nil {
+		return x.Head
+	}
+	return nil
+}
+
+func (x *WatchRequest) GetStarts() []*WatchRequest_Start {
+	if x != nil {
+		return x.Starts
+	}
+	return nil
+}
+
+// WatchCursor is a fanout.Cursor.
+type WatchCursor struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Revision.
+	Revision uint64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	// The state is being told.
+	Listing bool `protobuf:"varint,2,opt,name=listing,proto3" json:"listing,omitempty"`
+	// Up to which key.
+	Boundary      []byte `protobuf:"bytes,3,opt,name=boundary,proto3" json:"boundary,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchCursor) Reset() {
+	*x = WatchCursor{}
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchCursor) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchCursor) ProtoMessage() {}
+
+func (x *WatchCursor) ProtoReflect() protoreflect.Message {
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchCursor.ProtoReflect.Descriptor instead.
+func (*WatchCursor) Descriptor() ([]byte, []int) {
+	return file_kvstore_dataplane_v1_shard_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *WatchCursor) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *WatchCursor) GetListing() bool {
+	if x != nil {
+		return x.Listing
+	}
+	return false
+}
+
+func (x *WatchCursor) GetBoundary() []byte {
+	if x != nil {
+		return x.Boundary
+	}
+	return nil
+}
+
+// WatchResponse is what one shard tells: fanout.Told.
+type WatchResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The shard.
+	Shard string `protobuf:"bytes,1,opt,name=shard,proto3" json:"shard,omitempty"`
+	// Counter of the epoch that tells.
+	Epoch uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// The state follows anew.
+	Resync bool `protobuf:"varint,3,opt,name=resync,proto3" json:"resync,omitempty"`
+	// Changes.
+	Events []*WatchResponse_Event `protobuf:"bytes,4,rep,name=events,proto3" json:"events,omitempty"`
+	// The whole state has been told.
+	Synced bool `protobuf:"varint,5,opt,name=synced,proto3" json:"synced,omitempty"`
+	// How far the watcher has come.
+	Cursor *WatchCursor `protobuf:"bytes,6,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	// There is more to tell now.
+	More bool `protobuf:"varint,7,opt,name=more,proto3" json:"more,omitempty"`
+	// The shard is over.
+	Failure       *Failure `protobuf:"bytes,8,opt,name=failure,proto3" json:"failure,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchResponse) Reset() {
+	*x = WatchResponse{}
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchResponse) ProtoMessage() {}
+
+func (x *WatchResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
+func (*WatchResponse) Descriptor() ([]byte, []int) {
+	return file_kvstore_dataplane_v1_shard_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *WatchResponse) GetShard() string {
+	if x != nil {
+		return x.Shard
+	}
+	return ""
+}
+
+func (x *WatchResponse) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *WatchResponse) GetResync() bool {
+	if x != nil {
+		return x.Resync
+	}
+	return false
+}
+
+func (x *WatchResponse) GetEvents() []*WatchResponse_Event {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *WatchResponse) GetSynced() bool {
+	if x != nil {
+		return x.Synced
+	}
+	return false
+}
+
+func (x *WatchResponse) GetCursor() *WatchCursor {
+	if x != nil {
+		return x.Cursor
+	}
+	return nil
+}
+
+func (x *WatchResponse) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+func (x *WatchResponse) GetFailure() *Failure {
+	if x != nil {
+		return x.Failure
+	}
+	return nil
+}
+
 // The first frame of a stream has it, and nothing else.
 type ExchangeRequest_Hello struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1336,7 +1564,7 @@ type ExchangeRequest_Hello struct {
 
 func (x *ExchangeRequest_Hello) Reset() {
 	*x = ExchangeRequest_Hello{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[17]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1348,7 +1576,7 @@ func (x *ExchangeRequest_Hello) String() string {
 func (*ExchangeRequest_Hello) ProtoMessage() {}
 
 func (x *ExchangeRequest_Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[17]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1386,7 +1614,7 @@ type ExchangeRequest_Route struct {
 
 func (x *ExchangeRequest_Route) Reset() {
 	*x = ExchangeRequest_Route{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[18]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1398,7 +1626,7 @@ func (x *ExchangeRequest_Route) String() string {
 func (*ExchangeRequest_Route) ProtoMessage() {}
 
 func (x *ExchangeRequest_Route) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[18]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1460,7 +1688,7 @@ type ExchangeRequest_Call struct {
 
 func (x *ExchangeRequest_Call) Reset() {
 	*x = ExchangeRequest_Call{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[19]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1472,7 +1700,7 @@ func (x *ExchangeRequest_Call) String() string {
 func (*ExchangeRequest_Call) ProtoMessage() {}
 
 func (x *ExchangeRequest_Call) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[19]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1611,7 +1839,7 @@ type ExchangeResponse_Welcome struct {
 
 func (x *ExchangeResponse_Welcome) Reset() {
 	*x = ExchangeResponse_Welcome{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[20]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1623,7 +1851,7 @@ func (x *ExchangeResponse_Welcome) String() string {
 func (*ExchangeResponse_Welcome) ProtoMessage() {}
 
 func (x *ExchangeResponse_Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[20]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1667,7 +1895,7 @@ type ExchangeResponse_Outcome struct {
 
 func (x *ExchangeResponse_Outcome) Reset() {
 	*x = ExchangeResponse_Outcome{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[21]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1679,7 +1907,7 @@ func (x *ExchangeResponse_Outcome) String() string {
 func (*ExchangeResponse_Outcome) ProtoMessage() {}
 
 func (x *ExchangeResponse_Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[21]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1806,7 +2034,7 @@ type ShardCommand_Check struct {
 
 func (x *ShardCommand_Check) Reset() {
 	*x = ShardCommand_Check{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[22]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1818,7 +2046,7 @@ func (x *ShardCommand_Check) String() string {
 func (*ShardCommand_Check) ProtoMessage() {}
 
 func (x *ShardCommand_Check) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[22]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1879,7 +2107,7 @@ type ShardCommand_Put struct {
 
 func (x *ShardCommand_Put) Reset() {
 	*x = ShardCommand_Put{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[23]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1891,7 +2119,7 @@ func (x *ShardCommand_Put) String() string {
 func (*ShardCommand_Put) ProtoMessage() {}
 
 func (x *ShardCommand_Put) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[23]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1999,7 +2227,7 @@ type ShardCommand_Delete struct {
 
 func (x *ShardCommand_Delete) Reset() {
 	*x = ShardCommand_Delete{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[24]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2011,7 +2239,7 @@ func (x *ShardCommand_Delete) String() string {
 func (*ShardCommand_Delete) ProtoMessage() {}
 
 func (x *ShardCommand_Delete) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[24]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2061,7 +2289,7 @@ type ShardCommand_Condition struct {
 
 func (x *ShardCommand_Condition) Reset() {
 	*x = ShardCommand_Condition{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[25]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2073,7 +2301,7 @@ func (x *ShardCommand_Condition) String() string {
 func (*ShardCommand_Condition) ProtoMessage() {}
 
 func (x *ShardCommand_Condition) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[25]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2119,7 +2347,7 @@ type ShardCommand_TxnOp struct {
 
 func (x *ShardCommand_TxnOp) Reset() {
 	*x = ShardCommand_TxnOp{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[26]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2131,7 +2359,7 @@ func (x *ShardCommand_TxnOp) String() string {
 func (*ShardCommand_TxnOp) ProtoMessage() {}
 
 func (x *ShardCommand_TxnOp) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[26]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2205,7 +2433,7 @@ type ShardCommand_Txn struct {
 
 func (x *ShardCommand_Txn) Reset() {
 	*x = ShardCommand_Txn{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[27]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2217,7 +2445,7 @@ func (x *ShardCommand_Txn) String() string {
 func (*ShardCommand_Txn) ProtoMessage() {}
 
 func (x *ShardCommand_Txn) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[27]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2273,7 +2501,7 @@ type ShardCommand_Block struct {
 
 func (x *ShardCommand_Block) Reset() {
 	*x = ShardCommand_Block{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[28]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2285,7 +2513,7 @@ func (x *ShardCommand_Block) String() string {
 func (*ShardCommand_Block) ProtoMessage() {}
 
 func (x *ShardCommand_Block) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[28]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2359,7 +2587,7 @@ type ShardCommand_BlockPut struct {
 
 func (x *ShardCommand_BlockPut) Reset() {
 	*x = ShardCommand_BlockPut{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[29]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2371,7 +2599,7 @@ func (x *ShardCommand_BlockPut) String() string {
 func (*ShardCommand_BlockPut) ProtoMessage() {}
 
 func (x *ShardCommand_BlockPut) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[29]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2469,7 +2697,7 @@ type ShardCommand_Prompt struct {
 
 func (x *ShardCommand_Prompt) Reset() {
 	*x = ShardCommand_Prompt{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[30]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2481,7 +2709,7 @@ func (x *ShardCommand_Prompt) String() string {
 func (*ShardCommand_Prompt) ProtoMessage() {}
 
 func (x *ShardCommand_Prompt) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[30]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2594,7 +2822,7 @@ type ShardResult_Write struct {
 
 func (x *ShardResult_Write) Reset() {
 	*x = ShardResult_Write{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[31]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2606,7 +2834,7 @@ func (x *ShardResult_Write) String() string {
 func (*ShardResult_Write) ProtoMessage() {}
 
 func (x *ShardResult_Write) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[31]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2651,7 +2879,7 @@ type ShardResult_TxnFailure struct {
 
 func (x *ShardResult_TxnFailure) Reset() {
 	*x = ShardResult_TxnFailure{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[32]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2663,7 +2891,7 @@ func (x *ShardResult_TxnFailure) String() string {
 func (*ShardResult_TxnFailure) ProtoMessage() {}
 
 func (x *ShardResult_TxnFailure) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[32]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2725,7 +2953,7 @@ type ShardResult_Block struct {
 
 func (x *ShardResult_Block) Reset() {
 	*x = ShardResult_Block{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[33]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2737,7 +2965,7 @@ func (x *ShardResult_Block) String() string {
 func (*ShardResult_Block) ProtoMessage() {}
 
 func (x *ShardResult_Block) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[33]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2832,7 +3060,7 @@ type ShardQuery_List struct {
 
 func (x *ShardQuery_List) Reset() {
 	*x = ShardQuery_List{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[34]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2844,7 +3072,7 @@ func (x *ShardQuery_List) String() string {
 func (*ShardQuery_List) ProtoMessage() {}
 
 func (x *ShardQuery_List) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[34]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2930,7 +3158,7 @@ type ShardQuery_Prompt struct {
 
 func (x *ShardQuery_Prompt) Reset() {
 	*x = ShardQuery_Prompt{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[35]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2942,7 +3170,7 @@ func (x *ShardQuery_Prompt) String() string {
 func (*ShardQuery_Prompt) ProtoMessage() {}
 
 func (x *ShardQuery_Prompt) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[35]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3015,7 +3243,7 @@ type ShardAnswer_Entry struct {
 
 func (x *ShardAnswer_Entry) Reset() {
 	*x = ShardAnswer_Entry{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[36]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3027,7 +3255,7 @@ func (x *ShardAnswer_Entry) String() string {
 func (*ShardAnswer_Entry) ProtoMessage() {}
 
 func (x *ShardAnswer_Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[36]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3079,7 +3307,7 @@ type ShardAnswer_Block struct {
 
 func (x *ShardAnswer_Block) Reset() {
 	*x = ShardAnswer_Block{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[37]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3091,7 +3319,7 @@ func (x *ShardAnswer_Block) String() string {
 func (*ShardAnswer_Block) ProtoMessage() {}
 
 func (x *ShardAnswer_Block) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[37]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3145,7 +3373,7 @@ type ShardAnswer_Scope struct {
 
 func (x *ShardAnswer_Scope) Reset() {
 	*x = ShardAnswer_Scope{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[38]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3157,7 +3385,7 @@ func (x *ShardAnswer_Scope) String() string {
 func (*ShardAnswer_Scope) ProtoMessage() {}
 
 func (x *ShardAnswer_Scope) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[38]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3220,7 +3448,7 @@ type WriteValuesRequest_Head struct {
 
 func (x *WriteValuesRequest_Head) Reset() {
 	*x = WriteValuesRequest_Head{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[39]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3232,7 +3460,7 @@ func (x *WriteValuesRequest_Head) String() string {
 func (*WriteValuesRequest_Head) ProtoMessage() {}
 
 func (x *WriteValuesRequest_Head) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[39]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3281,6 +3509,297 @@ func (x *WriteValuesRequest_Head) GetOwnObject() bool {
 		return x.OwnObject
 	}
 	return false
+}
+
+// What is watched: fanout.Watch.
+type WatchRequest_Head struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Namespace.
+	Namespace uint32 `protobuf:"varint,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// Key, or what keys begin with.
+	Key []byte `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	// key is a prefix.
+	Prefix bool `protobuf:"varint,3,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	// fanout.Mode.
+	Mode uint32 `protobuf:"varint,4,opt,name=mode,proto3" json:"mode,omitempty"`
+	// Tell the values that changes replaced.
+	Before bool `protobuf:"varint,5,opt,name=before,proto3" json:"before,omitempty"`
+	// Leave values out.
+	KeysOnly      bool `protobuf:"varint,6,opt,name=keys_only,json=keysOnly,proto3" json:"keys_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchRequest_Head) Reset() {
+	*x = WatchRequest_Head{}
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchRequest_Head) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchRequest_Head) ProtoMessage() {}
+
+func (x *WatchRequest_Head) ProtoReflect() protoreflect.Message {
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchRequest_Head.ProtoReflect.Descriptor instead.
+func (*WatchRequest_Head) Descriptor() ([]byte, []int) {
+	return file_kvstore_dataplane_v1_shard_proto_rawDescGZIP(), []int{17, 0}
+}
+
+func (x *WatchRequest_Head) GetNamespace() uint32 {
+	if x != nil {
+		return x.Namespace
+	}
+	return 0
+}
+
+func (x *WatchRequest_Head) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *WatchRequest_Head) GetPrefix() bool {
+	if x != nil {
+		return x.Prefix
+	}
+	return false
+}
+
+func (x *WatchRequest_Head) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *WatchRequest_Head) GetBefore() bool {
+	if x != nil {
+		return x.Before
+	}
+	return false
+}
+
+func (x *WatchRequest_Head) GetKeysOnly() bool {
+	if x != nil {
+		return x.KeysOnly
+	}
+	return false
+}
+
+// A shard to follow: fanout.Start.
+type WatchRequest_Start struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The shard.
+	Shard string `protobuf:"bytes,1,opt,name=shard,proto3" json:"shard,omitempty"`
+	// Begin after all that is acknowledged now; otherwise from says where.
+	Now bool `protobuf:"varint,2,opt,name=now,proto3" json:"now,omitempty"`
+	// Where to go on.
+	From          *WatchCursor `protobuf:"bytes,3,opt,name=from,proto3" json:"from,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchRequest_Start) Reset() {
+	*x = WatchRequest_Start{}
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchRequest_Start) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchRequest_Start) ProtoMessage() {}
+
+func (x *WatchRequest_Start) ProtoReflect() protoreflect.Message {
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchRequest_Start.ProtoReflect.Descriptor instead.
+func (*WatchRequest_Start) Descriptor() ([]byte, []int) {
+	return file_kvstore_dataplane_v1_shard_proto_rawDescGZIP(), []int{17, 1}
+}
+
+func (x *WatchRequest_Start) GetShard() string {
+	if x != nil {
+		return x.Shard
+	}
+	return ""
+}
+
+func (x *WatchRequest_Start) GetNow() bool {
+	if x != nil {
+		return x.Now
+	}
+	return false
+}
+
+func (x *WatchRequest_Start) GetFrom() *WatchCursor {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+// One change.
+type WatchResponse_Event struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// shard.EventKind.
+	Kind uint32 `protobuf:"varint,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Key.
+	Key []byte `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	// Revision.
+	Revision uint64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Version of the key before.
+	Previous uint64 `protobuf:"varint,4,opt,name=previous,proto3" json:"previous,omitempty"`
+	// The key was not there.
+	Created bool `protobuf:"varint,5,opt,name=created,proto3" json:"created,omitempty"`
+	// It is not a change, but what was there.
+	Initial bool `protobuf:"varint,6,opt,name=initial,proto3" json:"initial,omitempty"`
+	// Length of the value.
+	Size int64 `protobuf:"varint,7,opt,name=size,proto3" json:"size,omitempty"`
+	// The value, unless ref is set.
+	Value []byte `protobuf:"bytes,8,opt,name=value,proto3" json:"value,omitempty"`
+	// Where a value is that was left out.
+	Ref *Effect_Ref `protobuf:"bytes,9,opt,name=ref,proto3" json:"ref,omitempty"`
+	// The value before, when it is known.
+	Before []byte `protobuf:"bytes,10,opt,name=before,proto3,oneof" json:"before,omitempty"`
+	// What the prompt cache adds.
+	Attached      []byte `protobuf:"bytes,11,opt,name=attached,proto3" json:"attached,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchResponse_Event) Reset() {
+	*x = WatchResponse_Event{}
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchResponse_Event) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchResponse_Event) ProtoMessage() {}
+
+func (x *WatchResponse_Event) ProtoReflect() protoreflect.Message {
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchResponse_Event.ProtoReflect.Descriptor instead.
+func (*WatchResponse_Event) Descriptor() ([]byte, []int) {
+	return file_kvstore_dataplane_v1_shard_proto_rawDescGZIP(), []int{19, 0}
+}
+
+func (x *WatchResponse_Event) GetKind() uint32 {
+	if x != nil {
+		return x.Kind
+	}
+	return 0
+}
+
+func (x *WatchResponse_Event) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *WatchResponse_Event) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *WatchResponse_Event) GetPrevious() uint64 {
+	if x != nil {
+		return x.Previous
+	}
+	return 0
+}
+
+func (x *WatchResponse_Event) GetCreated() bool {
+	if x != nil {
+		return x.Created
+	}
+	return false
+}
+
+func (x *WatchResponse_Event) GetInitial() bool {
+	if x != nil {
+		return x.Initial
+	}
+	return false
+}
+
+func (x *WatchResponse_Event) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *WatchResponse_Event) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
+func (x *WatchResponse_Event) GetRef() *Effect_Ref {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+func (x *WatchResponse_Event) GetBefore() []byte {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
+func (x *WatchResponse_Event) GetAttached() []byte {
+	if x != nil {
+		return x.Attached
+	}
+	return nil
 }
 
 var File_kvstore_dataplane_v1_shard_proto protoreflect.FileDescriptor
@@ -3525,11 +4044,53 @@ const file_kvstore_dataplane_v1_shard_proto_rawDesc = "" +
 	"\x05chunk\x18\x02 \x01(\fR\x05chunk\"\x0f\n" +
 	"\rStatusRequest\"D\n" +
 	"\x0eStatusResponse\x122\n" +
-	"\x06status\x18\x01 \x01(\v2\x1a.kvstore.v1.StatusResponseR\x06status2\x8a\x03\n" +
+	"\x06status\x18\x01 \x01(\v2\x1a.kvstore.v1.StatusResponseR\x06status\"\x8f\x03\n" +
+	"\fWatchRequest\x12;\n" +
+	"\x04head\x18\x01 \x01(\v2'.kvstore.dataplane.v1.WatchRequest.HeadR\x04head\x12@\n" +
+	"\x06starts\x18\x02 \x03(\v2(.kvstore.dataplane.v1.WatchRequest.StartR\x06starts\x1a\x97\x01\n" +
+	"\x04Head\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\rR\tnamespace\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\fR\x03key\x12\x16\n" +
+	"\x06prefix\x18\x03 \x01(\bR\x06prefix\x12\x12\n" +
+	"\x04mode\x18\x04 \x01(\rR\x04mode\x12\x16\n" +
+	"\x06before\x18\x05 \x01(\bR\x06before\x12\x1b\n" +
+	"\tkeys_only\x18\x06 \x01(\bR\bkeysOnly\x1af\n" +
+	"\x05Start\x12\x14\n" +
+	"\x05shard\x18\x01 \x01(\tR\x05shard\x12\x10\n" +
+	"\x03now\x18\x02 \x01(\bR\x03now\x125\n" +
+	"\x04from\x18\x03 \x01(\v2!.kvstore.dataplane.v1.WatchCursorR\x04from\"_\n" +
+	"\vWatchCursor\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x18\n" +
+	"\alisting\x18\x02 \x01(\bR\alisting\x12\x1a\n" +
+	"\bboundary\x18\x03 \x01(\fR\bboundary\"\xf4\x04\n" +
+	"\rWatchResponse\x12\x14\n" +
+	"\x05shard\x18\x01 \x01(\tR\x05shard\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x16\n" +
+	"\x06resync\x18\x03 \x01(\bR\x06resync\x12A\n" +
+	"\x06events\x18\x04 \x03(\v2).kvstore.dataplane.v1.WatchResponse.EventR\x06events\x12\x16\n" +
+	"\x06synced\x18\x05 \x01(\bR\x06synced\x129\n" +
+	"\x06cursor\x18\x06 \x01(\v2!.kvstore.dataplane.v1.WatchCursorR\x06cursor\x12\x12\n" +
+	"\x04more\x18\a \x01(\bR\x04more\x127\n" +
+	"\afailure\x18\b \x01(\v2\x1d.kvstore.dataplane.v1.FailureR\afailure\x1a\xbb\x02\n" +
+	"\x05Event\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\fR\x03key\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\x12\x1a\n" +
+	"\bprevious\x18\x04 \x01(\x04R\bprevious\x12\x18\n" +
+	"\acreated\x18\x05 \x01(\bR\acreated\x12\x18\n" +
+	"\ainitial\x18\x06 \x01(\bR\ainitial\x12\x12\n" +
+	"\x04size\x18\a \x01(\x03R\x04size\x12\x14\n" +
+	"\x05value\x18\b \x01(\fR\x05value\x122\n" +
+	"\x03ref\x18\t \x01(\v2 .kvstore.dataplane.v1.Effect.RefR\x03ref\x12\x1b\n" +
+	"\x06before\x18\n" +
+	" \x01(\fH\x00R\x06before\x88\x01\x01\x12\x1a\n" +
+	"\battached\x18\v \x01(\fR\battachedB\t\n" +
+	"\a_before2\xe0\x03\n" +
 	"\fShardService\x12]\n" +
 	"\bExchange\x12%.kvstore.dataplane.v1.ExchangeRequest\x1a&.kvstore.dataplane.v1.ExchangeResponse(\x010\x01\x12f\n" +
 	"\vWriteValues\x12(.kvstore.dataplane.v1.WriteValuesRequest\x1a).kvstore.dataplane.v1.WriteValuesResponse(\x010\x01\x12^\n" +
-	"\tReadValue\x12&.kvstore.dataplane.v1.ReadValueRequest\x1a'.kvstore.dataplane.v1.ReadValueResponse0\x01\x12S\n" +
+	"\tReadValue\x12&.kvstore.dataplane.v1.ReadValueRequest\x1a'.kvstore.dataplane.v1.ReadValueResponse0\x01\x12T\n" +
+	"\x05Watch\x12\".kvstore.dataplane.v1.WatchRequest\x1a#.kvstore.dataplane.v1.WatchResponse(\x010\x01\x12S\n" +
 	"\x06Status\x12#.kvstore.dataplane.v1.StatusRequest\x1a$.kvstore.dataplane.v1.StatusResponseB\xcc\x01\n" +
 	"\x18com.kvstore.dataplane.v1B\n" +
 	"ShardProtoP\x01Z2kvstore/proto/gen/kvstore/dataplane/v1;dataplanev1\xa2\x02\x03KDX\xaa\x02\x14Kvstore.Dataplane.V1\xca\x02\x14Kvstore\\Dataplane\\V1\xe2\x02 Kvstore\\Dataplane\\V1\\GPBMetadata\xea\x02\x16Kvstore::Dataplane::V1b\x06proto3"
@@ -3546,7 +4107,7 @@ func file_kvstore_dataplane_v1_shard_proto_rawDescGZIP() []byte {
 	return file_kvstore_dataplane_v1_shard_proto_rawDescData
 }
 
-var file_kvstore_dataplane_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_kvstore_dataplane_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_kvstore_dataplane_v1_shard_proto_goTypes = []any{
 	(*ExchangeRequest)(nil),          // 0: kvstore.dataplane.v1.ExchangeRequest
 	(*PutValues)(nil),                // 1: kvstore.dataplane.v1.PutValues
@@ -3565,102 +4126,117 @@ var file_kvstore_dataplane_v1_shard_proto_goTypes = []any{
 	(*ReadValueResponse)(nil),        // 14: kvstore.dataplane.v1.ReadValueResponse
 	(*StatusRequest)(nil),            // 15: kvstore.dataplane.v1.StatusRequest
 	(*StatusResponse)(nil),           // 16: kvstore.dataplane.v1.StatusResponse
-	(*ExchangeRequest_Hello)(nil),    // 17: kvstore.dataplane.v1.ExchangeRequest.Hello
-	(*ExchangeRequest_Route)(nil),    // 18: kvstore.dataplane.v1.ExchangeRequest.Route
-	(*ExchangeRequest_Call)(nil),     // 19: kvstore.dataplane.v1.ExchangeRequest.Call
-	(*ExchangeResponse_Welcome)(nil), // 20: kvstore.dataplane.v1.ExchangeResponse.Welcome
-	(*ExchangeResponse_Outcome)(nil), // 21: kvstore.dataplane.v1.ExchangeResponse.Outcome
-	(*ShardCommand_Check)(nil),       // 22: kvstore.dataplane.v1.ShardCommand.Check
-	(*ShardCommand_Put)(nil),         // 23: kvstore.dataplane.v1.ShardCommand.Put
-	(*ShardCommand_Delete)(nil),      // 24: kvstore.dataplane.v1.ShardCommand.Delete
-	(*ShardCommand_Condition)(nil),   // 25: kvstore.dataplane.v1.ShardCommand.Condition
-	(*ShardCommand_TxnOp)(nil),       // 26: kvstore.dataplane.v1.ShardCommand.TxnOp
-	(*ShardCommand_Txn)(nil),         // 27: kvstore.dataplane.v1.ShardCommand.Txn
-	(*ShardCommand_Block)(nil),       // 28: kvstore.dataplane.v1.ShardCommand.Block
-	(*ShardCommand_BlockPut)(nil),    // 29: kvstore.dataplane.v1.ShardCommand.BlockPut
-	(*ShardCommand_Prompt)(nil),      // 30: kvstore.dataplane.v1.ShardCommand.Prompt
-	(*ShardResult_Write)(nil),        // 31: kvstore.dataplane.v1.ShardResult.Write
-	(*ShardResult_TxnFailure)(nil),   // 32: kvstore.dataplane.v1.ShardResult.TxnFailure
-	(*ShardResult_Block)(nil),        // 33: kvstore.dataplane.v1.ShardResult.Block
-	(*ShardQuery_List)(nil),          // 34: kvstore.dataplane.v1.ShardQuery.List
-	(*ShardQuery_Prompt)(nil),        // 35: kvstore.dataplane.v1.ShardQuery.Prompt
-	(*ShardAnswer_Entry)(nil),        // 36: kvstore.dataplane.v1.ShardAnswer.Entry
-	(*ShardAnswer_Block)(nil),        // 37: kvstore.dataplane.v1.ShardAnswer.Block
-	(*ShardAnswer_Scope)(nil),        // 38: kvstore.dataplane.v1.ShardAnswer.Scope
-	(*WriteValuesRequest_Head)(nil),  // 39: kvstore.dataplane.v1.WriteValuesRequest.Head
-	(*Effect_Ref)(nil),               // 40: kvstore.dataplane.v1.Effect.Ref
-	(*v1.StatusResponse)(nil),        // 41: kvstore.v1.StatusResponse
-	(*Effect_Pair)(nil),              // 42: kvstore.dataplane.v1.Effect.Pair
+	(*WatchRequest)(nil),             // 17: kvstore.dataplane.v1.WatchRequest
+	(*WatchCursor)(nil),              // 18: kvstore.dataplane.v1.WatchCursor
+	(*WatchResponse)(nil),            // 19: kvstore.dataplane.v1.WatchResponse
+	(*ExchangeRequest_Hello)(nil),    // 20: kvstore.dataplane.v1.ExchangeRequest.Hello
+	(*ExchangeRequest_Route)(nil),    // 21: kvstore.dataplane.v1.ExchangeRequest.Route
+	(*ExchangeRequest_Call)(nil),     // 22: kvstore.dataplane.v1.ExchangeRequest.Call
+	(*ExchangeResponse_Welcome)(nil), // 23: kvstore.dataplane.v1.ExchangeResponse.Welcome
+	(*ExchangeResponse_Outcome)(nil), // 24: kvstore.dataplane.v1.ExchangeResponse.Outcome
+	(*ShardCommand_Check)(nil),       // 25: kvstore.dataplane.v1.ShardCommand.Check
+	(*ShardCommand_Put)(nil),         // 26: kvstore.dataplane.v1.ShardCommand.Put
+	(*ShardCommand_Delete)(nil),      // 27: kvstore.dataplane.v1.ShardCommand.Delete
+	(*ShardCommand_Condition)(nil),   // 28: kvstore.dataplane.v1.ShardCommand.Condition
+	(*ShardCommand_TxnOp)(nil),       // 29: kvstore.dataplane.v1.ShardCommand.TxnOp
+	(*ShardCommand_Txn)(nil),         // 30: kvstore.dataplane.v1.ShardCommand.Txn
+	(*ShardCommand_Block)(nil),       // 31: kvstore.dataplane.v1.ShardCommand.Block
+	(*ShardCommand_BlockPut)(nil),    // 32: kvstore.dataplane.v1.ShardCommand.BlockPut
+	(*ShardCommand_Prompt)(nil),      // 33: kvstore.dataplane.v1.ShardCommand.Prompt
+	(*ShardResult_Write)(nil),        // 34: kvstore.dataplane.v1.ShardResult.Write
+	(*ShardResult_TxnFailure)(nil),   // 35: kvstore.dataplane.v1.ShardResult.TxnFailure
+	(*ShardResult_Block)(nil),        // 36: kvstore.dataplane.v1.ShardResult.Block
+	(*ShardQuery_List)(nil),          // 37: kvstore.dataplane.v1.ShardQuery.List
+	(*ShardQuery_Prompt)(nil),        // 38: kvstore.dataplane.v1.ShardQuery.Prompt
+	(*ShardAnswer_Entry)(nil),        // 39: kvstore.dataplane.v1.ShardAnswer.Entry
+	(*ShardAnswer_Block)(nil),        // 40: kvstore.dataplane.v1.ShardAnswer.Block
+	(*ShardAnswer_Scope)(nil),        // 41: kvstore.dataplane.v1.ShardAnswer.Scope
+	(*WriteValuesRequest_Head)(nil),  // 42: kvstore.dataplane.v1.WriteValuesRequest.Head
+	(*WatchRequest_Head)(nil),        // 43: kvstore.dataplane.v1.WatchRequest.Head
+	(*WatchRequest_Start)(nil),       // 44: kvstore.dataplane.v1.WatchRequest.Start
+	(*WatchResponse_Event)(nil),      // 45: kvstore.dataplane.v1.WatchResponse.Event
+	(*Effect_Ref)(nil),               // 46: kvstore.dataplane.v1.Effect.Ref
+	(*v1.StatusResponse)(nil),        // 47: kvstore.v1.StatusResponse
+	(*Effect_Pair)(nil),              // 48: kvstore.dataplane.v1.Effect.Pair
 }
 var file_kvstore_dataplane_v1_shard_proto_depIdxs = []int32{
-	17, // 0: kvstore.dataplane.v1.ExchangeRequest.hello:type_name -> kvstore.dataplane.v1.ExchangeRequest.Hello
-	18, // 1: kvstore.dataplane.v1.ExchangeRequest.routes:type_name -> kvstore.dataplane.v1.ExchangeRequest.Route
-	19, // 2: kvstore.dataplane.v1.ExchangeRequest.calls:type_name -> kvstore.dataplane.v1.ExchangeRequest.Call
-	40, // 3: kvstore.dataplane.v1.ReadPart.ref:type_name -> kvstore.dataplane.v1.Effect.Ref
-	40, // 4: kvstore.dataplane.v1.DropValues.refs:type_name -> kvstore.dataplane.v1.Effect.Ref
-	20, // 5: kvstore.dataplane.v1.ExchangeResponse.welcome:type_name -> kvstore.dataplane.v1.ExchangeResponse.Welcome
-	21, // 6: kvstore.dataplane.v1.ExchangeResponse.outcomes:type_name -> kvstore.dataplane.v1.ExchangeResponse.Outcome
-	40, // 7: kvstore.dataplane.v1.ValueRefs.refs:type_name -> kvstore.dataplane.v1.Effect.Ref
-	23, // 8: kvstore.dataplane.v1.ShardCommand.put:type_name -> kvstore.dataplane.v1.ShardCommand.Put
-	24, // 9: kvstore.dataplane.v1.ShardCommand.delete:type_name -> kvstore.dataplane.v1.ShardCommand.Delete
-	27, // 10: kvstore.dataplane.v1.ShardCommand.txn:type_name -> kvstore.dataplane.v1.ShardCommand.Txn
-	30, // 11: kvstore.dataplane.v1.ShardCommand.prompt:type_name -> kvstore.dataplane.v1.ShardCommand.Prompt
+	20, // 0: kvstore.dataplane.v1.ExchangeRequest.hello:type_name -> kvstore.dataplane.v1.ExchangeRequest.Hello
+	21, // 1: kvstore.dataplane.v1.ExchangeRequest.routes:type_name -> kvstore.dataplane.v1.ExchangeRequest.Route
+	22, // 2: kvstore.dataplane.v1.ExchangeRequest.calls:type_name -> kvstore.dataplane.v1.ExchangeRequest.Call
+	46, // 3: kvstore.dataplane.v1.ReadPart.ref:type_name -> kvstore.dataplane.v1.Effect.Ref
+	46, // 4: kvstore.dataplane.v1.DropValues.refs:type_name -> kvstore.dataplane.v1.Effect.Ref
+	23, // 5: kvstore.dataplane.v1.ExchangeResponse.welcome:type_name -> kvstore.dataplane.v1.ExchangeResponse.Welcome
+	24, // 6: kvstore.dataplane.v1.ExchangeResponse.outcomes:type_name -> kvstore.dataplane.v1.ExchangeResponse.Outcome
+	46, // 7: kvstore.dataplane.v1.ValueRefs.refs:type_name -> kvstore.dataplane.v1.Effect.Ref
+	26, // 8: kvstore.dataplane.v1.ShardCommand.put:type_name -> kvstore.dataplane.v1.ShardCommand.Put
+	27, // 9: kvstore.dataplane.v1.ShardCommand.delete:type_name -> kvstore.dataplane.v1.ShardCommand.Delete
+	30, // 10: kvstore.dataplane.v1.ShardCommand.txn:type_name -> kvstore.dataplane.v1.ShardCommand.Txn
+	33, // 11: kvstore.dataplane.v1.ShardCommand.prompt:type_name -> kvstore.dataplane.v1.ShardCommand.Prompt
 	6,  // 12: kvstore.dataplane.v1.ShardResult.failure:type_name -> kvstore.dataplane.v1.Failure
-	31, // 13: kvstore.dataplane.v1.ShardResult.write:type_name -> kvstore.dataplane.v1.ShardResult.Write
-	31, // 14: kvstore.dataplane.v1.ShardResult.writes:type_name -> kvstore.dataplane.v1.ShardResult.Write
-	32, // 15: kvstore.dataplane.v1.ShardResult.failures:type_name -> kvstore.dataplane.v1.ShardResult.TxnFailure
-	33, // 16: kvstore.dataplane.v1.ShardResult.blocks:type_name -> kvstore.dataplane.v1.ShardResult.Block
-	34, // 17: kvstore.dataplane.v1.ShardQuery.list:type_name -> kvstore.dataplane.v1.ShardQuery.List
-	35, // 18: kvstore.dataplane.v1.ShardQuery.prompt:type_name -> kvstore.dataplane.v1.ShardQuery.Prompt
+	34, // 13: kvstore.dataplane.v1.ShardResult.write:type_name -> kvstore.dataplane.v1.ShardResult.Write
+	34, // 14: kvstore.dataplane.v1.ShardResult.writes:type_name -> kvstore.dataplane.v1.ShardResult.Write
+	35, // 15: kvstore.dataplane.v1.ShardResult.failures:type_name -> kvstore.dataplane.v1.ShardResult.TxnFailure
+	36, // 16: kvstore.dataplane.v1.ShardResult.blocks:type_name -> kvstore.dataplane.v1.ShardResult.Block
+	37, // 17: kvstore.dataplane.v1.ShardQuery.list:type_name -> kvstore.dataplane.v1.ShardQuery.List
+	38, // 18: kvstore.dataplane.v1.ShardQuery.prompt:type_name -> kvstore.dataplane.v1.ShardQuery.Prompt
 	6,  // 19: kvstore.dataplane.v1.ShardAnswer.failure:type_name -> kvstore.dataplane.v1.Failure
-	36, // 20: kvstore.dataplane.v1.ShardAnswer.entries:type_name -> kvstore.dataplane.v1.ShardAnswer.Entry
-	37, // 21: kvstore.dataplane.v1.ShardAnswer.blocks:type_name -> kvstore.dataplane.v1.ShardAnswer.Block
-	38, // 22: kvstore.dataplane.v1.ShardAnswer.scopes:type_name -> kvstore.dataplane.v1.ShardAnswer.Scope
-	39, // 23: kvstore.dataplane.v1.WriteValuesRequest.head:type_name -> kvstore.dataplane.v1.WriteValuesRequest.Head
+	39, // 20: kvstore.dataplane.v1.ShardAnswer.entries:type_name -> kvstore.dataplane.v1.ShardAnswer.Entry
+	40, // 21: kvstore.dataplane.v1.ShardAnswer.blocks:type_name -> kvstore.dataplane.v1.ShardAnswer.Block
+	41, // 22: kvstore.dataplane.v1.ShardAnswer.scopes:type_name -> kvstore.dataplane.v1.ShardAnswer.Scope
+	42, // 23: kvstore.dataplane.v1.WriteValuesRequest.head:type_name -> kvstore.dataplane.v1.WriteValuesRequest.Head
 	6,  // 24: kvstore.dataplane.v1.WriteValuesResponse.failure:type_name -> kvstore.dataplane.v1.Failure
-	40, // 25: kvstore.dataplane.v1.WriteValuesResponse.refs:type_name -> kvstore.dataplane.v1.Effect.Ref
+	46, // 25: kvstore.dataplane.v1.WriteValuesResponse.refs:type_name -> kvstore.dataplane.v1.Effect.Ref
 	2,  // 26: kvstore.dataplane.v1.ReadValueRequest.part:type_name -> kvstore.dataplane.v1.ReadPart
 	6,  // 27: kvstore.dataplane.v1.ReadValueResponse.failure:type_name -> kvstore.dataplane.v1.Failure
-	41, // 28: kvstore.dataplane.v1.StatusResponse.status:type_name -> kvstore.v1.StatusResponse
-	7,  // 29: kvstore.dataplane.v1.ExchangeRequest.Call.command:type_name -> kvstore.dataplane.v1.ShardCommand
-	9,  // 30: kvstore.dataplane.v1.ExchangeRequest.Call.query:type_name -> kvstore.dataplane.v1.ShardQuery
-	1,  // 31: kvstore.dataplane.v1.ExchangeRequest.Call.put_values:type_name -> kvstore.dataplane.v1.PutValues
-	2,  // 32: kvstore.dataplane.v1.ExchangeRequest.Call.read_part:type_name -> kvstore.dataplane.v1.ReadPart
-	3,  // 33: kvstore.dataplane.v1.ExchangeRequest.Call.drop_values:type_name -> kvstore.dataplane.v1.DropValues
-	6,  // 34: kvstore.dataplane.v1.ExchangeResponse.Outcome.failure:type_name -> kvstore.dataplane.v1.Failure
-	8,  // 35: kvstore.dataplane.v1.ExchangeResponse.Outcome.result:type_name -> kvstore.dataplane.v1.ShardResult
-	10, // 36: kvstore.dataplane.v1.ExchangeResponse.Outcome.answer:type_name -> kvstore.dataplane.v1.ShardAnswer
-	5,  // 37: kvstore.dataplane.v1.ExchangeResponse.Outcome.refs:type_name -> kvstore.dataplane.v1.ValueRefs
-	40, // 38: kvstore.dataplane.v1.ShardCommand.Put.ref:type_name -> kvstore.dataplane.v1.Effect.Ref
-	42, // 39: kvstore.dataplane.v1.ShardCommand.Put.metadata:type_name -> kvstore.dataplane.v1.Effect.Pair
-	42, // 40: kvstore.dataplane.v1.ShardCommand.Put.tags:type_name -> kvstore.dataplane.v1.Effect.Pair
-	22, // 41: kvstore.dataplane.v1.ShardCommand.Put.check:type_name -> kvstore.dataplane.v1.ShardCommand.Check
-	22, // 42: kvstore.dataplane.v1.ShardCommand.Delete.check:type_name -> kvstore.dataplane.v1.ShardCommand.Check
-	22, // 43: kvstore.dataplane.v1.ShardCommand.Condition.check:type_name -> kvstore.dataplane.v1.ShardCommand.Check
-	23, // 44: kvstore.dataplane.v1.ShardCommand.TxnOp.put:type_name -> kvstore.dataplane.v1.ShardCommand.Put
-	24, // 45: kvstore.dataplane.v1.ShardCommand.TxnOp.delete:type_name -> kvstore.dataplane.v1.ShardCommand.Delete
-	25, // 46: kvstore.dataplane.v1.ShardCommand.Txn.conditions:type_name -> kvstore.dataplane.v1.ShardCommand.Condition
-	26, // 47: kvstore.dataplane.v1.ShardCommand.Txn.ops:type_name -> kvstore.dataplane.v1.ShardCommand.TxnOp
-	28, // 48: kvstore.dataplane.v1.ShardCommand.BlockPut.block:type_name -> kvstore.dataplane.v1.ShardCommand.Block
-	40, // 49: kvstore.dataplane.v1.ShardCommand.BlockPut.ref:type_name -> kvstore.dataplane.v1.Effect.Ref
-	28, // 50: kvstore.dataplane.v1.ShardCommand.Prompt.blocks:type_name -> kvstore.dataplane.v1.ShardCommand.Block
-	29, // 51: kvstore.dataplane.v1.ShardCommand.Prompt.index:type_name -> kvstore.dataplane.v1.ShardCommand.BlockPut
-	40, // 52: kvstore.dataplane.v1.ShardCommand.Prompt.damaged:type_name -> kvstore.dataplane.v1.Effect.Ref
-	40, // 53: kvstore.dataplane.v1.ShardResult.Block.ref:type_name -> kvstore.dataplane.v1.Effect.Ref
-	28, // 54: kvstore.dataplane.v1.ShardQuery.Prompt.blocks:type_name -> kvstore.dataplane.v1.ShardCommand.Block
-	0,  // 55: kvstore.dataplane.v1.ShardService.Exchange:input_type -> kvstore.dataplane.v1.ExchangeRequest
-	11, // 56: kvstore.dataplane.v1.ShardService.WriteValues:input_type -> kvstore.dataplane.v1.WriteValuesRequest
-	13, // 57: kvstore.dataplane.v1.ShardService.ReadValue:input_type -> kvstore.dataplane.v1.ReadValueRequest
-	15, // 58: kvstore.dataplane.v1.ShardService.Status:input_type -> kvstore.dataplane.v1.StatusRequest
-	4,  // 59: kvstore.dataplane.v1.ShardService.Exchange:output_type -> kvstore.dataplane.v1.ExchangeResponse
-	12, // 60: kvstore.dataplane.v1.ShardService.WriteValues:output_type -> kvstore.dataplane.v1.WriteValuesResponse
-	14, // 61: kvstore.dataplane.v1.ShardService.ReadValue:output_type -> kvstore.dataplane.v1.ReadValueResponse
-	16, // 62: kvstore.dataplane.v1.ShardService.Status:output_type -> kvstore.dataplane.v1.StatusResponse
-	59, // [59:63] is the sub-list for method output_type
-	55, // [55:59] is the sub-list for method input_type
-	55, // [55:55] is the sub-list for extension type_name
-	55, // [55:55] is the sub-list for extension extendee
-	0,  // [0:55] is the sub-list for field type_name
+	47, // 28: kvstore.dataplane.v1.StatusResponse.status:type_name -> kvstore.v1.StatusResponse
+	43, // 29: kvstore.dataplane.v1.WatchRequest.head:type_name -> kvstore.dataplane.v1.WatchRequest.Head
+	44, // 30: kvstore.dataplane.v1.WatchRequest.starts:type_name -> kvstore.dataplane.v1.WatchRequest.Start
+	45, // 31: kvstore.dataplane.v1.WatchResponse.events:type_name -> kvstore.dataplane.v1.WatchResponse.Event
+	18, // 32: kvstore.dataplane.v1.WatchResponse.cursor:type_name -> kvstore.dataplane.v1.WatchCursor
+	6,  // 33: kvstore.dataplane.v1.WatchResponse.failure:type_name -> kvstore.dataplane.v1.Failure
+	7,  // 34: kvstore.dataplane.v1.ExchangeRequest.Call.command:type_name -> kvstore.dataplane.v1.ShardCommand
+	9,  // 35: kvstore.dataplane.v1.ExchangeRequest.Call.query:type_name -> kvstore.dataplane.v1.ShardQuery
+	1,  // 36: kvstore.dataplane.v1.ExchangeRequest.Call.put_values:type_name -> kvstore.dataplane.v1.PutValues
+	2,  // 37: kvstore.dataplane.v1.ExchangeRequest.Call.read_part:type_name -> kvstore.dataplane.v1.ReadPart
+	3,  // 38: kvstore.dataplane.v1.ExchangeRequest.Call.drop_values:type_name -> kvstore.dataplane.v1.DropValues
+	6,  // 39: kvstore.dataplane.v1.ExchangeResponse.Outcome.failure:type_name -> kvstore.dataplane.v1.Failure
+	8,  // 40: kvstore.dataplane.v1.ExchangeResponse.Outcome.result:type_name -> kvstore.dataplane.v1.ShardResult
+	10, // 41: kvstore.dataplane.v1.ExchangeResponse.Outcome.answer:type_name -> kvstore.dataplane.v1.ShardAnswer
+	5,  // 42: kvstore.dataplane.v1.ExchangeResponse.Outcome.refs:type_name -> kvstore.dataplane.v1.ValueRefs
+	46, // 43: kvstore.dataplane.v1.ShardCommand.Put.ref:type_name -> kvstore.dataplane.v1.Effect.Ref
+	48, // 44: kvstore.dataplane.v1.ShardCommand.Put.metadata:type_name -> kvstore.dataplane.v1.Effect.Pair
+	48, // 45: kvstore.dataplane.v1.ShardCommand.Put.tags:type_name -> kvstore.dataplane.v1.Effect.Pair
+	25, // 46: kvstore.dataplane.v1.ShardCommand.Put.check:type_name -> kvstore.dataplane.v1.ShardCommand.Check
+	25, // 47: kvstore.dataplane.v1.ShardCommand.Delete.check:type_name -> kvstore.dataplane.v1.ShardCommand.Check
+	25, // 48: kvstore.dataplane.v1.ShardCommand.Condition.check:type_name -> kvstore.dataplane.v1.ShardCommand.Check
+	26, // 49: kvstore.dataplane.v1.ShardCommand.TxnOp.put:type_name -> kvstore.dataplane.v1.ShardCommand.Put
+	27, // 50: kvstore.dataplane.v1.ShardCommand.TxnOp.delete:type_name -> kvstore.dataplane.v1.ShardCommand.Delete
+	28, // 51: kvstore.dataplane.v1.ShardCommand.Txn.conditions:type_name -> kvstore.dataplane.v1.ShardCommand.Condition
+	29, // 52: kvstore.dataplane.v1.ShardCommand.Txn.ops:type_name -> kvstore.dataplane.v1.ShardCommand.TxnOp
+	31, // 53: kvstore.dataplane.v1.ShardCommand.BlockPut.block:type_name -> kvstore.dataplane.v1.ShardCommand.Block
+	46, // 54: kvstore.dataplane.v1.ShardCommand.BlockPut.ref:type_name -> kvstore.dataplane.v1.Effect.Ref
+	31, // 55: kvstore.dataplane.v1.ShardCommand.Prompt.blocks:type_name -> kvstore.dataplane.v1.ShardCommand.Block
+	32, // 56: kvstore.dataplane.v1.ShardCommand.Prompt.index:type_name -> kvstore.dataplane.v1.ShardCommand.BlockPut
+	46, // 57: kvstore.dataplane.v1.ShardCommand.Prompt.damaged:type_name -> kvstore.dataplane.v1.Effect.Ref
+	46, // 58: kvstore.dataplane.v1.ShardResult.Block.ref:type_name -> kvstore.dataplane.v1.Effect.Ref
+	31, // 59: kvstore.dataplane.v1.ShardQuery.Prompt.blocks:type_name -> kvstore.dataplane.v1.ShardCommand.Block
+	18, // 60: kvstore.dataplane.v1.WatchRequest.Start.from:type_name -> kvstore.dataplane.v1.WatchCursor
+	46, // 61: kvstore.dataplane.v1.WatchResponse.Event.ref:type_name -> kvstore.dataplane.v1.Effect.Ref
+	0,  // 62: kvstore.dataplane.v1.ShardService.Exchange:input_type -> kvstore.dataplane.v1.ExchangeRequest
+	11, // 63: kvstore.dataplane.v1.ShardService.WriteValues:input_type -> kvstore.dataplane.v1.WriteValuesRequest
+	13, // 64: kvstore.dataplane.v1.ShardService.ReadValue:input_type -> kvstore.dataplane.v1.ReadValueRequest
+	17, // 65: kvstore.dataplane.v1.ShardService.Watch:input_type -> kvstore.dataplane.v1.WatchRequest
+	15, // 66: kvstore.dataplane.v1.ShardService.Status:input_type -> kvstore.dataplane.v1.StatusRequest
+	4,  // 67: kvstore.dataplane.v1.ShardService.Exchange:output_type -> kvstore.dataplane.v1.ExchangeResponse
+	12, // 68: kvstore.dataplane.v1.ShardService.WriteValues:output_type -> kvstore.dataplane.v1.WriteValuesResponse
+	14, // 69: kvstore.dataplane.v1.ShardService.ReadValue:output_type -> kvstore.dataplane.v1.ReadValueResponse
+	19, // 70: kvstore.dataplane.v1.ShardService.Watch:output_type -> kvstore.dataplane.v1.WatchResponse
+	16, // 71: kvstore.dataplane.v1.ShardService.Status:output_type -> kvstore.dataplane.v1.StatusResponse
+	67, // [67:72] is the sub-list for method output_type
+	62, // [62:67] is the sub-list for method input_type
+	62, // [62:62] is the sub-list for extension type_name
+	62, // [62:62] is the sub-list for extension extendee
+	0,  // [0:62] is the sub-list for field type_name
 }
 
 func init() { file_kvstore_dataplane_v1_shard_proto_init() }
@@ -3673,31 +4249,32 @@ func file_kvstore_dataplane_v1_shard_proto_init() {
 		(*WriteValuesRequest_Head_)(nil),
 		(*WriteValuesRequest_Chunk)(nil),
 	}
-	file_kvstore_dataplane_v1_shard_proto_msgTypes[19].OneofWrappers = []any{
+	file_kvstore_dataplane_v1_shard_proto_msgTypes[22].OneofWrappers = []any{
 		(*ExchangeRequest_Call_Command)(nil),
 		(*ExchangeRequest_Call_Query)(nil),
 		(*ExchangeRequest_Call_PutValues)(nil),
 		(*ExchangeRequest_Call_ReadPart)(nil),
 		(*ExchangeRequest_Call_DropValues)(nil),
 	}
-	file_kvstore_dataplane_v1_shard_proto_msgTypes[21].OneofWrappers = []any{
+	file_kvstore_dataplane_v1_shard_proto_msgTypes[24].OneofWrappers = []any{
 		(*ExchangeResponse_Outcome_Failure)(nil),
 		(*ExchangeResponse_Outcome_Result)(nil),
 		(*ExchangeResponse_Outcome_Answer)(nil),
 		(*ExchangeResponse_Outcome_Refs)(nil),
 		(*ExchangeResponse_Outcome_Part)(nil),
 	}
-	file_kvstore_dataplane_v1_shard_proto_msgTypes[26].OneofWrappers = []any{
+	file_kvstore_dataplane_v1_shard_proto_msgTypes[29].OneofWrappers = []any{
 		(*ShardCommand_TxnOp_Put)(nil),
 		(*ShardCommand_TxnOp_Delete)(nil),
 	}
+	file_kvstore_dataplane_v1_shard_proto_msgTypes[45].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kvstore_dataplane_v1_shard_proto_rawDesc), len(file_kvstore_dataplane_v1_shard_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   40,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

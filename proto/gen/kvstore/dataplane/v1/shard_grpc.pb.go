@@ -22,6 +22,7 @@ const (
 	ShardService_Exchange_FullMethodName    = "/kvstore.dataplane.v1.ShardService/Exchange"
 	ShardService_WriteValues_FullMethodName = "/kvstore.dataplane.v1.ShardService/WriteValues"
 	ShardService_ReadValue_FullMethodName   = "/kvstore.dataplane.v1.ShardService/ReadValue"
+	ShardService_Watch_FullMethodName       = "/kvstore.dataplane.v1.ShardService/Watch"
 	ShardService_Status_FullMethodName      = "/kvstore.dataplane.v1.ShardService/Status"
 )
 
@@ -41,6 +42,8 @@ type ShardServiceClient interface {
 	WriteValues(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WriteValuesRequest, WriteValuesResponse], error)
 	// ReadValue reads a part of a value that is too long for an Exchange, in chunks.
 	ReadValue(ctx context.Context, in *ReadValueRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ReadValueResponse], error)
+	// Watch follows shards for one watcher, as they are served here. Shards may be added at any time; each ends by itself, with a failure.
+	Watch(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchRequest, WatchResponse], error)
 	// Status tells how the engine and the shards of the host are.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
 }
@@ -98,6 +101,19 @@ func (c *shardServiceClient) ReadValue(ctx context.Context, in *ReadValueRequest
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ShardService_ReadValueClient = grpc.ServerStreamingClient[ReadValueResponse]
 
+func (c *shardServiceClient) Watch(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchRequest, WatchResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &ShardService_ServiceDesc.Streams[3], ShardService_Watch_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchRequest, WatchResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ShardService_WatchClient = grpc.BidiStreamingClient[WatchRequest, WatchResponse]
+
 func (c *shardServiceClient) Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(StatusResponse)
@@ -124,6 +140,8 @@ type ShardServiceServer interface {
 	WriteValues(grpc.BidiStreamingServer[WriteValuesRequest, WriteValuesResponse]) error
 	// ReadValue reads a part of a value that is too long for an Exchange, in chunks.
 	ReadValue(*ReadValueRequest, grpc.ServerStreamingServer[ReadValueResponse]) error
+	// Watch follows shards for one watcher, as they are served here. Shards may be added at any time; each ends by itself, with a failure.
+	Watch(grpc.BidiStreamingServer[WatchRequest, WatchResponse]) error
 	// Status tells how the engine and the shards of the host are.
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
 	mustEmbedUnimplementedShardServiceServer()
@@ -144,6 +162,9 @@ func (UnimplementedShardServiceServer) WriteValues(grpc.BidiStreamingServer[Writ
 }
 func (UnimplementedShardServiceServer) ReadValue(*ReadValueRequest, grpc.ServerStreamingServer[ReadValueResponse]) error {
 	return status.Error(codes.Unimplemented, "method ReadValue not implemented")
+}
+func (UnimplementedShardServiceServer) Watch(grpc.BidiStreamingServer[WatchRequest, WatchResponse]) error {
+	return status.Error(codes.Unimplemented, "method Watch not implemented")
 }
 func (UnimplementedShardServiceServer) Status(context.Context, *StatusRequest) (*StatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
@@ -194,6 +215,13 @@ func _ShardService_ReadValue_Handler(srv interface{}, stream grpc.ServerStream) 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ShardService_ReadValueServer = grpc.ServerStreamingServer[ReadValueResponse]
 
+func _ShardService_Watch_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(ShardServiceServer).Watch(&grpc.GenericServerStream[WatchRequest, WatchResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ShardService_WatchServer = grpc.BidiStreamingServer[WatchRequest, WatchResponse]
+
 func _ShardService_Status_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(StatusRequest)
 	if err := dec(in); err != nil {
@@ -241,6 +269,12 @@ var ShardService_ServiceDesc = grpc.ServiceDesc{
 			StreamName:    "ReadValue",
 			Handler:       _ShardService_ReadValue_Handler,
 			ServerStreams: true,
+		},
+		{
+			StreamName:    "Watch",
+			Handler:       _ShardService_Watch_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
 		},
 	},
 	Metadata: "kvstore/dataplane/v1/shard.proto",

@@ -1,0 +1,41 @@
+package fanout
+
+import "kvstore/components/kverr"
+
+// Route is where the shards of a watch are to go on, for whoever leads a watcher from owner to owner.
+type Route struct {
+	at map[string]*Start
+	// failed is how often in a row a shard could not be followed.
+	failed map[string]int
+}
+
+// NewRoute is the route of a watch that begins.
+func NewRoute(starts []Start) *Route {
+	r := &Route{at: make(map[string]*Start, len(starts)), failed: make(map[string]int)}
+	for _, s := range starts {
+		r.at[s.Shard] = &s
+	}
+	return r
+}
+
+// Start is where a shard goes on.
+func (r *Route) Start(shard string) Start { return *r.at[shard] }
+
+// Take takes what a shard's owner tells. When again is not nil the watcher is not told: the shard goes on there, wherever it is served then, after a
+// pause that grows with fails. An error ends the watch.
+func (r *Route) Take(t *Told) (again *Start, fails int, err error) {
+	s := r.at[t.Shard]
+	switch {
+	case t.Err == nil:
+		s.Now, s.From = false, t.Cursor
+		delete(r.failed, t.Shard)
+		return nil, 0, nil
+	case t.Err.Kind == kverr.Exhausted || !t.Err.Kind.Temporary():
+		return nil, 0, t.Err
+	case t.Epoch != 0 && !s.Now: // it had begun, and the owner may know of more than it has told: that none of it concerns this watcher
+		s.From = t.Cursor
+	}
+	fails = r.failed[t.Shard]
+	r.failed[t.Shard]++
+	return s, fails, nil
+}

@@ -1,0 +1,434 @@
+package memhost
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/zeebo/xxh3"
+
+	"kvstore/actors/fanout"
+	"kvstore/actors/host"
+	"kvstore/actors/shard"
+	"kvstore/components/kverr"
+)
+
+// Bounds of watches.
+const (
+	// maxFeeds is how many shards the watchers of a host follow together; one more is refused with Exhausted.
+	maxFeeds = 1 << 20
+	// watchBytes is how much one batch of a watch carries, a transaction or a long value apart.
+	watchBytes = 64 << 10
+	// hubPace is how often a shard that is watched makes sure that it has no other owner: so long its watchers may hear nothing of what
+	// another owner does.
+	hubPace = 5 * time.Second
+	// A watcher whom nothing concerned is told of his place once it is hubLag revisions old, at hubPace, or at all, after hubPatience of them.
+	// Otherwise the history might not go back to it when he comes back.
+	hubLag      = 1000
+	hubPatience = 5
+	// followers is how many shards of one watch are opened at once.
+	followers = 8
+)
+
+// watching is one watch of shards of this host. follow may be called at any time; next by one goroutine at a time.
+type watching struct {
+	host  *Host
+	watch *fanout.Watch
+	ctx   context.Context // ends with close
+	end   context.CancelFunc
+	opens chan struct{} // tokens: shards being opened
+	wake  chan struct{} // a token: something is ready
+
+	mu     sync.Mutex
+	ready  []*follow // guarded by mu, as is all below
+	all    map[string]*follow
+	closed bool
+}
+
+// follow is one shard of a watch.
+type follow struct {
+	w     *watching
+	shard string
+	open  chan struct{} // closed when hub, feed and err are set
+	queue bool          // it is in ready; guarded by w.mu, as is gone
+	gone  bool          // nothing more is told of it
+
+	hub  *hub
+	feed *fanout.Feed
+	err  *kverr.Error // it could not be opened
+}
+
+// newWatching makes a watch that follows no shard yet. It must be closed.
+func (h *Host) newWatching(w *fanout.Watch) *watching {
+	x := &watching{host: h, watch: w, opens: make(chan struct{}, followers), wake: make(chan struct{}, 1), all: make(map[string]*follow)}
+	x.ctx, x.end = context.WithCancel(h.ctx)
+	return x
+}
+
+// follow begins to follow shards, each opened if need be. A batch tells when each has begun, or why it cannot be. A shard that is followed is
+// left as it is.
+func (w *watching) follow(starts ...fanout.Start) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return
+	}
+	for _, s := range starts {
+		if w.all[s.Shard] != nil {
+			continue
+		}
+		f := &follow{w: w, shard: s.Shard, open: make(chan struct{})}
+		w.all[s.Shard] = f
+		go func() {
+			w.opens <- struct{}{}
+			defer func() { <-w.opens }()
+			w.host.join(w.ctx, f, s)
+			close(f.open)
+			f.tell()
+		}()
+	}
+}
+
+// next waits until there is something to tell, and begins to follow what comes by starts. It fails when ctx ends or the host is closed.
+func (w *watching) next(ctx context.Context, starts <-chan []fanout.Start) (*fanout.Told, error) {
+	for {
+		w.mu.Lock()
+		if len(w.ready) > 0 {
+			f := w.ready[0]
+			w.ready[0] = nil
+			w.ready = w.ready[1:]
+			f.queue = false
+			w.mu.Unlock()
+			told := f.next(ctx)
+			if told.Err != nil {
+				w.leave(f)
+			} else if told.More {
+				f.tell()
+			}
+			return told, nil
+		}
+		w.mu.Unlock()
+		select {
+		case <-w.wake:
+		case more := <-starts:
+			w.follow(more...)
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-w.ctx.Done():
+			return nil, context.Cause(w.ctx)
+		}
+	}
+}
+
+// close ends the watch.
+func (w *watching) close() {
+	w.end()
+	w.mu.Lock()
+	w.closed = true
+	all := w.all
+	w.all, w.ready = nil, nil
+	w.mu.Unlock()
+	for _, f := range all {
+		<-f.open // soon: the context has ended
+		f.hub.remove(f)
+	}
+}
+
+// leave forgets a shard that is over.
+func (w *watching) leave(f *follow) {
+	w.mu.Lock()
+	delete(w.all, f.shard)
+	f.gone = true
+	w.ready = slices.DeleteFunc(w.ready, func(other *follow) bool { return other == f })
+	w.mu.Unlock()
+	f.hub.remove(f)
+}
+
+// tell has the follow's turn come.
+func (f *follow) tell() {
+	w := f.w
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if f.queue || f.gone || w.closed {
+		return
+	}
+	f.queue = true
+	w.ready = append(w.ready, f)
+	poke(w.wake)
+}
+
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// next takes the next step of a shard.
+func (f *follow) next(ctx context.Context) *fanout.Told {
+	told := &fanout.Told{Shard: f.shard}
+	if f.err != nil {
+		told.Err = f.err
+		return told
+	}
+	h := f.hub
+	told.Epoch = h.actor.epoch
+	h.mu.Lock()
+	view, at, over := h.machine.View(), h.machine.Cursor(f.feed), h.over
+	h.mu.Unlock()
+	if over != nil {
+		told.Cursor, told.Err = at, over
+		return told
+	}
+	told.Batch = f.w.watch.Next(view, at, fanout.Budget{Bytes: watchBytes})
+	h.actor.fill(ctx, told.Events)
+	if told.Err == nil {
+		h.mu.Lock()
+		told.More = h.machine.Took(f.feed, &told.Batch) || h.over != nil
+		h.mu.Unlock()
+	}
+	return told
+}
+
+// fill reads the values that lie apart from their keys. One that cannot be read stays a reference: the state has another one by now, or the next
+// reader of the key is told that it is damaged.
+func (a *shardActor) fill(ctx context.Context, events []fanout.Event) {
+	for i := range events {
+		for _, v := range []*shard.Value{&events[i].Value, &events[i].Before} {
+			if v.Ref.Object == (shard.ObjectID{}) || v.Ref.Length > fanout.MaxValue {
+				continue
+			}
+			value := make([]byte, v.Ref.Length)
+			if err := a.values.Read(ctx, v.Ref, 0, value); err == nil && xxh3.Hash(value) == v.Ref.Checksum {
+				*v = shard.Value{Inline: value}
+			}
+		}
+	}
+}
+
+// join opens the shard and makes the follow one of its hub's.
+func (h *Host) join(ctx context.Context, f *follow, start fanout.Start) {
+	a, err := h.shard(ctx, start.Shard)
+	for range tries {
+		if err != nil {
+			f.err = asKind(err)
+			return
+		}
+		s, derr := a.Durable(ctx)
+		if derr == nil {
+			derr = a.hub.add(f, start, s)
+		}
+		if derr == nil {
+			return
+		}
+		if !errors.Is(derr, host.ErrOver) {
+			f.err = asKind(derr)
+			return
+		}
+		a, err = h.shardNext(ctx, start.Shard)
+	}
+	f.err = errUnsteady
+}
+
+// hub is who watches a shard in one epoch of it.
+type hub struct {
+	host    *Host
+	actor   *shardActor
+	watched atomic.Bool
+
+	fresh   atomic.Pointer[host.State] // the last that was published and that the machine has not seen
+	running atomic.Bool                // a goroutine takes it
+
+	mu      sync.Mutex
+	machine *fanout.Hub              // nil before the first watch; guarded by mu, as is all below
+	follows map[*fanout.Feed]*follow // whose a feed is
+	over    *kverr.Error             // the epoch has ended
+	beating bool                     // the timer runs, or its check
+	beats   int                      // of the timer
+}
+
+// published is told of each durable state, in order, by whoever made it so: it must cost next to nothing.
+func (h *hub) published(s *host.State) {
+	if !h.watched.Load() {
+		return
+	}
+	h.fresh.Store(s)
+	if h.running.CompareAndSwap(false, true) {
+		go h.run()
+	}
+}
+
+func (h *hub) run() {
+	for {
+		if s := h.fresh.Swap(nil); s != nil {
+			h.mu.Lock()
+			h.advance(s)
+			h.mu.Unlock()
+			continue
+		}
+		h.running.Store(false)
+		if h.fresh.Load() == nil || !h.running.CompareAndSwap(false, true) {
+			return
+		}
+	}
+}
+
+// advance shows the machine a state, unless it has seen a later one. Mutex held.
+func (h *hub) advance(s *host.State) {
+	if h.machine == nil || s.Revision <= h.machine.View().Revision() {
+		return
+	}
+	h.machine.Advance(h.actor.viewOf(s), h.wake)
+}
+
+// wake has a feed's turn come. Mutex held.
+func (h *hub) wake(feed *fanout.Feed) { h.follows[feed].tell() }
+
+var errManyFeeds = &kverr.Error{Kind: kverr.Exhausted, Op: "watch", Message: "the host has too many watches", RetryAfterMS: 1000}
+
+// add adds a follow, from a state on at least.
+func (h *hub) add(f *follow, start fanout.Start, s *host.State) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.over != nil {
+		return host.ErrOver
+	}
+	if h.host.feeds.Add(1) > maxFeeds {
+		h.host.feeds.Add(-1)
+		return errManyFeeds
+	}
+	if h.machine == nil {
+		h.machine, h.follows = fanout.NewHub(h.actor.viewOf(s)), make(map[*fanout.Feed]*follow)
+	}
+	h.watched.Store(true)
+	if !h.beating {
+		h.beating = true
+		h.beat()
+	}
+	h.advance(h.actor.Latest()) // whatever is published from now on is told
+	at := start.From
+	if start.Now {
+		at = fanout.Cursor{Revision: s.Revision}
+	}
+	f.hub, f.feed = h, h.machine.Add(f.w.watch, at)
+	h.follows[f.feed] = f
+	return nil
+}
+
+// remove takes a follow out; the hub may be nil.
+func (h *hub) remove(f *follow) {
+	if h == nil {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, ok := h.follows[f.feed]; !ok {
+		return
+	}
+	delete(h.follows, f.feed)
+	h.machine.Remove(f.feed)
+	h.host.feeds.Add(-1)
+	if len(h.follows) == 0 && h.over == nil {
+		h.machine = nil // it would keep an old state
+		h.watched.Store(false)
+	}
+}
+
+// close ends all watches of the epoch.
+func (h *hub) close() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.over != nil {
+		return
+	}
+	h.over = &kverr.Error{Kind: kverr.Moved, Op: "watch", Message: "the shard is not served here any more"}
+	for _, f := range h.follows {
+		f.tell()
+	}
+}
+
+// busy tells that somebody watches.
+func (h *hub) busy() bool { return h.watched.Load() }
+
+// beat sets the timer. Mutex held.
+func (h *hub) beat() {
+	h.host.cfg.Actor.Clock.AfterFunc(hubPace, h.check)
+}
+
+// check makes sure that the shard has no other owner, and tells watchers of their places.
+func (h *hub) check() {
+	ctx, cancel := context.WithTimeout(h.host.ctx, hubPace)
+	s, err := h.actor.Durable(ctx)
+	cancel()
+	if errors.Is(err, host.ErrOver) {
+		h.close()
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.over != nil || h.machine == nil {
+		h.beating = false
+		return
+	}
+	if err == nil { // otherwise nothing is known, and nothing is told
+		h.advance(s)
+		lag := uint64(hubLag)
+		if h.beats++; h.beats%hubPatience == 0 {
+			lag = 1
+		}
+		h.machine.Remind(lag, h.wake)
+	}
+	h.beat()
+}
+
+// Follow follows the shards that come by starts, as they are served here, until ctx ends or send fails. Send is told when each has begun, and, by
+// Told.Err, why one is over; the others go on. While send runs nothing is read for it.
+func (h *Host) Follow(ctx context.Context, w *fanout.Watch, starts <-chan []fanout.Start, send func(*fanout.Told) error) error {
+	x := h.newWatching(w)
+	defer x.close()
+	for {
+		told, err := x.next(ctx, starts)
+		if err == nil {
+			err = send(told)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// rejoinAfter is how long a shard that cannot be watched now is left alone before it is tried again: at first, and at most.
+const (
+	rejoinAfter = 5 * time.Millisecond
+	rejoinMost  = time.Second
+)
+
+// Watch is Follow for a frontend of the same process: of what passes by itself, such as a shard that changes hands, send is told nothing, and the
+// watch ends when one of the shards cannot be followed any more. See frontend.Shards.
+func (h *Host) Watch(ctx context.Context, w *fanout.Watch, starts []fanout.Start, send func(*fanout.Told) error) error {
+	x := h.newWatching(w)
+	defer x.close()
+	route := fanout.NewRoute(starts)
+	x.follow(starts...)
+	for {
+		told, err := x.next(ctx, nil)
+		if err != nil {
+			return asKind(err)
+		}
+		again, fails, err := route.Take(told)
+		switch {
+		case err != nil:
+			return err
+		case again != nil:
+			wait := min(rejoinAfter<<min(fails, 10), rejoinMost)
+			h.cfg.Actor.Clock.AfterFunc(wait, func() { x.follow(*again) })
+			continue
+		}
+		if err := send(told); err != nil {
+			return err
+		}
+	}
+}
