@@ -29,6 +29,7 @@ var (
 	ErrOutcomeUnknown  error = kverr.OutcomeUnknown  // a write that may or may not have been applied
 	ErrExpired         error = kverr.Expired         // a write that came after its time; an earlier try may have been applied
 	ErrDataLoss        error = kverr.DataLoss        // stored data is damaged
+	ErrCompacted       error = kverr.Compacted       // changes that a watch was to go on with are not kept any more
 
 	ErrUnauthenticated  error = kverr.Unauthenticated  // no token or a bad one, or TLS that cannot work
 	ErrPermissionDenied error = kverr.PermissionDenied // the token does not have the role that this needs

@@ -79,14 +79,22 @@ func (s *Server) put(sp *space, op *kvstorev1.PutOp) *kvstorev1.PutResult {
 		}
 	}
 	sp.entries[string(op.Key)] = e
+	s.changed(sp, &kvstorev1.WatchEvent{
+		Type: kvstorev1.WatchEventType_WATCH_EVENT_TYPE_PUT, Key: e.Key, Value: e.Value, Version: e.Version, PrevVersion: old.GetVersion(),
+		Created: old == nil, Size: e.Size,
+	})
 	return &kvstorev1.PutResult{Version: e.Version, Created: old == nil}
 }
 
 func (s *Server) remove(sp *space, key []byte) *kvstorev1.DeleteResult {
-	if _, ok := sp.entries[string(key)]; !ok {
+	old, ok := sp.entries[string(key)]
+	if !ok {
 		return &kvstorev1.DeleteResult{}
 	}
 	delete(sp.entries, string(key))
+	s.changed(sp, &kvstorev1.WatchEvent{
+		Type: kvstorev1.WatchEventType_WATCH_EVENT_TYPE_DELETE, Key: old.Key, Version: s.revision, PrevVersion: old.Version,
+	})
 	return &kvstorev1.DeleteResult{Deleted: true, Revision: s.revision}
 }
 

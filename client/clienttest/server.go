@@ -44,6 +44,9 @@ type Server struct {
 	forget     bool
 	applied    int64
 	now        func() time.Time
+	changes    []change      // of keys, oldest first
+	forgotten  int           // changes before those
+	news       chan struct{} // closed by the next change
 }
 
 // identity is a write's identity with its place in the request.
@@ -83,7 +86,7 @@ func New() *Server {
 func newServer() *Server {
 	s := &Server{
 		spaces: map[string]*space{}, keyspaces: map[string]*kvstorev1.Keyspace{},
-		namespaces: map[string]*kvstorev1.Namespace{}, answered: map[identity]any{}, now: time.Now,
+		namespaces: map[string]*kvstorev1.Namespace{}, answered: map[identity]any{}, now: time.Now, news: make(chan struct{}),
 	}
 	s.keyspaces["default"] = &kvstorev1.Keyspace{Name: "default", Uid: "0123456789abcdef", Shards: 4, Version: 1}
 	s.namespaces["default/default"] = &kvstorev1.Namespace{
