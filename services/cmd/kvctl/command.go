@@ -23,6 +23,7 @@ var commands = map[string]command{
 	"put":              putCommand,
 	"del":              delCommand,
 	"ls":               lsCommand,
+	"watch":            watchCommand,
 	"batch":            batchCommand,
 	"txn":              txnCommand,
 	"status":           statusCommand,

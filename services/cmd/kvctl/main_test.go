@@ -125,6 +125,15 @@ func TestCommandLines(t *testing.T) {
 		{"batch -f -", "get k1\nget none\ndel k2\n", 3, `"none": get`},
 		{"batch -f -", "get k1\n", 0, `OP +KEY +RESULT\nget +k1 +v1\n`},
 
+		{"watch k --state --once -o json", "", 0, `^\{"type":"PUT","key":"k1","value":"v1","version":\d+,"initial":true,"size":2\}\n\{"type":"SYNCED","token":"\w+=*"\}\n$`},
+		{"watch k1 --exact --state --count 1", "", 0, `^PUT +\d+  k1  v1\n$`},
+		{"watch k --state --once -o raw", "", 0, `^k1\n$`},
+		{"watch --once", "", 2, `--once wants --state`},
+		{"watch --exact", "", 2, `wants a key`},
+		{"watch --from ==", "", 2, `--from`},
+		{"watch --state --from AA==", "", 2, `both given`},
+		{"watch --count -1", "", 2, `negative`},
+
 		{"status", "", 0, `(?s)^kvstore clienttest at passthrough:///t, engine memory.*SHARD`},
 		{"status -o json", "", 0, `"version": ?"clienttest"`},
 		{"version", "", 0, `^kvctl `},

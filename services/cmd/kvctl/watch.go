@@ -1,0 +1,184 @@
+package main
+
+import (
+	"context"
+	"encoding/base64"
+	"flag"
+	"fmt"
+	"strings"
+	"unicode/utf8"
+
+	"kvstore/client"
+)
+
+var watchCommand = command{
+	args: "[PREFIX]", min: 0, max: 1,
+	short: "tell of changes as they happen",
+	help: `Without --state it begins now. A lost connection is taken up again by itself, and nothing is missed: the token that --from goes on
+from is part of every line of -o json. Without --all, changes to one key that come faster than they are read are told as the last of them.
+
+  kvctl watch
+  kvctl watch service/ --state           what is there, then changes
+  kvctl watch config --exact --prev      one key, with what it was before
+  kvctl watch service/ --state --once    what is there, and no more
+  kvctl watch --all -o json | tee changes.jsonl
+  kvctl watch --all -o json --from "$(tail -n 1 changes.jsonl | jq -r .token)"`,
+	setup: func(fs *flag.FlagSet) func(context.Context, *session, []string) error {
+		o := new(client.WatchOptions)
+		exact := fs.Bool("exact", false, "the argument is a key, not a prefix")
+		fs.BoolVar(&o.State, "state", false, "tell what is there first")
+		once := fs.Bool("once", false, "with --state: end when that is told")
+		fs.BoolVar(&o.All, "all", false, "tell every change, or end with COMPACTED")
+		fs.BoolVar(&o.PrevValue, "prev", false, "tell what was there before")
+		fs.BoolVar(&o.KeysOnly, "keys-only", false, "leave values out")
+		from := fs.String("from", "", "go on after this `token` of an earlier watch")
+		count := fs.Int("count", 0, "end after this `number` of changes; 0 = never")
+		return func(ctx context.Context, s *session, args []string) error {
+			if len(args) > 0 {
+				o.Prefix = args[0]
+			}
+			if *exact {
+				o.Key, o.Prefix = o.Prefix, ""
+			}
+			var err error
+			if o.Token, err = base64.StdEncoding.DecodeString(*from); err != nil {
+				return usagef("--from: %v", err)
+			}
+			switch {
+			case *exact && o.Key == "":
+				return usagef("--exact wants a key")
+			case o.State && *from != "":
+				return usagef("--state and --from are both given")
+			case *once && !o.State:
+				return usagef("--once wants --state")
+			case *count < 0:
+				return usagef("--count %d is negative", *count)
+			}
+			c, err := s.connect(ctx)
+			if err != nil {
+				return err
+			}
+			return s.watch(ctx, c, o, *once, *count)
+		}
+	},
+}
+
+// changeJSON is a change, or where a watch stands, as -o json prints it.
+type changeJSON struct {
+	Type        string  `json:"type"` // PUT, DELETE, EXPIRE; STARTED, SYNCED, RESYNC
+	Key         string  `json:"key,omitempty"`
+	Value       *string `json:"value,omitempty"`
+	ValueBase64 []byte  `json:"value_base64,omitempty"` // instead of value, when that is no UTF-8
+	Version     uint64  `json:"version,omitempty"`
+	PrevVersion uint64  `json:"prev_version,omitempty"`
+	Prev        *string `json:"prev_value,omitempty"`
+	PrevBase64  []byte  `json:"prev_value_base64,omitempty"`
+	Created     bool    `json:"created,omitempty"`
+	Initial     bool    `json:"initial,omitempty"`
+	Size        int64   `json:"size,omitempty"`
+	LeftOut     bool    `json:"value_left_out,omitempty"`
+	Token       []byte  `json:"token,omitempty"` // of the last line of what comes together
+}
+
+// textOr is b as text, or as bytes when it is none.
+func textOr(b []byte) (text *string, bytes []byte) {
+	if b == nil {
+		return nil, nil
+	}
+	if utf8.Valid(b) {
+		s := string(b)
+		return &s, nil
+	}
+	return nil, b
+}
+
+// watch prints changes until enough have come.
+func (s *session) watch(ctx context.Context, c *client.Client, o *client.WatchOptions, once bool, count int) error {
+	n := 0
+	for b, err := range c.Watch(ctx, o) {
+		if err != nil {
+			return err
+		}
+		if err := s.tellStand(&b); err != nil {
+			return err
+		}
+		for i := range b.Events {
+			var token []byte
+			if i == len(b.Events)-1 {
+				token = b.Token
+			}
+			if err := s.tellChange(&b.Events[i], token); err != nil {
+				return err
+			}
+			if n++; n == count {
+				return nil
+			}
+		}
+		if b.Synced && once {
+			return nil
+		}
+	}
+	return nil
+}
+
+// tellStand tells where the watch stands: people on standard error, so that a pipe has changes alone.
+func (s *session) tellStand(b *client.WatchBatch) error {
+	var stand, words string
+	switch {
+	case b.Started:
+		stand, words = "STARTED", "watching"
+	case b.Synced:
+		stand, words = "SYNCED", "that is what is there; watching"
+	case b.Resync:
+		stand, words = "RESYNC", "some changes were missed; what follows is what is there"
+	default:
+		return nil
+	}
+	if s.output == "json" {
+		return s.jsonLine(changeJSON{Type: stand, Token: b.Token})
+	}
+	if s.output != "raw" {
+		fmt.Fprintf(s.stderr, "-- %s\n", words)
+	}
+	return nil
+}
+
+func (s *session) tellChange(e *client.Event, token []byte) error {
+	switch s.output {
+	case "json":
+		j := changeJSON{
+			Type: e.Type.String(), Version: e.Version, PrevVersion: e.PrevVersion, Created: e.Created, Initial: e.Initial, Size: e.Size,
+			LeftOut: e.ValueLeftOut, Token: token, Key: e.Key,
+		}
+		if e.Type == client.EventPut && !e.ValueLeftOut && (e.Value != nil || e.Size == 0) {
+			j.Value, j.ValueBase64 = textOr(append([]byte{}, e.Value...))
+		}
+		j.Prev, j.PrevBase64 = textOr(e.PrevValue)
+		return s.jsonLine(j)
+	case "raw":
+		fmt.Fprintln(s.stdout, e.Key)
+		return nil
+	}
+	line := fmt.Sprintf("%-6s %8d  %s", e.Type, e.Version, e.Key)
+	if e.Type == client.EventPut {
+		switch {
+		case e.ValueLeftOut, e.Value == nil && e.Size > 0, !printable(e.Value):
+			line += "  (" + bytesText(e.Size) + ")"
+		default:
+			line += "  " + oneLine(e.Value)
+		}
+	}
+	if e.PrevValue != nil {
+		line += "  was " + oneLine(e.PrevValue)
+	}
+	fmt.Fprintln(s.stdout, cut(line, s.width))
+	return nil
+}
+
+// oneLine is a value for one line of a terminal.
+func oneLine(b []byte) string {
+	if !printable(b) {
+		return "(" + bytesText(int64(len(b))) + ")"
+	}
+	return strings.NewReplacer("\n", `\n`, "\r", `\r`, "\t", " ").Replace(string(b))
+}
