@@ -94,6 +94,8 @@ var requests = map[string]func(ks string) proto.Message{
 		return &kvv1.PipelineRequest{Keyspace: ks, Ops: []*kvv1.PipelineRequest_Op{getOp(1, "k")}}
 	},
 
+	"KVService/Watch": func(ks string) proto.Message { return &kvv1.WatchRequest{Keyspace: ks} },
+
 	"PromptCacheService/Lookup": func(ks string) proto.Message { return &kvv1.LookupRequest{Keyspace: ks, Namespace: "prompts"} },
 	"PromptCacheService/Read":   func(ks string) proto.Message { return &kvv1.ReadRequest{Keyspace: ks, Namespace: "prompts"} },
 	"PromptCacheService/List": func(ks string) proto.Message {
@@ -135,6 +137,7 @@ var requests = map[string]func(ks string) proto.Message{
 // roles says of every call who may make it, apart from the table that it tests.
 var roles = map[string][]string{
 	"KVService/Get": readers, "KVService/BatchGet": readers, "KVService/List": readers, "KVService/GetStream": readers, "KVService/Pipeline": readers,
+	"KVService/Watch": readers,
 	"KVService/Put": writers, "KVService/Delete": writers, "KVService/BatchPut": writers, "KVService/BatchDelete": writers,
 	"KVService/Transaction": writers, "KVService/PutStream": writers,
 	"PromptCacheService/Lookup": readers, "PromptCacheService/Read": readers, "PromptCacheService/List": readers, "PromptCacheService/Usage": readers,
@@ -407,6 +410,26 @@ func TestRevokedTokenEndsStreams(t *testing.T) {
 	}
 	if _, err := r.KV.Get(admin, &kvv1.GetRequest{Get: &kvv1.GetOp{Key: []byte("after")}}); kverr.KindOf(err) != kverr.NotFound {
 		t.Errorf("after: %v", err)
+	}
+}
+
+// TestRevokedTokenEndsWatch: rights are asked at every event, not only when the watch begins.
+func TestRevokedTokenEndsWatch(t *testing.T) {
+	tokens, file := openTokens(t, "reader", "admin")
+	r := newRig(t, Config{Access: tokens}, nil)
+	ctx := testContext(t)
+	w := r.watch(withToken(ctx, secretOf("reader")), t, &kvv1.WatchRequest{})
+	w.until(kvv1.WatchControl_WATCH_CONTROL_STARTED)
+	admin := withToken(ctx, secretOf("admin"))
+	r.mustPut(admin, t, "before", "v", 0)
+	wantEvents(t, w.take(1), "PUT before=v created")
+	writeTokens(t, file, "admin")
+	if _, err := tokens.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	r.mustPut(admin, t, "after", "v", 0)
+	if resp, err := w.stream.Recv(); kverr.KindOf(err) != kverr.Unauthenticated {
+		t.Errorf("the watch goes on: %v, %v", resp, err)
 	}
 }
 

@@ -72,6 +72,7 @@ var apiTests = map[string]func(*testing.T){
 	"PipelineRights":                  TestPipelineRights,
 	"RevokedTokenEndsStreams":         TestRevokedTokenEndsStreams,
 	"PromptPartsOfARequest":           TestPromptPartsOfARequest,
+	"RevokedTokenEndsWatch":           TestRevokedTokenEndsWatch,
 	"WatchKey":                        TestWatchKey,
 	"WatchPrefixWithState":            TestWatchPrefixWithState,
 	"WatchFromList":                   TestWatchFromList,

@@ -28,7 +28,8 @@ type watching struct {
 	shards []*Shard
 	number map[string]int // place in shards, by id
 	send   func(*kvv1.WatchResponse) error
-	state  bool // the state comes first
+	cancel context.CancelCauseFunc // ends the call
+	state  bool                    // the state comes first
 
 	mu    sync.Mutex
 	over  bool        // the call has returned; guarded by mu, as is all below
@@ -57,15 +58,15 @@ func (k *kvService) Watch(req *kvv1.WatchRequest, stream grpc.ServerStreamingSer
 	if err != nil {
 		return err
 	}
-	w.pass, w.send = authn.FromContext(ctx), stream.Send
+	w.pass, w.send, w.cancel = authn.FromContext(ctx), stream.Send, cancel
 	w.timer = time.AfterFunc(k.cfg.WatchProgress, w.progress)
 	defer w.end()
 	for {
 		err := k.shards.Watch(ctx, &w.watch, starts, w.tell)
+		if ctx.Err() != nil {
+			return kverr.From(context.Cause(ctx))
+		}
 		if !errors.Is(err, errResync) {
-			if cause := context.Cause(ctx); cause != nil && errors.Is(cause, errStopping) {
-				return errStopping
-			}
 			return err
 		}
 		starts = w.anew()
@@ -230,9 +231,11 @@ func (w *watching) progress() {
 	if w.over {
 		return
 	}
-	if w.server.cfg.Access.Check(w.pass, w.ns.keyspace.Name) == nil { // otherwise the next event ends the watch
-		_ = w.write(&kvv1.WatchResponse{Control: kvv1.WatchControl_WATCH_CONTROL_PROGRESS, Token: w.token()})
+	if err := w.server.cfg.Access.Check(w.pass, w.ns.keyspace.Name); err != nil {
+		w.cancel(err)
+		return
 	}
+	_ = w.write(&kvv1.WatchResponse{Control: kvv1.WatchControl_WATCH_CONTROL_PROGRESS, Token: w.token()}) // an error is the stream's end
 }
 
 // end is the end of the call: nothing may be sent after it.

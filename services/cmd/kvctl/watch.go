@@ -22,7 +22,7 @@ from is part of every line of -o json. Without --all, changes to one key that co
   kvctl watch config --exact --prev      one key, with what it was before
   kvctl watch service/ --state --once    what is there, and no more
   kvctl watch --all -o json | tee changes.jsonl
-  kvctl watch --all -o json --from "$(tail -n 1 changes.jsonl | jq -r .token)"`,
+  kvctl watch --all -o json --from AQAB...   the token of the last line`,
 	setup: func(fs *flag.FlagSet) func(context.Context, *session, []string) error {
 		o := new(client.WatchOptions)
 		exact := fs.Bool("exact", false, "the argument is a key, not a prefix")
