@@ -17,6 +17,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"kvstore/actors/fanout"
 	"kvstore/actors/host"
 	"kvstore/actors/host/values"
 	"kvstore/actors/shard"
@@ -34,6 +35,7 @@ type Host interface {
 	WriteValue(ctx context.Context, shardID string, size int64, r io.Reader) (shard.Ref, error)
 	DropValues(shardID string, refs ...shard.Ref)
 	ReadValue(ctx context.Context, shardID string, ref shard.Ref, off int64, p []byte) error
+	Follow(ctx context.Context, w *fanout.Watch, starts <-chan []fanout.Start, send func(*fanout.Told) error) error
 	Register(id string, open host.Opener) error
 	Use(ctx context.Context, id string) (host.Resident, error)
 	Next(ctx context.Context, id string) (host.Resident, error)
@@ -93,6 +95,10 @@ func Run(t *testing.T, mk Maker) {
 		{"Values/OtherEpoch", 0, testOtherEpoch},
 		{"Values/Sweep", 0, testSweep},
 		{"Values/Compact", 0, testCompact},
+		{"Watch", 0, testWatch},
+		{"Watch/Move", term, testWatchMove},
+		{"Watch/Fenced", term, testWatchFenced},
+		{"Watch/Place", 0, testWatchPlace},
 		{"Faults", 0, testFaults},
 		{"FaultsOfTwo", term, testFaultsOfTwo},
 	} {
