@@ -138,7 +138,7 @@ var requests = map[string]func(ks string) proto.Message{
 var roles = map[string][]string{
 	"KVService/Get": readers, "KVService/BatchGet": readers, "KVService/List": readers, "KVService/GetStream": readers, "KVService/Pipeline": readers,
 	"KVService/Watch": readers,
-	"KVService/Put": writers, "KVService/Delete": writers, "KVService/BatchPut": writers, "KVService/BatchDelete": writers,
+	"KVService/Put":   writers, "KVService/Delete": writers, "KVService/BatchPut": writers, "KVService/BatchDelete": writers,
 	"KVService/Transaction": writers, "KVService/PutStream": writers,
 	"PromptCacheService/Lookup": readers, "PromptCacheService/Read": readers, "PromptCacheService/List": readers, "PromptCacheService/Usage": readers,
 	"PromptCacheService/Write": writers, "PromptCacheService/Release": writers, "PromptCacheService/Touch": writers, "PromptCacheService/Pin": writers,

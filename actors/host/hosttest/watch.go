@@ -2,8 +2,10 @@ package hosttest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"testing/synctest"
 	"time"
 
@@ -16,7 +18,8 @@ import (
 // watcher follows the shard at a host and keeps what it is told.
 type watcher struct {
 	c      *cluster
-	told   []*fanout.Told // touched by send, and by the test while everything waits
+	mu     sync.Mutex
+	told   []*fanout.Told // guarded by mu
 	cancel context.CancelFunc
 	ended  chan error
 }
@@ -30,6 +33,8 @@ func (c *cluster) watch(h Host, w *fanout.Watch, start fanout.Start) *watcher {
 	starts <- []fanout.Start{start}
 	go func() {
 		x.ended <- h.Follow(ctx, w, starts, func(t *fanout.Told) error {
+			x.mu.Lock()
+			defer x.mu.Unlock()
 			x.told = append(x.told, t)
 			return nil
 		})
@@ -41,13 +46,14 @@ func (c *cluster) watch(h Host, w *fanout.Watch, start fanout.Start) *watcher {
 // end leaves.
 func (x *watcher) end() {
 	x.cancel()
-	<-x.ended
+	if err := <-x.ended; !errors.Is(err, context.Canceled) {
+		x.c.t.Errorf("a watch that its watcher left ended with %v", err)
+	}
 }
 
 // events are the changes told so far, as text.
 func (x *watcher) events() (all []string) {
-	synctest.Wait()
-	for _, t := range x.told {
+	for _, t := range x.all() {
 		for _, e := range t.Events {
 			all = append(all, fmt.Sprintf("%s=%s", e.Key, e.Value.Inline))
 		}
@@ -58,18 +64,26 @@ func (x *watcher) events() (all []string) {
 func (x *watcher) want(events ...string) {
 	x.c.t.Helper()
 	if got := x.events(); !slices.Equal(got, events) {
-		x.c.t.Fatalf("told %q, want %q", got, events)
+		x.c.t.Fatalf("told %q, want %q; in the end %+v", got, events, x.last())
 	}
 }
 
 // last is what was told last.
 func (x *watcher) last() *fanout.Told {
 	x.c.t.Helper()
-	synctest.Wait()
-	if len(x.told) == 0 {
+	all := x.all()
+	if len(all) == 0 {
 		x.c.t.Fatal("nothing was told")
 	}
-	return x.told[len(x.told)-1]
+	return all[len(all)-1]
+}
+
+// all is everything that was told, once there is nothing to do.
+func (x *watcher) all() []*fanout.Told {
+	synctest.Wait()
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return slices.Clone(x.told)
 }
 
 func everything() *fanout.Watch { return &fanout.Watch{Namespace: ns, Prefix: true, Mode: fanout.All} }
@@ -170,6 +184,7 @@ func testWatchFenced(c *cluster) {
 // testWatchPlace: a watcher whom nothing concerns is told how far he has come before the history has gone past it.
 func testWatchPlace(c *cluster) {
 	h := c.host(Options{Shard: shard.Config{HistoryChanges: 2000}})
+	c.must(h, put("k", "")) // a runtime may have to be asked where the shard is before it serves it
 	x := c.watch(h, &fanout.Watch{Namespace: ns, Key: []byte("quiet"), Mode: fanout.All}, fanout.Start{Now: true})
 	for i := range 20_000 {
 		if c.must(h, put("k", fmt.Sprint(i))); i%1000 == 0 {
@@ -180,12 +195,12 @@ func testWatchPlace(c *cluster) {
 	c.must(h, put("quiet", "not any more"))
 	x.want("quiet=not any more")
 	x.end()
-	for _, t := range x.told {
+	for _, t := range x.all() {
 		if t.Err != nil || t.Resync {
 			c.t.Fatalf("told %+v", t)
 		}
 	}
-	if n := len(x.told); n < 10 || n > 60 {
+	if n := len(x.all()); n < 10 || n > 60 {
 		c.t.Fatalf("told %d times of its place", n)
 	}
 }
