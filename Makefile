@@ -41,7 +41,7 @@ down: ## Stop that cluster; what it stored stays in $(CLUSTER).
 	@./tests/e2e/cluster.sh down $(CLUSTER)
 
 .PHONY: test
-test: lint check-proto unit race tagged fuzz fault redis dapr crash e2e ## Everything that CI checks.
+test: lint check-proto unit race tagged fuzz fault redis dapr compose-test crash e2e ## Everything that CI checks.
 	@echo "make test: all passed"
 
 .PHONY: unit
@@ -106,7 +106,7 @@ chaos: build sidecars ## All 90 faults (some 25 minutes); writes tests/chaos/REP
 	$(CHAOS) KVSTORE_CHAOS_TENTHS=10 KVSTORE_CHAOS_REPORT=$(CURDIR)/tests/chaos/REPORT.md $(GO) test -count=1 -timeout 2h -v -run TestChaos ./tests/chaos
 
 .PHONY: compose-test
-compose-test: build sidecars $(TOOLCACHE)/compose-$(COMPOSE_V)/docker-compose ## docker-compose.yml in containers, by an engine that answers or one of its own (needs docker.io and root). Not part of make test yet.
+compose-test: build sidecars $(TOOLCACHE)/compose-$(COMPOSE_V)/docker-compose ## docker-compose.yml in containers, by an engine that answers or one of its own (needs docker.io and root); TRACE=12031 replays all of the trace.
 	PATH="$(TOOLCACHE)/compose-$(COMPOSE_V):$$PATH:$(SIDECARS)" KVSTORE_BIN=$(CURDIR)/$(BIN) KVSTORE_COMPOSE=1 KVSTORE_TRACE=$(TRACE) $(GO) test -count=1 -timeout 25m -v ./tests/compose
 
 .PHONY: bench

@@ -129,7 +129,11 @@ func randomFrame(r *rand.Rand) *kvv1.PipelineRequest {
 }
 
 func TestFrameDecodersAgree(t *testing.T) {
-	for seed := range uint64(3000) {
+	seeds := uint64(3000)
+	if testing.Short() { // as under the race detector, which has nothing to find here
+		seeds = 300
+	}
+	for seed := range seeds {
 		r := rand.New(rand.NewPCG(seed, 1))
 		b, err := proto.Marshal(randomFrame(r))
 		if err != nil {

@@ -85,7 +85,11 @@ func deleteOp(id uint64, k string) *kvv1.PipelineRequest_Op {
 
 func TestPipelineAnswersEverything(t *testing.T) {
 	r := newRig(t, Config{}, nil)
-	const frames, ops = 60, 500
+	const ops = 500
+	frames := 60
+	if testing.Short() {
+		frames = 15
+	}
 	var puts, gets, dels []*kvv1.PipelineRequest
 	for f := range frames {
 		var p, g, d kvv1.PipelineRequest

@@ -31,12 +31,13 @@ type engine struct {
 const envApart = "KVSTORE_COMPOSE_APART"
 
 // TestMain runs the tests where they are when an engine answers. Otherwise it runs them again in a network of their own, where they start
-// one: its bridges and firewall rules are gone with it, and all ports are free.
+// one: its bridges and firewall rules are gone with it, and all ports are free. Processes and mounts are apart too: however the tests end, the
+// kernel ends all containers.
 func TestMain(m *testing.M) {
 	if os.Getenv("KVSTORE_COMPOSE") == "" || os.Getuid() != 0 || os.Getenv(envApart) != "" || answers(context.Background()) {
 		if os.Getenv(envApart) != "" {
-			if err := loopbackUp(); err != nil {
-				fmt.Fprintln(os.Stderr, "loopback:", err)
+			if err := settle(); err != nil {
+				fmt.Fprintln(os.Stderr, "a place of its own for a Docker engine:", err)
 				os.Exit(1)
 			}
 		}
@@ -45,11 +46,11 @@ func TestMain(m *testing.M) {
 	cmd := exec.Command(os.Args[0], os.Args[1:]...)
 	cmd.Env = append(os.Environ(), envApart+"=1")
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWPID | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
 	runtime.LockOSThread() // Pdeathsig is about this thread
 	err := cmd.Run()
 	if cmd.ProcessState == nil {
-		fmt.Fprintln(os.Stderr, "no Docker engine answers, and a network of its own cannot be made for one:", err)
+		fmt.Fprintln(os.Stderr, "no Docker engine answers, and a place of its own cannot be made for one:", err)
 		os.Exit(1)
 	}
 	os.Exit(cmd.ProcessState.ExitCode())
@@ -60,8 +61,14 @@ func answers(ctx context.Context) bool {
 	return err == nil
 }
 
-// loopbackUp turns the loopback interface of a new network on.
-func loopbackUp() error {
+// settle makes the new namespaces usable: mounts that nobody else sees, /proc of the new processes, a loopback interface that is on.
+func settle() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return fmt.Errorf("mount /proc: %w", err)
+	}
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err

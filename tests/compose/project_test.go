@@ -44,7 +44,7 @@ func newProject(t *testing.T) *project {
 	}
 	p := &project{engine: findEngine(t), t: t, env: filepath.Join(t.TempDir(), "env"), settings: map[string]string{
 		"KVSTORE_IMAGE": "kvstore:compose-test", "KVSTORE_PORT_1": freePort(t), "KVSTORE_PORT_2": freePort(t),
-		"REDIS_MAXMEMORY": "256mb", "REDIS_MEMORY": "512m",
+		"REDIS_MAXMEMORY": "640mb", "REDIS_MEMORY": "1280m", // enough for all of the trace
 	}}
 	p.configure(nil)
 	images := strings.Fields(p.must("--profile", "*", "config", "--images"))
@@ -139,7 +139,7 @@ type container struct {
 		Health struct{ Status string }
 	}
 	RestartCount int
-	Config       struct{ User string }
+	Config       struct{ Healthcheck struct{ Test []string } }
 	HostConfig   struct {
 		Memory         int64
 		ReadonlyRootfs bool
@@ -199,9 +199,7 @@ func (p *project) frontend(n int) string {
 }
 
 // kvctl runs kvctl outside of the containers, as a user of the machine would.
-func (p *project) kvctl(endpoint string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
+func (p *project) kvctl(ctx context.Context, endpoint string, args ...string) (string, error) {
 	return p.run(ctx, nil, []string{
 		"KVSTORE_ENDPOINT=" + endpoint, "KVSTORE_CA=" + filepath.Join(p.credentials, "ca.crt"), "KVSTORE_TOKEN_FILE=" + filepath.Join(p.credentials, "token"),
 	}, filepath.Join(os.Getenv("KVSTORE_BIN"), "kvctl"), args...)
@@ -209,7 +207,9 @@ func (p *project) kvctl(endpoint string, args ...string) (string, error) {
 
 func (p *project) mustKvctl(endpoint string, args ...string) string {
 	p.t.Helper()
-	out, err := p.kvctl(endpoint, args...)
+	ctx, cancel := context.WithTimeout(p.t.Context(), patience)
+	defer cancel()
+	out, err := p.kvctl(ctx, endpoint, args...)
 	if err != nil {
 		p.t.Fatal(err)
 	}
