@@ -2,12 +2,14 @@
 // nothing is half there, versions never go back, nothing is applied twice, no linearizable read is stale (DESIGN section 5). It does not
 // know what is done to the store meanwhile: tests/crash kills one process, tests/chaos takes a cluster apart.
 //
-// Three kinds of them work at once:
+// Four kinds of them work at once:
 //   - An owner is the only one to write its keys and prompt blocks, so it knows exactly what must be there. It repeats what was interrupted
 //     under the same identity, so almost every write ends with a definite answer; where one does not, both outcomes are accepted, once.
 //   - Registers are keys that many clients read and write. Every call is recorded with when it began and ended, and the history of
 //     each key must be that of one register (model.go, judged by porcupine). Some calls are given up early: their outcome stays open.
 //   - Counters are counted up by many clients, each step under the condition that nobody else came between.
+//   - Watchers put changes together and miss none: under LATEST and ALL, all keys and some, fast and slow, from tokens after random breaks. Once
+//     nobody writes they know what is there.
 //
 // A Load is all of them:
 //

@@ -34,6 +34,10 @@ type Load struct {
 	owners   []*owner
 	prompts  []*promptOwner
 	sharing  []*registerClient
+	watchers []*watcher
+	leave    context.CancelFunc // of the watchers; nil before they began
+	watching sync.WaitGroup
+	wrong    chan error // at most one of each watcher
 	shared   *shared
 	acks     atomic.Int64
 	tallies  []tally
@@ -79,6 +83,8 @@ func Dial(ctx context.Context, cfg Config) (*Load, error) {
 			l.sharing = append(l.sharing, newRegisterClient(i, c, cfg.Seed, l.newTally()))
 		}
 	}
+	l.watchers = newWatchers(l.clients, cfg.Seed)
+	l.wrong = make(chan error, len(l.watchers))
 	if err := createPromptNamespace(ctx, l.clients[0]); err != nil {
 		l.Close()
 		return nil, err
@@ -92,15 +98,30 @@ func (l *Load) newTally() tally {
 	return t
 }
 
-// Close ends the clients' connections.
+// Close ends watches and connections.
 func (l *Load) Close() {
+	if l.leave != nil {
+		l.leave()
+		l.watching.Wait()
+	}
 	for _, c := range l.clients {
 		_ = c.Close()
 	}
 }
 
-// Work begins to work, until Rest.
+// Work begins to work, until Rest. Watchers begin with the first Work and go on until Close.
 func (l *Load) Work(ctx context.Context) {
+	if l.leave == nil {
+		var watching context.Context
+		watching, l.leave = context.WithCancel(ctx)
+		for _, w := range l.watchers {
+			l.watching.Go(func() {
+				if err := w.run(watching); err != nil {
+					l.wrong <- err
+				}
+			})
+		}
+	}
 	l.stop = make(chan struct{})
 	l.failed = make(chan error, len(l.owners)+len(l.prompts)+len(l.sharing))
 	l.outcomes = nil
@@ -148,6 +169,8 @@ func (l *Load) Failed() error {
 	select {
 	case err := <-l.failed:
 		l.outcomes = append(l.outcomes, err)
+	case err := <-l.wrong:
+		l.outcomes = append(l.outcomes, err)
 	default:
 	}
 	return errors.Join(l.outcomes...)
@@ -161,7 +184,15 @@ func (l *Load) Rest() error {
 	for err := range l.failed {
 		l.outcomes = append(l.outcomes, err)
 	}
-	return errors.Join(l.outcomes...)
+	for {
+		select {
+		case err := <-l.wrong:
+			l.outcomes = append(l.outcomes, err)
+			continue
+		default:
+		}
+		return errors.Join(l.outcomes...)
+	}
 }
 
 // Verify reads everything and judges it, while nobody works. Registers and counters are other ones afterwards.
@@ -184,6 +215,9 @@ func (l *Load) Verify(ctx context.Context) error {
 	for _, w := range l.prompts {
 		check(w.verify)
 	}
+	for _, w := range l.watchers {
+		check(w.verify)
+	}
 	check(func(ctx context.Context) error { return l.shared.verify(ctx, l.sharing[0]) })
 	all.Wait()
 	l.shared = newShared(l.shared.began, l.shared.generation+1)
@@ -193,13 +227,20 @@ func (l *Load) Verify(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// Seen is how many operations of each verb were acknowledged. Nobody works meanwhile.
+// Seen is how many operations of each verb were acknowledged, and what watchers were told. Nobody works meanwhile.
 func (l *Load) Seen() map[string]int {
 	total := map[string]int{}
 	for _, t := range l.tallies {
 		for verb, n := range t.seen {
 			total[verb] += n
 		}
+	}
+	for _, w := range l.watchers {
+		w.mu.Lock()
+		for kind, n := range w.told {
+			total["watch "+kind] += n
+		}
+		w.mu.Unlock()
 	}
 	return total
 }
