@@ -27,7 +27,8 @@ import (
 
 var _ frontend.DirectoryCopy = (*Client)(nil)
 
-// Locator finds out which host owns an actor, having it activated if need be. It may wait for that; errors are *kverr.Error.
+// Locator finds out which host owns an actor, having it activated if need be. It may wait for that; errors are *kverr.Error. With one of kind
+// DataLoss may come the address of the host that refuses to activate it.
 type Locator interface {
 	Locate(ctx context.Context, id string) (host.Location, error)
 }
@@ -204,8 +205,9 @@ func (d *dialled) to(address string, cfg *ClientConfig) (*grpc.ClientConn, error
 // follow finds the owner and keeps the copy current from what it sends, until that ends. heard: it was the owner for a while.
 func (c *Client) follow(ctx context.Context, d *dialled) (heard bool, _ error) {
 	at, err := c.locator.Locate(ctx, keeper.ShardID)
-	if err != nil {
-		return false, err
+	refusal := err
+	if at.Address == "" {
+		return false, refusal
 	}
 	conn, err := d.to(at.Address, &c.cfg)
 	if err != nil {
@@ -216,6 +218,13 @@ func (c *Client) follow(ctx context.Context, d *dialled) (heard bool, _ error) {
 	o := &owner{at: at, api: dataplanev1.NewDirectoryServiceClient(conn), lost: func() { cancel(errLost) }}
 	c.set(func() { c.owner = o })
 	defer c.set(func() { c.owner = nil })
+	if refusal != nil { // the directory has lost records: there is nothing to follow, but this is who can be told that the loss is accepted
+		select {
+		case <-time.After(lastPause):
+		case <-ctx.Done():
+		}
+		return false, refusal
+	}
 
 	silence := time.AfterFunc(c.cfg.Opening, func() { cancel(errSilent) })
 	defer silence.Stop()

@@ -79,6 +79,64 @@ func (s static) Locate(context.Context, string) (host.Location, error) {
 	return host.Location{Address: string(s), Epoch: 1}, nil
 }
 
+// refusing is a Locator of a directory that has lost records, and the host that refuses to open it.
+type refusing struct {
+	dataplanev1.UnimplementedDirectoryServiceServer
+	accepted chan string
+}
+
+var errLost = kverr.New(kverr.DataLoss, "open the log", "records are lost")
+
+func (r *refusing) Locate(context.Context, string) (host.Location, error) {
+	return host.Location{Address: "a"}, errLost
+}
+
+func (r *refusing) AcceptLoss(_ context.Context, req *dataplanev1.AcceptLossRequest) (*dataplanev1.AcceptLossResponse, error) {
+	if req.Shard != keeper.ShardID {
+		return nil, errLost
+	}
+	r.accepted <- req.Shard
+	return &dataplanev1.AcceptLossResponse{Mark: &dataplanev1.ShardMark{}}, nil
+}
+
+// TestLostDirectory: a directory that is not opened, since it has lost records, is not followed, but who refuses to open it can be told to
+// accept that; and whoever wants to accept another loss first is told of this one.
+func TestLostDirectory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		listener := bufconn.Listen(1 << 16)
+		r := &refusing{accepted: make(chan string, 1)}
+		srv := grpc.NewServer()
+		dataplanev1.RegisterDirectoryServiceServer(srv, r)
+		go func() { _ = srv.Serve(listener) }()
+		d, err := catalog.NewClient(r, catalog.ClientConfig{
+			Dial: func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); d.Run(ctx) }()
+		time.Sleep(time.Minute) // of the bubble
+		if st := d.Status(); st.Following || kverr.KindOf(st.Failure) != kverr.DataLoss {
+			t.Errorf("%+v", st)
+		}
+		_, err = d.AcceptLoss(ctx, "0123456789abcdef-3")
+		if is(t, "a shard's loss", err, kverr.DataLoss); !strings.Contains(err.Error(), "accept-loss directory") {
+			t.Errorf("%v does not tell what comes first", err)
+		}
+		if _, err := d.AcceptLoss(ctx, keeper.ShardID); err != nil {
+			t.Fatal(err)
+		}
+		if got := <-r.accepted; got != keeper.ShardID {
+			t.Errorf("accepted %q", got)
+		}
+		cancel()
+		<-done
+		srv.Stop()
+	})
+}
+
 // TestNeverBack: a client does not go back to an older state: neither to that of an owner which was one before, nor to that of a
 // store which has lost changes, of which it tells.
 func TestNeverBack(t *testing.T) {

@@ -290,6 +290,9 @@ func (c *Client) AcceptLoss(ctx context.Context, shardID string) (directory.Mark
 		resp, err = a.AcceptLoss(ctx, &dataplanev1.AcceptLossRequest{Shard: shardID})
 		return err
 	})
+	if err != nil && shardID != keeper.ShardID && kverr.KindOf(err) == kverr.DataLoss {
+		err = &kverr.Error{Kind: kverr.DataLoss, Op: "accept a loss", Message: "the directory has lost records, too; accept that first: kvctl accept-loss " + keeper.ShardID, Err: err}
+	}
 	if err != nil {
 		return directory.Mark{}, err
 	}

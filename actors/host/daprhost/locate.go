@@ -45,7 +45,7 @@ func (h *Host) locate(shardID string) *dataplanev1.LocateResponse {
 		delete(h.placed, shardID) // nothing is kept of a shard that does not exist
 		h.mu.Unlock()
 	}
-	return &dataplanev1.LocateResponse{Answer: &dataplanev1.LocateResponse_Error{Error: kverr.Item(a.Why)}}
+	return &dataplanev1.LocateResponse{Answer: &dataplanev1.LocateResponse_Error{Error: kverr.Item(a.Why)}, Asked: h.cfg.Shards.Address}
 }
 
 // Of a sidecar that was cut off from placement and does not know it (DAPR.md 3.8 b).

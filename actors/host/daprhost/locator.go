@@ -78,7 +78,8 @@ const (
 const firstAttempt = 75 * time.Millisecond
 
 // Locate tells where a shard is served, and waits until it is. Errors are *kverr.Error: Unavailable when nobody told within the budget
-// or by ctx's deadline, Canceled when ctx was, otherwise what the host said (NotFound: no such shard).
+// or by ctx's deadline, Canceled when ctx was, otherwise what the host said (NotFound: no such shard). With one of kind DataLoss comes where the
+// host is that refuses to open the shard.
 func (l *Locator) Locate(ctx context.Context, shardID string) (host.Location, error) {
 	request, err := (&dataplanev1.LocateRequest{}).MarshalVT()
 	if err != nil {
@@ -99,10 +100,10 @@ func (l *Locator) Locate(ctx context.Context, shardID string) (host.Location, er
 				return host.Location{}, why
 			}
 			why = &kverr.Error{Kind: kverr.Unavailable, Op: "locate the shard", Message: "nobody tells where the shard is", RetryAfterMS: 500, Err: err}
-		} else if loc, hint, why = readAnswer(data); loc.Address != "" {
+		} else if loc, hint, why = readAnswer(data); why == nil && loc.Address != "" {
 			return loc, nil
 		} else if why != nil && why.Kind != kverr.Unavailable {
-			return host.Location{}, why
+			return loc, why
 		}
 		if why == nil {
 			why = &kverr.Error{Kind: kverr.Unavailable, Op: "locate the shard", Message: "the shard is being opened", RetryAfterMS: 20}
@@ -135,7 +136,11 @@ func readAnswer(data []byte) (host.Location, time.Duration, *kverr.Error) {
 	case *dataplanev1.LocateResponse_Activating_:
 		return host.Location{}, time.Duration(a.Activating.RetryAfterMs) * time.Millisecond, nil
 	case *dataplanev1.LocateResponse_Error:
-		return host.Location{}, 0, kverr.FromItem(a.Error)
+		why := kverr.FromItem(a.Error)
+		if why.Kind == kverr.DataLoss {
+			return host.Location{Address: r.Asked}, 0, why
+		}
+		return host.Location{}, 0, why
 	}
 	return host.Location{}, 0, nil
 }

@@ -72,7 +72,9 @@ type LocateResponse struct {
 	//	*LocateResponse_Activating_
 	//	*LocateResponse_Moved_
 	//	*LocateResponse_Error
-	Answer        isLocateResponse_Answer `protobuf_oneof:"answer"`
+	Answer isLocateResponse_Answer `protobuf_oneof:"answer"`
+	// With error: data plane of the host that was asked, host:port. What an operator decides about a loss is to be told there.
+	Asked         string `protobuf:"bytes,5,opt,name=asked,proto3" json:"asked,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -148,6 +150,13 @@ func (x *LocateResponse) GetError() *v1.Error {
 		}
 	}
 	return nil
+}
+
+func (x *LocateResponse) GetAsked() string {
+	if x != nil {
+		return x.Asked
+	}
+	return ""
 }
 
 type isLocateResponse_Answer interface {
@@ -669,14 +678,15 @@ var File_kvstore_dataplane_v1_locate_proto protoreflect.FileDescriptor
 const file_kvstore_dataplane_v1_locate_proto_rawDesc = "" +
 	"\n" +
 	"!kvstore/dataplane/v1/locate.proto\x12\x14kvstore.dataplane.v1\x1a\x17kvstore/v1/common.proto\"\x0f\n" +
-	"\rLocateRequest\"\xc6\x03\n" +
+	"\rLocateRequest\"\xdc\x03\n" +
 	"\x0eLocateResponse\x12B\n" +
 	"\x05owner\x18\x01 \x01(\v2*.kvstore.dataplane.v1.LocateResponse.OwnerH\x00R\x05owner\x12Q\n" +
 	"\n" +
 	"activating\x18\x02 \x01(\v2/.kvstore.dataplane.v1.LocateResponse.ActivatingH\x00R\n" +
 	"activating\x12B\n" +
 	"\x05moved\x18\x03 \x01(\v2*.kvstore.dataplane.v1.LocateResponse.MovedH\x00R\x05moved\x12)\n" +
-	"\x05error\x18\x04 \x01(\v2\x11.kvstore.v1.ErrorH\x00R\x05error\x1a7\n" +
+	"\x05error\x18\x04 \x01(\v2\x11.kvstore.v1.ErrorH\x00R\x05error\x12\x14\n" +
+	"\x05asked\x18\x05 \x01(\tR\x05asked\x1a7\n" +
 	"\x05Owner\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x1a2\n" +
