@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -202,33 +203,24 @@ func (r *rules) shards(t *testing.T) {
 	// Redis loses the end of what it acknowledged, as after a failure of its machine without appendfsync always: ten writes to one shard.
 	lost := r.loseTail(t, cl, 0)
 	key := r.owners.keyOn(0, 0, "kept")
-	refused := func(what string, call func() error) {
-		t.Helper()
-		await(t.Context(), t, what+" is refused with DATA_LOSS", func() bool { return errors.Is(call(), client.ErrDataLoss) })
-	}
 	put := func() error { _, err := cl.Put(t.Context(), key, []byte("over it"), nil); return err }
 	get := func() error { _, err := cl.Get(t.Context(), key, nil); return err }
 	size := r.logSize(t)
-	refused("a write", put)
-	refused("a read", get)
+	refused(t, "a write", put)
+	refused(t, "a read", get)
 	await(t.Context(), t, "the directory has noted what was lost", func() bool { return r.logSize(t) > size }) // nobody writes anything else
 	check("with the tail of shard 0 lost", 0)
 	victim = r.hostOf(t, 0)
 	starts := victim.Starts()
-	victim.Crash() // whoever has seen those writes itself
+	victim.Crash()                                                                                      // whoever has seen those writes itself
 	await(t.Context(), t, "the host is started again", func() bool { return victim.Starts() > starts }) // but whoever has that shard is not ready
 	for range 3 {
-		refused("a write, after a crash of the host that knew", put)
-		refused("a read, after a crash of the host that knew", get)
+		refused(t, "a write, after a crash of the host that knew", put)
+		refused(t, "a read, after a crash of the host that knew", get)
 	}
-	id := r.owners.shards[0]
-	kvctl := exec.CommandContext(t.Context(), filepath.Join(testenv.Bin(t, "chaos-ci"), "kvctl"), "accept-loss", id, "--confirm", id)
-	kvctl.Env = append(os.Environ(), "KVSTORE_ENDPOINT="+r.c.Frontends[0].Addr)
-	out, err := kvctl.CombinedOutput()
-	if err != nil {
-		t.Fatalf("kvctl accept-loss: %v\n%s", err, out)
+	if out, err := r.acceptLoss(t, r.owners.shards[0]); err != nil {
+		t.Fatalf("%v: %s", err, out)
 	}
-	t.Logf("kvctl: %s", out)
 	await(t.Context(), t, "the shard is served with what is left of it", func() bool {
 		e, err := cl.Get(t.Context(), key, nil)
 		return err == nil && string(e.Value) == key && e.Version == kept[key]
@@ -241,19 +233,91 @@ func (r *rules) shards(t *testing.T) {
 	check("with the loss accepted", -1)
 }
 
+// TestRedisLosesItsTail takes from Redis the end of what it acknowledged for every shard, and for the directory, which remembers how far shards had come.
+// None is served over it, and nothing older is read, until an operator accepts it: kvctl says that the directory comes first.
+func TestRedisLosesItsTail(t *testing.T) {
+	t.Parallel()
+	r := &rules{c: newCluster(t, testenv.ClusterConfig{Shards: 8})}
+	r.owners = newOwners(t.Context(), t, r.c)
+	cl := dial(t, 20*time.Second, r.c.Endpoints()...)
+	var keys []string
+	for i := range r.owners.shards {
+		keys = append(keys, r.owners.keyOn(i, 0, "k"))
+	}
+	write := func(value string) {
+		t.Helper()
+		for _, key := range keys {
+			if _, err := cl.Put(t.Context(), key, []byte(value), nil); err != nil {
+				t.Fatalf("put %s: %v", key, err)
+			}
+		}
+	}
+	write("old")
+	at := r.quiet(t)
+	write("new")
+	r.quiet(t) // the directory has noted that, too
+	r.c.RedisServer.Kill()
+	if err := os.Truncate(r.c.RedisServer.Log(t), at+20); err != nil {
+		t.Fatal(err)
+	}
+	r.c.RedisServer.Start(t)
+	for _, key := range keys {
+		refused(t, "put "+key, func() error {
+			_, err := cl.Put(t.Context(), key, []byte("over it"), nil)
+			if err == nil {
+				t.Fatalf("%s is written over what is lost", key)
+			}
+			return err
+		})
+		refused(t, "get "+key, func() error {
+			e, err := cl.Get(t.Context(), key, nil)
+			if err == nil && string(e.Value) != "new" { // which an owner that lives has in memory
+				t.Fatalf("%s reads %q, new was acknowledged", key, e.Value)
+			}
+			return err
+		})
+	}
+	await(t.Context(), t, "kvctl says that the directory comes first", func() bool {
+		out, err := r.acceptLoss(t, r.owners.shards[0])
+		return err != nil && strings.Contains(out, "kvctl accept-loss directory")
+	})
+	for _, id := range append([]string{"directory"}, r.owners.shards...) {
+		if out, err := r.acceptLoss(t, id); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	for _, key := range keys {
+		if e, err := cl.Get(t.Context(), key, nil); err != nil || string(e.Value) != "old" {
+			t.Errorf("%s reads %q, %v, after the loss was accepted", key, e.Value, err)
+		}
+	}
+	write("after")
+	r.c.Await(t.Context(), t)
+}
+
+// refused waits until a call is told of a loss.
+func refused(t *testing.T, what string, call func() error) {
+	t.Helper()
+	await(t.Context(), t, what+" is refused with DATA_LOSS", func() bool { return errors.Is(call(), client.ErrDataLoss) })
+}
+
+// acceptLoss is the operator.
+func (r *rules) acceptLoss(t *testing.T, id string) (out string, _ error) {
+	t.Helper()
+	kvctl := exec.CommandContext(t.Context(), filepath.Join(testenv.Bin(t, "chaos-ci"), "kvctl"), "accept-loss", id, "--confirm", id)
+	kvctl.Env = append(os.Environ(), "KVSTORE_ENDPOINT="+r.c.Frontends[0].Addr)
+	text, err := kvctl.CombinedOutput()
+	t.Logf("kvctl accept-loss %s: %s", id, text)
+	return string(text), err
+}
+
 // loseTail writes ten keys to a shard, kills Redis, and takes their records from the end of its append-only file. It returns the keys.
 func (r *rules) loseTail(t *testing.T, cl *client.Client, shard int) (keys []string) {
 	t.Helper()
 	// The directory is told of writes a second later. What it stores of that must not be lost, too, so nothing else is written meanwhile.
 	const untold = 800 * time.Millisecond
 	for n := 0; ; {
-		at, since := r.logSize(t), time.Now()
-		await(t.Context(), t, "nothing is written to Redis", func() bool {
-			if now := r.logSize(t); now != at {
-				at, since = now, time.Now()
-			}
-			return time.Since(since) > 2*time.Second
-		})
+		at := r.quiet(t)
 		began := time.Now()
 		keys = nil
 		for range 10 {
@@ -274,6 +338,19 @@ func (r *rules) loseTail(t *testing.T, cl *client.Client, shard int) (keys []str
 		r.c.RedisServer.Start(t)
 		return keys
 	}
+}
+
+// quiet waits until nothing is written to Redis any more, and returns how much has been.
+func (r *rules) quiet(t *testing.T) int64 {
+	t.Helper()
+	at, since := r.logSize(t), time.Now()
+	await(t.Context(), t, "nothing is written to Redis", func() bool {
+		if now := r.logSize(t); now != at {
+			at, since = now, time.Now()
+		}
+		return time.Since(since) > 2*time.Second
+	})
+	return at
 }
 
 // logSize is how much Redis has in its append-only file.
@@ -318,20 +395,21 @@ func dial(t *testing.T, retryFor time.Duration, endpoints ...string) *client.Cli
 	return cl
 }
 
-// fails holds that a read and a write with two seconds of time are not done, and that their errors say so.
+// fails holds that a write and a read with two seconds of time are not done, and that their errors say so. The write comes first: reads are
+// answered from memory until a lease has run out, which it outlasts.
 func fails(t *testing.T, what string, cl *client.Client) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-	defer cancel()
-	_, err := cl.Get(ctx, "k", nil)
-	if !errors.Is(err, client.ErrUnavailable) && !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("%s: get: %v", what, err)
-	}
-	ctx, cancel = context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
 	_, werr := cl.Put(ctx, "k", []byte("v"), nil)
 	if !errors.Is(werr, client.ErrUnavailable) && !errors.Is(werr, client.ErrOutcomeUnknown) && !errors.Is(werr, context.DeadlineExceeded) {
 		t.Errorf("%s: put: %v", what, werr)
 	}
-	t.Logf("%s: get: %v; put: %v", what, err, werr)
+	ctx, cancel = context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	_, err := cl.Get(ctx, "k", nil)
+	if !errors.Is(err, client.ErrUnavailable) && !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%s: get: %v", what, err)
+	}
+	t.Logf("%s: put: %v; get: %v", what, werr, err)
 }
