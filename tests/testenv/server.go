@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -66,14 +67,21 @@ func newServer(t testing.TB, bin string, args []string) *Server {
 	return s
 }
 
-// FreeAddr is a TCP address of this machine that nothing listens on. Its port is below those that systems give to outgoing connections: while a
-// process that has the address is down, no connection takes it.
+// taken is the ports that FreeAddr has given away in this process: whoever got one may not listen yet, or not just now.
+var taken sync.Map
+
+// FreeAddr is a TCP address of this machine that nothing listens on, and that it has given to nobody else. Its port is below those that systems
+// give to outgoing connections: while a process that has the address is down, no connection takes it.
 func FreeAddr(t testing.TB) string {
 	t.Helper()
 	var err error
 	for range 100 {
+		port := 10000 + rand.IntN(22000)
+		if _, given := taken.LoadOrStore(port, true); given {
+			continue
+		}
 		var l net.Listener
-		if l, err = net.Listen("tcp", fmt.Sprint("127.0.0.1:", 10000+rand.IntN(22000))); err == nil {
+		if l, err = net.Listen("tcp", fmt.Sprint("127.0.0.1:", port)); err == nil {
 			defer func() { _ = l.Close() }()
 			return l.Addr().String()
 		}
