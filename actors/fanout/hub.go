@@ -53,18 +53,16 @@ func (h *Hub) Cursor(f *Feed) Cursor {
 // Idle tells that the watcher has been told everything up to the hub's view.
 func (f *Feed) Idle() bool { return f.idle }
 
-// Remind lets each feed that has nothing to ask for, but was told of its place lag revisions ago or earlier, ask for that.
-func (h *Hub) Remind(lag uint64, ready func(*Feed)) {
+// Place lets a feed that has nothing to ask for ask for its place, unless it was told of that, and returns how many revisions ago it was. Whoever is
+// never told of his place could not go on from it when the history has gone past it.
+func (h *Hub) Place(f *Feed) (behind uint64) {
+	if !f.idle {
+		return 0
+	}
 	head := h.view.Revision()
-	h.each(func(b *bucket) {
-		for _, f := range b.feeds {
-			if f.idle && head-f.cursor.Revision >= lag {
-				f.idle = false
-				f.cursor.Revision = head
-				ready(f)
-			}
-		}
-	})
+	behind = head - f.cursor.Revision
+	f.cursor.Revision, f.idle = head, behind == 0
+	return behind
 }
 
 func (h *Hub) each(do func(*bucket)) {
@@ -79,15 +77,6 @@ func (sp *space) each(do func(*bucket)) {
 			do(b)
 		}
 	}
-}
-
-// Each calls do for every feed.
-func (h *Hub) Each(do func(*Feed)) {
-	h.each(func(b *bucket) {
-		for _, f := range b.feeds {
-			do(f)
-		}
-	})
 }
 
 // Add adds a watch from a cursor on. It has something to ask for, if only where it stands.

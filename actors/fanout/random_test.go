@@ -164,8 +164,10 @@ func (w *world) commit() error {
 	}
 	woken := map[*Feed]bool{}
 	w.hub.Advance(v, func(f *Feed) { woken[f] = true })
-	if w.rng.IntN(4) == 0 {
-		w.hub.Remind(uint64(1+w.rng.IntN(5)), func(f *Feed) { woken[f] = true })
+	for _, x := range w.watchers {
+		if !x.over && w.rng.IntN(8) == 0 && w.hub.Place(x.feed) > 0 {
+			woken[x.feed] = true
+		}
 	}
 	for _, x := range w.watchers {
 		if woken[x.feed] && x.woken {

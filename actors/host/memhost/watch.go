@@ -3,6 +3,8 @@ package memhost
 import (
 	"context"
 	"errors"
+	"maps"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -25,10 +27,10 @@ const (
 	// hubPace is how often a shard that is watched makes sure that it has no other owner: so long its watchers may hear nothing of what
 	// another owner does.
 	hubPace = 5 * time.Second
-	// A watcher whom nothing concerned is told of his place once it is hubLag revisions old, at hubPace, or at all, after hubPatience of them.
-	// Otherwise the history might not go back to it when he comes back.
-	hubLag      = 1000
-	hubPatience = 5
+	// A watcher whom nothing concerned is told of his place after placeAfter, and sooner, down to placeSoonest, when a shard changes so fast that its history
+	// would be half gone by then: he could not go on from it after a crash.
+	placeAfter   = 20 * time.Second
+	placeSoonest = 2 * time.Second
 	// followers is how many shards of one watch are opened at once.
 	followers = 8
 )
@@ -41,6 +43,10 @@ type watching struct {
 	end   context.CancelFunc
 	opens chan struct{} // tokens: shards being opened
 	wake  chan struct{} // a token: something is ready
+
+	places chan struct{} // a token: places are to be told
+	pause  time.Duration // before they are, the next time; next's
+	stop   func() bool   // of that timer; next's, and close's
 
 	mu     sync.Mutex
 	ready  []*follow // guarded by mu, as is all below
@@ -65,7 +71,39 @@ type follow struct {
 func (h *Host) newWatching(w *fanout.Watch) *watching {
 	x := &watching{host: h, watch: w, opens: make(chan struct{}, followers), wake: make(chan struct{}, 1), all: make(map[string]*follow)}
 	x.ctx, x.end = context.WithCancel(h.ctx)
+	x.places, x.pause = make(chan struct{}, 1), placeAfter/2+rand.N(placeAfter/2) // not all watches at once
+	x.rest()
 	return x
+}
+
+// rest sets the timer of telling places.
+func (w *watching) rest() {
+	w.stop = w.host.cfg.Actor.Clock.AfterFunc(w.pause, func() { poke(w.places) })
+}
+
+// remind has the turn come of each shard whose place the watcher does not know.
+func (w *watching) remind() {
+	w.mu.Lock()
+	follows := slices.Collect(maps.Values(w.all))
+	w.mu.Unlock()
+	most := uint64(0)
+	for _, f := range follows {
+		select {
+		case <-f.open:
+			behind := f.hub.place(f)
+			most = max(most, behind)
+			if behind > 0 {
+				f.tell()
+			}
+		default:
+		}
+	}
+	half := max(1, uint64(w.host.cfg.Shard.HistoryChanges)/2)
+	w.pause = placeAfter
+	if most > half {
+		w.pause = max(placeSoonest, placeAfter*time.Duration(half)/time.Duration(most))
+	}
+	w.rest()
 }
 
 // follow begins to follow shards, each opened if need be. A batch tells when each has begun, or why it cannot be. A shard that is followed is
@@ -115,6 +153,8 @@ func (w *watching) next(ctx context.Context, starts <-chan []fanout.Start) (*fan
 		case <-w.wake:
 		case more := <-starts:
 			w.follow(more...)
+		case <-w.places:
+			w.remind()
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		case <-w.ctx.Done():
@@ -126,6 +166,7 @@ func (w *watching) next(ctx context.Context, starts <-chan []fanout.Start) (*fan
 // close ends the watch.
 func (w *watching) close() {
 	w.end()
+	w.stop()
 	w.mu.Lock()
 	w.closed = true
 	all := w.all
@@ -247,7 +288,6 @@ type hub struct {
 	follows map[*fanout.Feed]*follow // whose a feed is
 	over    *kverr.Error             // the epoch has ended
 	beating bool                     // the timer runs, or its check
-	beats   int                      // of the timer
 }
 
 // published is told of each durable state, in order, by whoever made it so: it must cost next to nothing.
@@ -337,6 +377,19 @@ func (h *hub) remove(f *follow) {
 	}
 }
 
+// place makes an idle feed ask for its place when its watcher does not know it, and tells how far behind that is. The hub may be nil.
+func (h *hub) place(f *follow) (behind uint64) {
+	if h == nil {
+		return 0
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.over != nil || h.follows[f.feed] == nil {
+		return 0
+	}
+	return h.machine.Place(f.feed)
+}
+
 // close ends all watches of the epoch.
 func (h *hub) close() {
 	h.mu.Lock()
@@ -358,7 +411,7 @@ func (h *hub) beat() {
 	h.host.cfg.Actor.Clock.AfterFunc(hubPace, h.check)
 }
 
-// check makes sure that the shard has no other owner, and tells watchers of their places.
+// check makes sure that the shard has no other owner.
 func (h *hub) check() {
 	ctx, cancel := context.WithTimeout(h.host.ctx, hubPace)
 	s, err := h.actor.Durable(ctx)
@@ -373,13 +426,8 @@ func (h *hub) check() {
 		h.beating = false
 		return
 	}
-	if err == nil { // otherwise nothing is known, and nothing is told
+	if err == nil { // otherwise nothing is known
 		h.advance(s)
-		lag := uint64(hubLag)
-		if h.beats++; h.beats%hubPatience == 0 {
-			lag = 1
-		}
-		h.machine.Remind(lag, h.wake)
 	}
 	h.beat()
 }
