@@ -34,6 +34,8 @@ type watching struct {
 	mu    sync.Mutex
 	over  bool        // the call has returned; guarded by mu, as is all below
 	at    []position  // how far it has come, by place in shards
+	sure  []bool      // at is: the shard has told it, or the token that the watch goes on from
+	blank int         // shards of which it is not
 	known []bool      // the shard has told its first
 	due   int         // shards that have not, or not their state
 	timer *time.Timer // of progress
@@ -126,21 +128,31 @@ func (k *kvService) newWatching(ns *Namespace, req *kvv1.WatchRequest) (*watchin
 		}
 	}
 	starts := make([]fanout.Start, len(w.shards))
-	w.at, w.known, w.due = make([]position, len(w.shards)), make([]bool, len(w.shards)), len(w.shards)
+	w.forget()
 	for i, sh := range w.shards {
 		starts[i] = fanout.Start{Shard: sh.ID, Now: true}
 		if p, ok := from[sh.Number]; ok {
 			starts[i] = fanout.Start{Shard: sh.ID, From: fanout.Cursor{Revision: p.revision}}
+			// What others tell while this one cannot be reached is told once, though the client may come back before it is reached.
+			w.at[i], w.sure[i] = p, true
+			w.blank--
 		}
 	}
 	return w, starts, nil
+}
+
+// forget begins with nothing known of any shard. Mutex held, or nobody else has it.
+func (w *watching) forget() {
+	n := len(w.shards)
+	w.at, w.sure, w.blank, w.known, w.due = make([]position, n), make([]bool, n), n, make([]bool, n), n
 }
 
 // anew begins with the state, of all shards.
 func (w *watching) anew() []fanout.Start {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.at, w.known, w.due, w.state = make([]position, len(w.shards)), make([]bool, len(w.shards)), len(w.shards), true
+	w.forget()
+	w.state = true
 	starts := make([]fanout.Start, len(w.shards))
 	for i, sh := range w.shards {
 		starts[i] = fanout.Start{Shard: sh.ID, From: fanout.Anew()}
@@ -164,6 +176,10 @@ func (w *watching) tell(told *fanout.Told) error {
 	if first {
 		w.known[i] = true
 		w.due--
+		if !w.sure[i] {
+			w.sure[i] = true
+			w.blank--
+		}
 	}
 	if len(told.Events) > 0 {
 		resp := &kvv1.WatchResponse{Events: make([]*kvv1.WatchEvent, len(told.Events)), Token: w.token()}
@@ -186,9 +202,9 @@ func (w *watching) tell(told *fanout.Told) error {
 	return w.write(&kvv1.WatchResponse{Control: c, Token: w.token()})
 }
 
-// token says how far the watch has come, once every shard has told where it is. Mutex held.
+// token says how far the watch has come, once that is known of every shard. Mutex held.
 func (w *watching) token() []byte {
-	if w.due > 0 {
+	if w.blank > 0 {
 		return nil
 	}
 	b := appendTokenHead(make([]byte, 0, 16+12*len(w.at)), w.ns.keyspace.uid)

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"kvstore/actors/fanout"
 	kvv1 "kvstore/proto/gen/kvstore/v1"
 )
 
@@ -191,6 +193,51 @@ func TestWatchFromList(t *testing.T) {
 	// A write's own token.
 	w = r.watch(ctx, t, &kvv1.WatchRequest{Target: &kvv1.WatchRequest_Key{Key: []byte("c")}, From: &kvv1.WatchRequest_Token{Token: header.Token}})
 	wantEvents(t, w.take(1), "PUT c=2")
+}
+
+// absent is shards of which one cannot be watched just now.
+type absent struct {
+	Shards
+	id atomic.Pointer[string]
+}
+
+func (a *absent) Watch(ctx context.Context, w *fanout.Watch, starts []fanout.Start, send func(*fanout.Told) error) error {
+	if id := a.id.Load(); id != nil {
+		starts = slices.DeleteFunc(slices.Clone(starts), func(s fanout.Start) bool { return s.Shard == *id })
+	}
+	return a.Shards.Watch(ctx, w, starts, send)
+}
+
+// TestWatchFromTokenWithoutAShard: a watch that goes on from a token tells how far it has come from its first event on, also while one of the
+// shards cannot be reached: a client that goes on from there once more is told nothing twice, and what that shard has to tell.
+func TestWatchFromTokenWithoutAShard(t *testing.T) {
+	shards := new(absent)
+	r, ctx := newRig(t, Config{}, func(s Shards) Shards { shards.Shards = s; return shards }), testContext(t)
+	ns, err := r.Server.namespace(ctx, "", "", kvv1.NamespaceKind_NAMESPACE_KIND_KV)
+	if err != nil {
+		t.Fatal(err)
+	}
+	here, there := "a", ""
+	for i := 0; there == "" || ns.ShardOf([]byte(there)) == ns.ShardOf([]byte(here)); i++ {
+		there = fmt.Sprintf("b%d", i)
+	}
+	w := r.watch(ctx, t, &kvv1.WatchRequest{Mode: kvv1.WatchMode_WATCH_MODE_ALL})
+	w.until(kvv1.WatchControl_WATCH_CONTROL_STARTED)
+	r.mustPut(ctx, t, here, "1", 0)
+	r.mustPut(ctx, t, there, "1", 0)
+
+	shards.id.Store(&ns.ShardOf([]byte(there)).ID)
+	again := r.watch(ctx, t, &kvv1.WatchRequest{Mode: kvv1.WatchMode_WATCH_MODE_ALL, From: &kvv1.WatchRequest_Token{Token: w.token}})
+	wantEvents(t, again.take(1), "PUT a=1 created")
+	if again.token == nil {
+		t.Fatal("an event came without a token")
+	}
+	shards.id.Store(nil)
+	r.mustPut(ctx, t, here, "2", 0)
+	last := r.watch(ctx, t, &kvv1.WatchRequest{Mode: kvv1.WatchMode_WATCH_MODE_ALL, From: &kvv1.WatchRequest_Token{Token: again.token}})
+	events := last.take(2)
+	slices.SortFunc(events, func(a, b *kvv1.WatchEvent) int { return strings.Compare(string(a.Key), string(b.Key)) })
+	wantEvents(t, events, "PUT a=2, PUT "+there+"=1 created")
 }
 
 // TestWatchValues: values that lie apart come with their events up to 1 MiB; a transaction comes in one response.
