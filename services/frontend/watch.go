@@ -182,7 +182,10 @@ func (w *watching) tell(told *fanout.Told) error {
 		}
 	}
 	if len(told.Events) > 0 {
-		resp := &kvv1.WatchResponse{Events: make([]*kvv1.WatchEvent, len(told.Events)), Token: w.token()}
+		resp := &kvv1.WatchResponse{Events: make([]*kvv1.WatchEvent, len(told.Events))}
+		if !first || !w.state { // the last of the state: SYNCED has the token, or who goes on from here would not be told SYNCED
+			resp.Token = w.token()
+		}
 		events := make([]kvv1.WatchEvent, len(told.Events))
 		for j := range told.Events {
 			resp.Events[j] = &events[j]

@@ -195,6 +195,23 @@ func TestWatchFromList(t *testing.T) {
 	wantEvents(t, w.take(1), "PUT c=2")
 }
 
+// TestWatchStateHasNoTokens: before SYNCED nothing has a token. Who went on from one would have the state, and never be told that it is all.
+func TestWatchStateHasNoTokens(t *testing.T) {
+	r, ctx := newRig(t, Config{}, nil), testContext(t)
+	for i := range 100 {
+		r.mustPut(ctx, t, fmt.Sprint("k", i), "v", 0)
+	}
+	w := r.watch(ctx, t, &kvv1.WatchRequest{From: &kvv1.WatchRequest_InitialState{InitialState: true}})
+	for resp := w.next(); resp.Control != kvv1.WatchControl_WATCH_CONTROL_SYNCED; resp = w.next() {
+		if resp.Token != nil {
+			t.Fatalf("%d events of the state came with a token", len(resp.Events))
+		}
+	}
+	if len(w.events) != 100 || w.token == nil {
+		t.Errorf("SYNCED after %d events of 100, token %v", len(w.events), w.token)
+	}
+}
+
 // absent is shards of which one cannot be watched just now.
 type absent struct {
 	Shards
