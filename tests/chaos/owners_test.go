@@ -47,6 +47,7 @@ func TestTwoOwners(t *testing.T) {
 	if err := d.verdict(); err != nil {
 		t.Fatal(err)
 	}
+	d.rest()
 	if err := errors.Join(load.Rest(), load.Verify(t.Context())); err != nil {
 		t.Fatalf("clients of the frontends: %v", err)
 	}
@@ -79,6 +80,7 @@ type dispute struct {
 	toData  []*testenv.Line    // from everybody else to the data plane of each host
 	ways    []*way
 	began   time.Time // of the dispute
+	rest    func()    // nobody asks hosts directly any more
 }
 
 // way is how two hosts come to believe that a shard is theirs.
@@ -125,10 +127,11 @@ func newDispute(t *testing.T, bin string) *dispute {
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	var asking sync.WaitGroup
-	t.Cleanup(func() {
+	d.rest = func() {
 		cancel()
 		asking.Wait()
-	})
+	}
+	t.Cleanup(d.rest)
 	began := time.Now()
 	for i, name := range []string{stale: "a table of its own", cut: "cut from placement and its peers", frozen: "frozen"} {
 		victim := d.c.Hosts[i]
