@@ -80,7 +80,7 @@ func newArena(ctx context.Context, t *testing.T, c *testenv.Cluster, seed uint64
 	t.Helper()
 	a := &arena{t: t, c: c, owners: newOwners(ctx, t, c), seed: seed}
 	var err error
-	a.load, err = checked.Dial(ctx, checked.Config{Endpoints: c.Endpoints(), Seed: seed, Clients: 24, Pace: 20 * time.Millisecond})
+	a.load, err = checked.Dial(ctx, checked.Config{Endpoints: c.Endpoints(), Seed: seed, Clients: 24, Pace: 20 * time.Millisecond, Others: "probe/"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -57,7 +57,7 @@ func TestRollingRestart(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, testenv.ClusterConfig{Shards: 24})
 	a := &arena{t: t, c: c, owners: newOwners(t.Context(), t, c)}
-	load, err := checked.Dial(t.Context(), checked.Config{Endpoints: c.Endpoints(), Seed: uint64(time.Now().UnixNano()), Clients: 12, Pace: 50 * time.Millisecond})
+	load, err := checked.Dial(t.Context(), checked.Config{Endpoints: c.Endpoints(), Seed: uint64(time.Now().UnixNano()), Clients: 12, Pace: 50 * time.Millisecond, Others: "probe/"})
 	if err != nil {
 		t.Fatal(err)
 	}

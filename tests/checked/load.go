@@ -25,6 +25,9 @@ type Config struct {
 	Pace time.Duration
 	// RetryFor is how long a client repeats a call before it gives up, which is a failure. Default a minute.
 	RetryFor time.Duration
+	// Others is what the keys of others begin with, who write to the same namespace meanwhile: watchers see them, and what they know of them is not
+	// compared with what is there. Empty: there are none.
+	Others string
 }
 
 // Load is clients that work, and check what they see. Its methods are called one at a time.
@@ -83,7 +86,7 @@ func Dial(ctx context.Context, cfg Config) (*Load, error) {
 			l.sharing = append(l.sharing, newRegisterClient(i, c, cfg.Seed, l.newTally()))
 		}
 	}
-	l.watchers = newWatchers(l.clients, cfg.Seed)
+	l.watchers = newWatchers(l.clients, cfg.Seed, cfg.Others)
 	l.wrong = make(chan error, len(l.watchers))
 	if err := createPromptNamespace(ctx, l.clients[0]); err != nil {
 		l.Close()

@@ -20,6 +20,7 @@ type watcher struct {
 	r       *rand.Rand
 	o       client.WatchOptions
 	slow    time.Duration // pause after each batch
+	others  string        // Config.Others
 
 	mu    sync.Mutex
 	known map[string]uint64 // versions, by key; guarded by mu, as is all below
@@ -28,11 +29,11 @@ type watcher struct {
 }
 
 // watchers of a load: every kind of watch that there is.
-func newWatchers(clients []*client.Client, seed uint64) (all []*watcher) {
+func newWatchers(clients []*client.Client, seed uint64, others string) (all []*watcher) {
 	for i, o := range []client.WatchOptions{
 		{All: true}, {}, {All: true, Prefix: "w0", PrevValue: true}, {Prefix: "{", KeysOnly: true}, {},
 	} {
-		w := &watcher{id: i, clients: clients, r: rand.New(rand.NewPCG(seed, 1_000_000+uint64(i))), o: o, told: map[string]int{}}
+		w := &watcher{id: i, clients: clients, r: rand.New(rand.NewPCG(seed, 1_000_000+uint64(i))), o: o, others: others, told: map[string]int{}}
 		w.o.State = true
 		if i == 4 {
 			w.slow = 20 * time.Millisecond
@@ -182,6 +183,9 @@ func (w *watcher) verify(ctx context.Context) error {
 	}
 }
 
+// foreign tells whether a key is written by others, also now.
+func (w *watcher) foreign(key string) bool { return w.others != "" && strings.HasPrefix(key, w.others) }
+
 func (w *watcher) differs(there map[string]uint64) string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -189,12 +193,12 @@ func (w *watcher) differs(there map[string]uint64) string {
 		return "the state has not been told"
 	}
 	for k, v := range there {
-		if w.known[k] != v {
+		if w.known[k] != v && !w.foreign(k) {
 			return fmt.Sprintf("%q has version %d, known is %d", k, v, w.known[k])
 		}
 	}
 	for k, v := range w.known {
-		if there[k] == 0 {
+		if there[k] == 0 && !w.foreign(k) {
 			return fmt.Sprintf("%q is not there, known is %d", k, v)
 		}
 	}
