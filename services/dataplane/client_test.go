@@ -91,6 +91,18 @@ func TestLookingForAShard(t *testing.T) {
 	}
 }
 
+// sent is how many frames a client has handed to its links.
+func sent(c *Client) (n uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, l := range c.links {
+		l.mu.Lock()
+		n += l.sent
+		l.mu.Unlock()
+	}
+	return n
+}
+
 // TestMaybeApplied: once a write may have been applied, "not applied" from a later try ends nothing.
 func TestMaybeApplied(t *testing.T) {
 	cl := newCluster(t, 2, 1)
@@ -115,14 +127,18 @@ func TestMaybeApplied(t *testing.T) {
 	var done [2]chan result
 	for i, c := range []*Client{c, impatient} {
 		done[i] = make(chan result, 1)
+		before := sent(c)
 		go func() {
 			cmd := put(fmt.Sprintf("k%d", i), "v")
 			cmd.ID = shard.Identity{Client: [16]byte{byte(i + 1)}, Op: 1, NotAfterMS: time.Now().Add(time.Minute).UnixMilli()}
 			err := do(ctx, c, shardID(0), cmd)
 			done[i] <- result{cmd, err}
 		}()
+		if i == 0 {
+			<-frozen.Hit() // it is the one whose append waits
+		}
+		soon(ctx, t, "the command is on its way", func() bool { return sent(c) > before })
 	}
-	<-frozen.Hit()
 	p.Leave(time.Hour) // the replies are lost
 	cl.place(shardID(0), host.Location{Address: cl.nodes[1].Address})
 	asked := cl.askedFor(shardID(0))

@@ -73,6 +73,8 @@ var apiTests = map[string]func(*testing.T){
 	"RevokedTokenEndsStreams":         TestRevokedTokenEndsStreams,
 	"PromptPartsOfARequest":           TestPromptPartsOfARequest,
 	"RevokedTokenEndsWatch":           TestRevokedTokenEndsWatch,
+	"WatchStateHasNoTokens":           TestWatchStateHasNoTokens,
+	"WatchFromTokenWithoutAShard":     TestWatchFromTokenWithoutAShard,
 	"WatchKey":                        TestWatchKey,
 	"WatchPrefixWithState":            TestWatchPrefixWithState,
 	"WatchFromList":                   TestWatchFromList,
