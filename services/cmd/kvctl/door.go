@@ -34,7 +34,12 @@ func (d *door) flags(fs *flag.FlagSet, getenv func(string) string) {
 
 // exposed tells whether a token would travel in plain text, so that client.Dial refuses.
 func (d *door) exposed() bool {
-	return (d.token != "" || d.tokenFile != "") && !d.tls && d.ca == "" && d.cert == "" && d.key == "" && d.server == "" && !d.insecure
+	return (d.token != "" || d.tokenFile != "") && !d.wantsTLS() && !d.insecure
+}
+
+// wantsTLS tells whether TLS is asked for.
+func (d *door) wantsTLS() bool {
+	return d.tls || d.ca != "" || d.cert != "" || d.key != "" || d.server != ""
 }
 
 func (d *door) config(c *client.Config) {

@@ -51,7 +51,11 @@ func hint(s *session, err error) string {
 		return "nothing was changed; try again"
 	case kverr.DeadlineExceeded:
 		if s.c == nil {
-			return fmt.Sprintf("nobody answers at %s; name the server with --endpoint or KVSTORE_ENDPOINT", s.endpoint)
+			text := fmt.Sprintf("nobody answers at %s; name the server with --endpoint or KVSTORE_ENDPOINT", s.endpoint)
+			if !s.door.wantsTLS() { // some proxies lose what a server says of plain text
+				text += ", and if it speaks TLS, its CA with --ca"
+			}
+			return text
 		}
 		return "--timeout gives it longer; a write may have been applied nevertheless: read to see"
 	case kverr.OutcomeUnknown, kverr.Expired:
