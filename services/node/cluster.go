@@ -52,6 +52,15 @@ func (n *Node) dial(open *closers) (*daprhost.Sidecar, *daprhost.Locator, *datap
 // its shards are to be opened within a fraction of the lease term that they wait for anyway.
 const activations = 16
 
+// clusterReplay is how much log the shards of a keyspace gather together before their checkpoints, in a cluster: the hosts that take over a killed one's
+// share replay it while nobody can write to it. At some 130 MB/s that is to take less than the dead host's lease, for which they wait anyway; with 24 MiB
+// a shard, which is what suits one process, 64 shards were away for seconds longer the longer they had been written. A shard alone gathers no less
+// than minCheckpointBytes, so that checkpoints cost little beside what they cover.
+const (
+	clusterReplay      = 128 << 20
+	minCheckpointBytes = 1 << 20
+)
+
 // startShard starts a host of shards: Dapr says which of them to open, and frontends come by the data plane.
 func (n *Node) startShard(ctx context.Context, open *closers) (ready func() error, err error) {
 	store, err := n.openStore(ctx, open)
@@ -70,6 +79,9 @@ func (n *Node) startShard(ctx context.Context, open *closers) (ready func() erro
 
 	var server *dataplane.Server // set before Dapr calls
 	cfg := daprhost.Config{Shards: n.hostConfig(), Dial: peers.dial, Events: n.sidecarEvents()}
+	if n.cfg.CheckpointBytes == 0 {
+		cfg.Shards.Actor.CheckpointBytes = max(clusterReplay/int64(max(1, n.cfg.DefaultShards)), minCheckpointBytes)
+	}
 	cfg.Shards.Address = n.dataAddress()
 	cfg.Shards.Activations = activations
 	if n.cfg.Cluster.DaprInvoke {

@@ -125,7 +125,7 @@ func parse(args []string, stderr io.Writer) (node.Config, error) {
 	f.Int64Var(&cfg.MemoryBudget, "memory-budget", 0, "`bytes` that keys and small values may take in memory; 0 = two fifths of the machine's, -1 = no limit")
 	f.Int64Var(&cfg.ReserveBytes, "reserve-bytes", 0, "free `bytes` (of the disk; below the maxmemory of a Redis) at which writes stop and reads go on; 0 = 256 MiB or 1 % of the disk, a 16th of maxmemory; -1 = none")
 	f.Int64Var(&cfg.SegmentBytes, "segment-bytes", 0, "length of a log segment in `bytes`; 0 = 64 MiB")
-	f.Int64Var(&cfg.CheckpointBytes, "checkpoint-bytes", 0, "`bytes` of log that a shard gathers before a checkpoint; 0 = 24 MiB")
+	f.Int64Var(&cfg.CheckpointBytes, "checkpoint-bytes", 0, "`bytes` of log that a shard gathers before a checkpoint; 0 = 24 MiB, in a cluster 128 MiB over the shards of the first keyspace")
 	f.DurationVar(&cfg.IdleAfter, "idle-after", 0, "`time` after which a shard that nobody uses gives its memory back until it is used again; negative = never (default 30m)")
 	f.DurationVar(&cfg.DrainTimeout, "drain-timeout", 0, "`time` that a stop may take, half of it for calls under way, which are then cut off (default 20s)")
 	format := f.String("log-format", "text", "`format` of the log on stderr: text or json")
