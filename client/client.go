@@ -71,7 +71,7 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 		}
 		co.conns = append(co.conns, cn)
 	}
-	_, err = unary(ctx, co, reads, "connect", adminStub, kvstorev1.AdminServiceClient.Status, &kvstorev1.StatusRequest{})
+	_, err = unary(ctx, co, reads, "connect", adminStub, kvstorev1.AdminServiceClient.Status, &kvstorev1.StatusRequest{HeadOnly: true})
 	if err != nil {
 		_ = c.Close()
 		return nil, err

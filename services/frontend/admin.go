@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"kvstore/components/key"
 	"kvstore/components/kverr"
@@ -246,25 +247,24 @@ func (a *adminService) DeleteNamespace(ctx context.Context, req *kvv1.DeleteName
 	return &kvv1.DeleteNamespaceResponse{}, nil
 }
 
-func (a *adminService) Status(ctx context.Context, _ *kvv1.StatusRequest) (*kvv1.StatusResponse, error) {
+func (a *adminService) Status(ctx context.Context, req *kvv1.StatusRequest) (*kvv1.StatusResponse, error) {
+	if req.HeadOnly || !a.seesServer(ctx) {
+		return a.statusHead(&kvv1.StatusResponse{}), nil
+	}
 	if a.cfg.Status == nil {
 		return nil, kverr.New(kverr.Unimplemented, "", "this frontend does not know how its shards are")
 	}
-	if !a.seesServer(ctx) { // enough to connect and to set the clock by
-		return a.statusHead(&kvv1.StatusResponse{}), nil
-	}
-	c, err := a.current(ctx)
-	if err != nil {
-		return nil, err
-	}
+	c, unasked := a.lastKnown(ctx)
 	resp, serr := a.cfg.Status(ctx)
 	if serr != nil {
 		return nil, kverr.From(serr)
 	}
 	names := make(map[string]string)
-	for _, ks := range c.keyspaces {
-		for _, sh := range ks.Shards {
-			names[sh.ID] = ks.Name
+	if c != nil {
+		for _, ks := range c.keyspaces {
+			for _, sh := range ks.Shards {
+				names[sh.ID] = ks.Name
+			}
 		}
 	}
 	for _, sh := range resp.Shards {
@@ -274,8 +274,24 @@ func (a *adminService) Status(ctx context.Context, _ *kvv1.StatusRequest) (*kvv1
 	}
 	if d, ok := a.dir.(DirectoryCopy); ok {
 		resp.Directory = d.CopyStatus()
+	} else if unasked != nil {
+		resp.Directory = &kvv1.StatusResponse_Directory{Reason: unasked.Error()}
 	}
 	return a.statusHead(resp), nil
+}
+
+// statusPatience is how long Status waits for the directory. It is asked on bad days above all.
+const statusPatience = time.Second
+
+// lastKnown is the catalog as of now, or else the last there was, which may be none, and why.
+func (a *adminService) lastKnown(ctx context.Context) (*catalog, *kverr.Error) {
+	ctx, cancel := context.WithTimeout(ctx, statusPatience)
+	defer cancel()
+	c, err := a.current(ctx)
+	if err != nil {
+		c = a.catalog.Load()
+	}
+	return c, err
 }
 
 // statusHead fills in what every caller may know.

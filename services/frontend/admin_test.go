@@ -1,8 +1,10 @@
 package frontend
 
 import (
+	"context"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
@@ -185,5 +187,42 @@ func TestAdminRefusals(t *testing.T) {
 	list, err := r.Admin.ListNamespaces(ctx, &kvv1.ListNamespacesRequest{})
 	if err != nil || !slices.EqualFunc(list.Namespaces, []string{"default", "prompts"}, func(n *kvv1.Namespace, name string) bool { return n.Name == name }) {
 		t.Errorf("refused requests left something behind: %v, %v", list, err)
+	}
+}
+
+// silent is a directory that does not answer any more.
+type silent struct {
+	Directory
+	since atomic.Bool
+}
+
+func (d *silent) Revision(ctx context.Context) (uint64, error) {
+	if d.since.Load() {
+		<-ctx.Done()
+		return 0, kverr.From(ctx.Err())
+	}
+	return d.Directory.Revision(ctx)
+}
+
+// TestStatusOnABadDay: with a directory that cannot be asked the shards are told all the same, and why; whoever connects asks nobody.
+func TestStatusOnABadDay(t *testing.T) {
+	r := newRig(t, Config{Status: func(context.Context) (*kvv1.StatusResponse, error) {
+		return &kvv1.StatusResponse{Engine: "memory", Shards: []*kvv1.StatusResponse_Shard{{Id: "0000000000000001-0"}}}, nil
+	}}, nil)
+	ctx := testContext(t)
+	well, err := r.Admin.Status(ctx, &kvv1.StatusRequest{})
+	if err != nil || len(well.Shards) != 1 || well.Shards[0].Keyspace != DefaultName || well.Directory != nil {
+		t.Fatal(well, err)
+	}
+	d := &silent{Directory: r.Server.dir}
+	r.Server.dir = d
+	d.since.Store(true)
+	head, err := r.Admin.Status(ctx, &kvv1.StatusRequest{HeadOnly: true})
+	if err != nil || head.Header.GetServerTimeMs() == 0 || head.Version == "" || head.Engine != "" {
+		t.Fatal(head, err)
+	}
+	ill, err := r.Admin.Status(ctx, &kvv1.StatusRequest{})
+	if err != nil || len(ill.Shards) != 1 || ill.Shards[0].Keyspace != DefaultName || ill.Directory.GetReason() == "" {
+		t.Fatal(ill, err)
 	}
 }

@@ -88,7 +88,7 @@ var apiTests = map[string]func(*testing.T){
 
 // localTests are those that meet no shard.
 var localTests = []string{
-	"OverDataPlane", "EveryAPITestRunsOverTheDataPlane", "FrameDecodersAgree", "ResultEncodersAgree", "CodecLeavesFramesAlone", "SortPairsKeepsTheLast",
+	"OverDataPlane", "StatusOnABadDay", "EveryAPITestRunsOverTheDataPlane", "FrameDecodersAgree", "ResultEncodersAgree", "CodecLeavesFramesAlone", "SortPairsKeepsTheLast",
 	"PageToken", "SessionTokenFitsItsRoom", "EveryCallIsInTheTable",
 }
 

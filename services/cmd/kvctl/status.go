@@ -35,7 +35,11 @@ var statusCommand = command{
 			if st.FreeBytes > 0 {
 				fmt.Fprintf(s.stdout, "%s free on disk; writes stop below %s\n", bytesText(st.FreeBytes), bytesText(st.ReserveBytes))
 			}
-			if d := st.Directory; d != nil {
+			switch d := st.Directory; {
+			case d == nil:
+			case d.Owner == "" && d.Revision == 0:
+				fmt.Fprintf(s.stdout, "the directory cannot be asked: %s\n", d.Reason)
+			default:
 				fmt.Fprintf(s.stdout, "directory at revision %d, confirmed %v ago by %s", d.Revision, time.Duration(d.AgeMs)*time.Millisecond, d.Owner)
 				if !d.Following {
 					fmt.Fprintf(s.stdout, "; not followed now: %s", d.Reason)

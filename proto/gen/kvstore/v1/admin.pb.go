@@ -1354,7 +1354,9 @@ func (x *AcceptLossResponse) GetSeq() uint64 {
 
 // StatusRequest is the argument of Status.
 type StatusRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Tell the clock, version and uptime alone, which needs no shard, host or store: for connecting, and setting a clock.
+	HeadOnly      bool `protobuf:"varint,1,opt,name=head_only,json=headOnly,proto3" json:"head_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1389,6 +1391,13 @@ func (*StatusRequest) Descriptor() ([]byte, []int) {
 	return file_kvstore_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
+func (x *StatusRequest) GetHeadOnly() bool {
+	if x != nil {
+		return x.HeadOnly
+	}
+	return false
+}
+
 // StatusResponse is the answer of Status.
 type StatusResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1406,7 +1415,8 @@ type StatusResponse struct {
 	FreeBytes int64 `protobuf:"varint,6,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
 	// Writes stop when less than this is free.
 	ReserveBytes int64 `protobuf:"varint,7,opt,name=reserve_bytes,json=reserveBytes,proto3" json:"reserve_bytes,omitempty"`
-	// The frontend's copy of the directory; absent when the directory is in the same process.
+	// The frontend's copy of the directory. When the directory is in the same process it is absent, or has the reason why that cannot be asked
+	// now; then shards are told with the keyspaces that they were last known to be of.
 	Directory     *StatusResponse_Directory `protobuf:"bytes,8,opt,name=directory,proto3" json:"directory,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1656,7 +1666,7 @@ type StatusResponse_Directory struct {
 	Following bool `protobuf:"varint,4,opt,name=following,proto3" json:"following,omitempty"`
 	// Milliseconds since the owner last confirmed that the copy is current.
 	AgeMs int64 `protobuf:"varint,5,opt,name=age_ms,json=ageMs,proto3" json:"age_ms,omitempty"`
-	// Why the owner is not being followed.
+	// Why the owner is not being followed, or cannot be asked.
 	Reason        string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1811,8 +1821,9 @@ const file_kvstore_v1_admin_proto_rawDesc = "" +
 	"\aconfirm\x18\x02 \x01(\tR\aconfirm\"<\n" +
 	"\x12AcceptLossResponse\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x10\n" +
-	"\x03seq\x18\x02 \x01(\x04R\x03seq\"\x0f\n" +
-	"\rStatusRequest\"\xc6\x06\n" +
+	"\x03seq\x18\x02 \x01(\x04R\x03seq\",\n" +
+	"\rStatusRequest\x12\x1b\n" +
+	"\thead_only\x18\x01 \x01(\bR\bheadOnly\"\xc6\x06\n" +
 	"\x0eStatusResponse\x122\n" +
 	"\x06header\x18\x01 \x01(\v2\x1a.kvstore.v1.ResponseHeaderR\x06header\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1b\n" +
