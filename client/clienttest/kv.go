@@ -261,6 +261,9 @@ func (s kv) BatchDelete(_ context.Context, r *kvstorev1.BatchDeleteRequest) (*kv
 
 // List is the RPC; the page token is the first key of the next page.
 func (s kv) List(_ context.Context, r *kvstorev1.ListRequest) (*kvstorev1.ListResponse, error) {
+	if err := s.Faults.runBefore("List"); err != nil {
+		return nil, err
+	}
 	resp := &kvstorev1.ListResponse{Header: s.header()}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -364,6 +364,9 @@ func (s prompt) Clear(_ context.Context, r *kvstorev1.ClearRequest) (*kvstorev1.
 func (s prompt) List(
 	_ context.Context, r *kvstorev1.PromptCacheServiceListRequest,
 ) (*kvstorev1.PromptCacheServiceListResponse, error) {
+	if err := s.Faults.runBefore("List"); err != nil {
+		return nil, err
+	}
 	resp := &kvstorev1.PromptCacheServiceListResponse{Header: s.header()}
 	s.mu.Lock()
 	defer s.mu.Unlock()

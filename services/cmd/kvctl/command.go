@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -274,4 +275,17 @@ func (s *session) limited(ctx context.Context) (context.Context, context.CancelF
 		return context.WithCancel(ctx)
 	}
 	return context.WithTimeout(ctx, s.timeout)
+}
+
+// never is longer than anybody waits.
+const never = math.MaxInt64
+
+// beginning bounds by --timeout when something begins that then takes as long as it takes: until begun is called.
+func (s *session) beginning(ctx context.Context) (opening context.Context, begun, cancel func()) {
+	opening, end := context.WithCancelCause(ctx)
+	late := time.AfterFunc(cmp.Or(max(s.timeout, 0), never), func() { end(context.DeadlineExceeded) })
+	return opening, func() { late.Stop() }, func() {
+		late.Stop()
+		end(nil)
+	}
 }

@@ -1,15 +1,12 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"encoding/hex"
 	"flag"
 	"fmt"
 	"io"
-	"math"
 	"strings"
-	"time"
 
 	"kvstore/client"
 )
@@ -50,16 +47,12 @@ var getCommand = command{
 	},
 }
 
-// never is longer than anybody waits.
-const never = math.MaxInt64
-
 // getRaw copies the value as it comes. It must begin within --timeout; a big one then takes as long as it takes.
 func (s *session) getRaw(ctx context.Context, c *client.Client, key string) error {
-	opening, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	late := time.AfterFunc(cmp.Or(max(s.timeout, 0), never), func() { cancel(context.DeadlineExceeded) })
+	opening, begun, cancel := s.beginning(ctx)
+	defer cancel()
 	r, err := c.GetStream(opening, key)
-	late.Stop()
+	begun()
 	if err != nil {
 		return noKey(key, err)
 	}

@@ -56,14 +56,17 @@ var lsCommand = command{
 	},
 }
 
-// list prints keys as they come; a table page by page, so that its columns fit what they hold.
+// list prints keys as they come, the first within --timeout; a table page by page, so that its columns fit what they hold.
 func (s *session) list(ctx context.Context, c *client.Client, o *client.ListOptions, limit int) error {
 	var rows [][]string
 	n := 0
+	ctx, begun, cancel := s.beginning(ctx)
+	defer cancel()
 	for e, err := range c.List(ctx, o) {
 		if err != nil {
 			return err
 		}
+		begun()
 		n++
 		switch s.output {
 		case "json":

@@ -283,15 +283,17 @@ func TestSilentServer(t *testing.T) {
 	over := make(chan struct{})
 	t.Cleanup(func() { close(over) })
 	srv.Faults.Before(func(method string) error {
-		if method == "GetStream" {
+		if method != "Status" {
 			<-over
 		}
 		return nil
 	})
 	sh := &shell{t: t, env: map[string]string{}}
-	code, _, errs := sh.run("", "get", "a", "--endpoint", srv.Addr(), "--timeout", "300ms")
-	if code != exitUnavailable || !strings.Contains(errs, "no answer in time") {
-		t.Errorf("exit %d: %s", code, errs)
+	for _, line := range []string{"get a", "ls", "ls --count", "watch", "prompt ls --namespace p"} {
+		code, _, errs := sh.run("", append(strings.Fields(line), "--endpoint", srv.Addr(), "--timeout", "300ms")...)
+		if code != exitUnavailable || !strings.Contains(errs, "no answer in time") {
+			t.Errorf("%s: exit %d: %s", line, code, errs)
+		}
 	}
 }
 

@@ -356,10 +356,13 @@ var promptLsCommand = command{
 
 func (s *session) listScopes(ctx context.Context, p *client.Prompt, limit int) error {
 	var rows [][]string
+	ctx, begun, cancel := s.beginning(ctx)
+	defer cancel()
 	for sc, err := range p.Scopes(ctx) {
 		if err != nil {
 			return err
 		}
+		begun()
 		if s.output == "json" {
 			if err := s.jsonLine(map[string]any{"scope": sc}); err != nil {
 				return err
@@ -379,10 +382,13 @@ func (s *session) listBlocks(ctx context.Context, p *client.Prompt, limit int) e
 	head := []string{"ID", "RANK", "GROUP", "DEPTH", "SIZE", "CHECKSUM", "TOUCHED", "PINNED UNTIL"}
 	var rows [][]string
 	n := 0
+	ctx, begun, cancel := s.beginning(ctx)
+	defer cancel()
 	for b, err := range p.List(ctx) {
 		if err != nil {
 			return err
 		}
+		begun()
 		switch s.output {
 		case "json":
 			err := s.jsonLine(map[string]any{

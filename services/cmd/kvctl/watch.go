@@ -92,13 +92,19 @@ func textOr(b []byte) (text *string, bytes []byte) {
 	return nil, b
 }
 
-// watch prints changes until enough have come.
+// watch prints changes until enough have come. It must begin within --timeout.
 func (s *session) watch(ctx context.Context, c *client.Client, o *client.WatchOptions, once bool, count int) error {
 	n := 0
-	for b, err := range c.Watch(ctx, o) {
+	watching, begun, cancel := s.beginning(ctx)
+	defer cancel()
+	for b, err := range c.Watch(watching, o) {
+		if ctx.Err() != nil {
+			return nil // Ctrl-C is how a watch ends
+		}
 		if err != nil {
 			return err
 		}
+		begun()
 		if err := s.tellStand(&b); err != nil {
 			return err
 		}
