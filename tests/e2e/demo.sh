@@ -41,6 +41,7 @@ The blocks stay: run this again and nearly all of them are hits. Now it keeps se
   $bin/kvctl put greeting hello && $bin/kvctl get greeting
   $bin/kvctl put report @README.md --ttl 1h --tag team=platform
   $bin/kvctl ls
+  $bin/kvctl watch --state                 # what is there, then changes as they happen
   $bin/kvctl status                        # shards, revisions, bytes
   $bin/kvctl prompt usage --namespace demo # the replayed blocks
   $bin/kvctl help                          # everything else

@@ -133,6 +133,13 @@ func (w *watching) follow(starts ...fanout.Start) {
 // next waits until there is something to tell, and begins to follow what comes by starts. It fails when ctx ends or the host is closed.
 func (w *watching) next(ctx context.Context, starts <-chan []fanout.Start) (*fanout.Told, error) {
 	for {
+		select { // also while there is always something to tell
+		case more := <-starts:
+			w.follow(more...)
+		case <-w.places:
+			w.remind()
+		default:
+		}
 		w.mu.Lock()
 		if len(w.ready) > 0 {
 			f := w.ready[0]
