@@ -21,9 +21,15 @@ func NewRoute(starts []Start) *Route {
 // Start is where a shard goes on.
 func (r *Route) Start(shard string) Start { return *r.at[shard] }
 
-// Take takes what a shard's owner tells. When again is not nil the watcher is not told: the shard goes on there, wherever it is served then, after a
-// pause that grows with fails. An error ends the watch.
-func (r *Route) Take(t *Told) (again *Start, fails int, err error) {
+// A shard that cannot be followed now is left alone for firstPauseMS, and longer each time in a row, up to mostPauseMS.
+const (
+	firstPauseMS = 5
+	mostPauseMS  = 1000
+)
+
+// Take takes what a shard's owner tells. When again is not nil the watcher is not told: after a pause the shard goes on there, wherever it is
+// served then. An error ends the watch.
+func (r *Route) Take(t *Told) (again *Start, pauseMS int64, err error) {
 	s := r.at[t.Shard]
 	switch {
 	case t.Err == nil:
@@ -35,7 +41,7 @@ func (r *Route) Take(t *Told) (again *Start, fails int, err error) {
 	case t.Epoch != 0 && !s.Now: // it had begun, and the owner may know of more than it has told: that none of it concerns this watcher
 		s.From = t.Cursor
 	}
-	fails = r.failed[t.Shard]
+	fails := r.failed[t.Shard]
 	r.failed[t.Shard]++
-	return s, fails, nil
+	return s, min(int64(firstPauseMS)<<min(fails, 10), mostPauseMS), nil
 }

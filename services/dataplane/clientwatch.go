@@ -19,9 +19,6 @@ const (
 	watchWindow = 64 << 10
 	// watchSeekers is how many shards one watch looks for at once.
 	watchSeekers = 8
-	// rejoinAfter is how long a shard that cannot be watched now is left alone before it is looked for again: at first, and at most.
-	rejoinAfter = 5 * time.Millisecond
-	rejoinMost  = time.Second
 )
 
 // watchConn is the connection to a host for all its watches. They have one of their own, whose windows are small.
@@ -128,15 +125,11 @@ func (c *Client) Watch(ctx context.Context, w *fanout.Watch, starts []fanout.Sta
 	}
 }
 
-// seek looks for a shard, after a pause.
-func (x *watch) seek(shardID string, fails int) {
-	wait := time.Duration(0)
-	if fails > 0 {
-		wait = min(rejoinAfter<<min(fails-1, 10), rejoinMost)
-		wait = wait/2 + rand.N(wait)
-	}
+// seek looks for a shard, after a pause of about so long.
+func (x *watch) seek(shardID string, pauseMS int64) {
+	wait := time.Duration(pauseMS) * time.Millisecond
 	go func() {
-		timer := time.NewTimer(wait)
+		timer := time.NewTimer(wait/2 + rand.N(wait+1))
 		defer timer.Stop()
 		select {
 		case <-timer.C:
@@ -261,7 +254,7 @@ func (x *watch) take(t hostTold, send func(*fanout.Told) error) error {
 
 // failed looks anew for a shard that is followed no more, unless there is no use.
 func (x *watch) failed(t *fanout.Told) error {
-	again, fails, err := x.route.Take(t)
+	again, pauseMS, err := x.route.Take(t)
 	if err != nil {
 		return err
 	}
@@ -275,7 +268,7 @@ func (x *watch) failed(t *fanout.Told) error {
 	if at := x.places[t.Shard]; at != nil {
 		x.client.route(t.Shard).lose(at)
 	}
-	x.seek(again.Shard, fails+1)
+	x.seek(again.Shard, pauseMS)
 	return nil
 }
 

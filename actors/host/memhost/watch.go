@@ -455,12 +455,6 @@ func (h *Host) Follow(ctx context.Context, w *fanout.Watch, starts <-chan []fano
 	}
 }
 
-// rejoinAfter is how long a shard that cannot be watched now is left alone before it is tried again: at first, and at most.
-const (
-	rejoinAfter = 5 * time.Millisecond
-	rejoinMost  = time.Second
-)
-
 // Watch is Follow for a frontend of the same process: of what passes by itself, such as a shard that changes hands, send is told nothing, and the
 // watch ends when one of the shards cannot be followed any more. See frontend.Shards.
 func (h *Host) Watch(ctx context.Context, w *fanout.Watch, starts []fanout.Start, send func(*fanout.Told) error) error {
@@ -473,13 +467,13 @@ func (h *Host) Watch(ctx context.Context, w *fanout.Watch, starts []fanout.Start
 		if err != nil {
 			return asKind(err)
 		}
-		again, fails, err := route.Take(told)
+		again, pauseMS, err := route.Take(told)
 		switch {
 		case err != nil:
 			return err
 		case again != nil:
-			wait := min(rejoinAfter<<min(fails, 10), rejoinMost)
-			h.cfg.Actor.Clock.AfterFunc(wait, func() { x.follow(*again) })
+			start := *again
+			h.cfg.Actor.Clock.AfterFunc(time.Duration(pauseMS)*time.Millisecond, func() { x.follow(start) })
 			continue
 		}
 		if err := send(told); err != nil {
