@@ -1,0 +1,170 @@
+package memhost
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+
+	"kvstore/actors/fanout"
+	"kvstore/actors/host"
+	"kvstore/components/kverr"
+)
+
+// hub is who watches a shard in one epoch of it.
+type hub struct {
+	host    *Host
+	actor   *shardActor
+	watched atomic.Bool
+
+	fresh   atomic.Pointer[host.State] // the last that was published and that the machine has not seen
+	running atomic.Bool                // a goroutine takes it
+
+	mu      sync.Mutex
+	machine *fanout.Hub              // nil before the first watch; guarded by mu, as is all below
+	follows map[*fanout.Feed]*follow // whose a feed is
+	over    *kverr.Error             // the epoch has ended
+	beating bool                     // the timer runs, or its check
+}
+
+// published is told of each durable state, in order, by whoever made it so: it must cost next to nothing.
+func (h *hub) published(s *host.State) {
+	if !h.watched.Load() {
+		return
+	}
+	h.fresh.Store(s)
+	if h.running.CompareAndSwap(false, true) {
+		go h.run()
+	}
+}
+
+func (h *hub) run() {
+	for {
+		if s := h.fresh.Swap(nil); s != nil {
+			h.mu.Lock()
+			h.advance(s)
+			h.mu.Unlock()
+			continue
+		}
+		h.running.Store(false)
+		if h.fresh.Load() == nil || !h.running.CompareAndSwap(false, true) {
+			return
+		}
+	}
+}
+
+// advance shows the machine a state, unless it has seen a later one. Mutex held.
+func (h *hub) advance(s *host.State) {
+	if h.machine == nil || s.Revision <= h.machine.View().Revision() {
+		return
+	}
+	h.machine.Advance(h.actor.viewOf(s), h.wake)
+}
+
+// wake has a feed's turn come. Mutex held.
+func (h *hub) wake(feed *fanout.Feed) { h.follows[feed].tell() }
+
+var errManyFeeds = &kverr.Error{Kind: kverr.Exhausted, Op: "watch", Message: "the host has too many watches", RetryAfterMS: 1000}
+
+// add adds a follow, from a state on at least.
+func (h *hub) add(f *follow, start fanout.Start, s *host.State) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.over != nil {
+		return host.ErrOver
+	}
+	if h.host.feeds.Add(1) > maxFeeds {
+		h.host.feeds.Add(-1)
+		return errManyFeeds
+	}
+	if h.machine == nil {
+		h.machine, h.follows = fanout.NewHub(h.actor.viewOf(s)), make(map[*fanout.Feed]*follow)
+	}
+	h.watched.Store(true)
+	if !h.beating {
+		h.beating = true
+		h.beat()
+	}
+	h.advance(h.actor.Latest()) // whatever is published from now on is told
+	at := start.From
+	if start.Now {
+		at = fanout.Cursor{Revision: s.Revision}
+	}
+	f.hub, f.feed = h, h.machine.Add(f.w.watch, at)
+	h.follows[f.feed] = f
+	return nil
+}
+
+// remove takes a follow out; the hub may be nil.
+func (h *hub) remove(f *follow) {
+	if h == nil {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, ok := h.follows[f.feed]; !ok {
+		return
+	}
+	delete(h.follows, f.feed)
+	h.machine.Remove(f.feed)
+	h.host.feeds.Add(-1)
+	if len(h.follows) == 0 && h.over == nil {
+		h.machine = nil // it would keep an old state
+		h.watched.Store(false)
+	}
+}
+
+// place makes an idle feed ask for its place when its watcher does not know it, and tells how far behind that is. The hub may be nil.
+func (h *hub) place(f *follow) (behind uint64) {
+	if h == nil {
+		return 0
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.over != nil || h.follows[f.feed] == nil {
+		return 0
+	}
+	return h.machine.Place(f.feed)
+}
+
+// close ends all watches of the epoch.
+func (h *hub) close() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.over != nil {
+		return
+	}
+	h.over = &kverr.Error{Kind: kverr.Moved, Op: "watch", Message: "the shard is not served here any more"}
+	for _, f := range h.follows {
+		f.tell()
+	}
+}
+
+// busy tells that somebody watches.
+func (h *hub) busy() bool { return h.watched.Load() }
+
+// beat sets the timer. Mutex held.
+func (h *hub) beat() {
+	h.host.cfg.Actor.Clock.AfterFunc(hubPace, h.check)
+}
+
+// check makes sure that the shard has no other owner.
+func (h *hub) check() {
+	ctx, cancel := context.WithTimeout(h.host.ctx, hubPace)
+	s, err := h.actor.Durable(ctx)
+	cancel()
+	if errors.Is(err, host.ErrOver) {
+		h.close()
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.over != nil || h.machine == nil {
+		h.beating = false
+		return
+	}
+	if err == nil { // otherwise nothing is known
+		h.advance(s)
+	}
+	h.beat()
+}
