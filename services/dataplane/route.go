@@ -164,10 +164,10 @@ func (r *shardRoute) over(why *kverr.Error) {
 	calls := r.takeAll()
 	r.seeking = false
 	r.mu.Unlock()
-	calls.release(why)
 	if why.Kind == kverr.NotFound {
-		r.client.forget(r)
+		r.client.forget(r) // before the callers know: who asks again starts afresh
 	}
+	calls.release(why)
 }
 
 // expire releases the calls whose time is over, and tells that none is left.
