@@ -37,8 +37,8 @@ const (
 	// sweepPerOutcome is how many remembered outcomes a body looks at for each that it adds. With 3 the table holds at most
 	// 1.5 times what must be held, plus what came while nothing was due.
 	sweepPerOutcome = 3
-	// idleSweep is how many a Sweep effect looks at, sweepPauseMS the least time between two of them, sweepDelayMS how long a quiet
-	// shard waits with them after an outcome's time was over: it wakes once a minute, as long as there are any.
+	// idleSweep is how many a Sweep effect looks at, sweepPauseMS the least time between two of them, sweepDelayMS how long after an
+	// outcome's time was over a shard waits with them for writes to pay for it: a quiet one wakes once a minute, as long as there are any.
 	idleSweep    = 1024
 	sweepPauseMS = 50
 	sweepDelayMS = 60_000
@@ -293,19 +293,16 @@ func (m *Machine) sweep(limit int, timeMS int64) {
 	}
 }
 
-// wakeSweep is when sweepIdle has something to do; 0 = never.
+// wakeSweep is when sweepIdle has something to do; 0 = never. While writes keep up nothing is overdue for as long as sweepDelayMS, and no Sweep is
+// logged; where outcomes are kept for long, one pass a sweepDelayMS is helped to its end.
 func (m *Machine) wakeSweep() int64 {
-	d := &m.meta
-	switch {
-	case d.identities == 0:
+	if m.meta.identities == 0 {
 		return 0
-	case len(d.cursor) > 0 && d.sweepFromMS < m.now:
-		return max(m.sweepAt, d.sweepFromMS+1)
 	}
-	return max(m.sweepAt, d.sweepFromMS+sweepDelayMS)
+	return max(m.sweepAt, m.meta.sweepFromMS+sweepDelayMS)
 }
 
-// sweepIdle lets a shard that remembers nothing new forget what is old, in small steps, by effects: without an effect there
+// sweepIdle lets a shard that remembers little that is new forget what is old, in small steps, by effects: without an effect there
 // is no body to seal.
 func (m *Machine) sweepIdle() {
 	if at := m.wakeSweep(); at == 0 || at > m.now {
