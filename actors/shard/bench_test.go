@@ -154,40 +154,45 @@ func BenchmarkList100(b *testing.B) {
 	})
 }
 
-// BenchmarkReplay replays bodies of 64 puts into a machine of n keys; one operation is one put.
+// BenchmarkReplay replays bodies of one put, which a shard logs that is written now and then, and of 64, into a machine of n keys; one
+// operation is one put.
 func BenchmarkReplay(b *testing.B) {
-	sizes(b, func(b *testing.B, n int) {
-		k := newBench(n, 256)
-		var bodies [][]byte
-		var times []int64
-		other := New(Config{})
-		other.Restore(k.m.Tree().Clone())
-		for i := range 1000 {
-			for j := range 63 {
-				k.c.Put.Key = k.scatter((i*64 + j) * 7919 % n)
-				k.step = i*64 + j + 1<<30
-				k.identify()
-				k.m.Step(&k.c)
-			}
-			k.now += 2
-			k.m.Tick(k.now)
-			r := k.m.Ready()
-			bodies, times = append(bodies, r.Body), append(times, r.TimeMS)
-		}
-		base := other.Tree().Clone()
-		b.ResetTimer()
-		for i := 0; i < b.N; i += 63 {
-			at := i / 63 % len(bodies)
-			if at == 0 {
-				b.StopTimer()
-				other.Restore(base.Clone())
-				b.StartTimer()
-			}
-			if err := other.Replay(bodies[at], times[at]); err != nil {
-				b.Fatal(err)
-			}
-		}
-	})
+	for _, width := range []int{1, 64} {
+		b.Run(fmt.Sprintf("width=%d", width), func(b *testing.B) {
+			sizes(b, func(b *testing.B, n int) {
+				k := newBench(n, 256)
+				var bodies [][]byte
+				var times []int64
+				other := New(Config{})
+				other.Restore(k.m.Tree().Clone())
+				for i := range 64_000 / width {
+					for j := range width {
+						k.c.Put.Key = k.scatter((i*width + j) * 7919 % n)
+						k.step = i*width + j + 1<<30
+						k.identify()
+						k.m.Step(&k.c)
+					}
+					k.now += 2
+					k.m.Tick(k.now)
+					r := k.m.Ready()
+					bodies, times = append(bodies, r.Body), append(times, r.TimeMS)
+				}
+				base := other.Tree().Clone()
+				b.ResetTimer()
+				for i := 0; i < b.N; i += width {
+					at := i / width % len(bodies)
+					if at == 0 {
+						b.StopTimer()
+						other.Restore(base.Clone())
+						b.StartTimer()
+					}
+					if err := other.Replay(bodies[at], times[at]); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		})
+	}
 }
 
 // TestOverhead bounds what a small key costs beside its key and value: entry, remembered outcome, history and tree.

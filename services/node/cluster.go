@@ -53,11 +53,11 @@ func (n *Node) dial(open *closers) (*daprhost.Sidecar, *daprhost.Locator, *datap
 const activations = 16
 
 // clusterReplay is how much log the shards of a keyspace gather together before their checkpoints, in a cluster: the hosts that take over a killed one's
-// share replay it while nobody can write to it, and while they wait for the dead host's lease anyway. A put takes 4 to 6 us to replay (BenchmarkReplay), a
-// MiB of small ones some 30 ms; the 24 MiB a shard that suit one process would be ten seconds and more for twenty shards. A shard alone gathers
-// no less than minCheckpointBytes, so that checkpoints cost little beside what they cover.
+// share replay it while nobody can write to it, beside those who write to the other shards. A put takes 4 to 8 us of a processor to replay (BenchmarkReplay):
+// a third of this, of small puts, about a second, half of which is within the dead host's lease. The 24 MiB a shard that suit one process would be
+// ten times that. A shard alone gathers no less than minCheckpointBytes, so that checkpoints cost little beside what they cover.
 const (
-	clusterReplay      = 128 << 20
+	clusterReplay      = 64 << 20
 	minCheckpointBytes = 1 << 20
 )
 
