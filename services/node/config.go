@@ -23,6 +23,9 @@ const (
 	EngineRedis  = "redis"  // a Redis server, or a cluster of them
 )
 
+// Off turns a door off that may be.
+const Off = "off"
+
 // Config says how a node runs.
 type Config struct {
 	// Target is which parts run: one of Targets. Default "all".
@@ -37,9 +40,9 @@ type Config struct {
 	DataDir string
 	// Instance shifts the default ports, so that several nodes run on one machine: 0 to MaxInstance.
 	Instance int
-	// GRPCListen and AdminListen are host:port of the doors; port 0 takes any. Default: on the loopback interface, at the port of
-	// the instance.
-	GRPCListen, AdminListen string
+	// GRPCListen, RESTListen and AdminListen are host:port of the doors; port 0 takes any. Default: on the loopback interface, at the port of
+	// the instance. RESTListen may be Off.
+	GRPCListen, RESTListen, AdminListen string
 	// Access is how the doors know who comes. Zero: everybody who reaches them may do everything, so they stay on loopback.
 	Access Access
 	// Insecure lets doors be opened to other machines without TLS, or without a way to know who comes. Each start logs it.
@@ -85,6 +88,9 @@ func (c *Config) EnsureDefaults() {
 	}
 	if c.GRPCListen == "" {
 		c.GRPCListen = DoorGRPC.Loopback(c.Instance)
+	}
+	if c.RESTListen == "" {
+		c.RESTListen = DoorREST.Loopback(c.Instance)
 	}
 	if c.AdminListen == "" {
 		c.AdminListen = DoorAdmin.Loopback(c.Instance)
@@ -155,7 +161,10 @@ func (c *Config) Validate() error {
 	for _, l := range []struct {
 		door Door
 		addr string
-	}{{DoorGRPC, c.GRPCListen}, {DoorAdmin, c.AdminListen}} {
+	}{{DoorGRPC, c.GRPCListen}, {DoorREST, c.RESTListen}, {DoorAdmin, c.AdminListen}} {
+		if l.door == DoorREST && l.addr == Off {
+			continue
+		}
 		if _, _, err := net.SplitHostPort(l.addr); err != nil {
 			check(false, "-%s-listen is %q: it must be host:port", l.door.Name, l.addr)
 			continue

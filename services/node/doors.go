@@ -18,7 +18,7 @@ import (
 
 // Access says how the doors know who comes (components/authn/DESIGN.md). The files are followed without a restart.
 type Access struct {
-	// TLS are the files of the gRPC API and the admin port; without Cert both speak plain text.
+	// TLS are the files of the gRPC API, REST and the admin port; without Cert both speak plain text.
 	TLS authn.ServerFiles
 	// Tokens is the tokens file; with it every call needs a token, on loopback too. "" = no tokens.
 	Tokens string
@@ -158,6 +158,14 @@ func (d *doors) adminListener(l net.Listener) net.Listener {
 	return tls.NewListener(l, d.certs.Config("http/1.1"))
 }
 
+// restListener puts TLS on the REST door.
+func (d *doors) restListener(l net.Listener) net.Listener {
+	if d.certs == nil {
+		return l
+	}
+	return tls.NewListener(l, d.certs.Config("h2", "http/1.1"))
+}
+
 // notingCreds logs handshakes that fail: gRPC tells nobody.
 type notingCreds struct {
 	credentials.TransportCredentials
@@ -193,7 +201,7 @@ func (d *doors) stranger(from, why string) {
 	d.log.Warn("a connection was refused at the door", "from", from, "why", why, "not_logged_before", leftOut)
 }
 
-// Write takes what net/http has to say of connections to the admin port, most of it about handshakes.
+// Write takes what net/http has to say of connections to REST and the admin port, most of it about handshakes.
 func (d *doors) Write(line []byte) (int, error) {
 	d.stranger("", strings.TrimSpace(string(line)))
 	return len(line), nil

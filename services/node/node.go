@@ -12,7 +12,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
@@ -31,6 +33,7 @@ import (
 	kvv1 "kvstore/proto/gen/kvstore/v1"
 	"kvstore/services/catalog"
 	"kvstore/services/frontend"
+	"kvstore/services/gateway"
 )
 
 // Node is one process. Its doors are open from New on; it serves between the start and the end of Run.
@@ -38,6 +41,7 @@ type Node struct {
 	cfg      Config
 	doors    *doors
 	grpc     net.Listener // nil: the target serves no users
+	rest     net.Listener // nil: so, or it is turned off
 	data     net.Listener // nil: it serves no frontends
 	admin    net.Listener
 	ready    readiness
@@ -52,7 +56,7 @@ func New(cfg Config) (*Node, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	n := &Node{cfg: cfg, served: make(chan struct{}), failed: make(chan error, 2)}
+	n := &Node{cfg: cfg, served: make(chan struct{}), failed: make(chan error, 3)}
 	n.progress.out = cfg.Progress
 	n.ready.set("starting")
 	var err error
@@ -66,7 +70,8 @@ func New(cfg Config) (*Node, error) {
 		at   string
 		open bool
 	}{
-		{&n.grpc, DoorGRPC, cfg.GRPCListen, t.users}, {&n.data, DoorDataPlane, cfg.Cluster.DataListen, t.cluster && t.stores}, {&n.admin, DoorAdmin, cfg.AdminListen, true},
+		{&n.grpc, DoorGRPC, cfg.GRPCListen, t.users}, {&n.rest, DoorREST, cfg.RESTListen, t.users && cfg.RESTListen != Off},
+		{&n.data, DoorDataPlane, cfg.Cluster.DataListen, t.cluster && t.stores}, {&n.admin, DoorAdmin, cfg.AdminListen, true},
 	} {
 		if !door.open {
 			continue
@@ -86,7 +91,7 @@ func (n *Node) Close() error {
 }
 
 func (n *Node) closeListeners() {
-	for _, l := range []net.Listener{n.grpc, n.data, n.admin} {
+	for _, l := range []net.Listener{n.grpc, n.rest, n.data, n.admin} {
 		if l != nil {
 			_ = l.Close() // a second time when it was served
 		}
@@ -95,6 +100,9 @@ func (n *Node) closeListeners() {
 
 // GRPCAddr is where the public API is; empty when the target has none.
 func (n *Node) GRPCAddr() string { return addressOf(n.grpc) }
+
+// RESTAddr is where REST is; empty when the target has none, or it is turned off.
+func (n *Node) RESTAddr() string { return addressOf(n.rest) }
 
 // DataAddr is where the data plane is; empty when the target has none.
 func (n *Node) DataAddr() string { return addressOf(n.data) }
@@ -112,7 +120,7 @@ func addressOf(l net.Listener) string {
 // describe tells where the doors are.
 func (n *Node) describe() []any {
 	var all []any
-	for _, door := range []struct{ name, at string }{{"grpc", n.GRPCAddr()}, {"data", n.DataAddr()}, {"admin", n.AdminAddr()}} {
+	for _, door := range []struct{ name, at string }{{"grpc", n.GRPCAddr()}, {"rest", n.RESTAddr()}, {"data", n.DataAddr()}, {"admin", n.AdminAddr()}} {
 		if door.at != "" {
 			all = append(all, door.name, door.at)
 		}
@@ -244,7 +252,7 @@ func (n *Node) keeperConfig() keeper.Config {
 	}
 }
 
-// serveUsers opens the door to the public API.
+// serveUsers opens the doors to the public API.
 func (n *Node) serveUsers(open *closers, shards frontend.Shards, dir frontend.Directory, status func(context.Context) (*kvv1.StatusResponse, error)) error {
 	front, err := frontend.New(frontend.Config{
 		Access:        n.doors.tokens,
@@ -254,6 +262,14 @@ func (n *Node) serveUsers(open *closers, shards frontend.Shards, dir frontend.Di
 		return err
 	}
 	open.add(n.serveGRPC(front))
+	if n.rest == nil {
+		return nil
+	}
+	stop, err := n.serveREST(front)
+	if err != nil {
+		return err
+	}
+	open.add(stop)
 	return nil
 }
 
@@ -336,6 +352,31 @@ func (n *Node) serveGRPC(front *frontend.Server) (stop func(context.Context) err
 	}
 }
 
+// serveREST serves the same by HTTP.
+func (n *Node) serveREST(front *frontend.Server) (stop func(context.Context) error, err error) {
+	g, err := gateway.New(gateway.Config{
+		Local: n.doors.tokens.Open() && loopback(n.RESTAddr()), ErrorLog: log.New(n.doors, "", 0),
+	}, front.Calls())
+	if err != nil {
+		return nil, err
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := g.Serve(n.doors.restListener(n.rest)); !errors.Is(err, http.ErrServerClosed) {
+			n.failed <- fmt.Errorf("serve REST: %w", err)
+		}
+	}()
+	return func(ctx context.Context) error {
+		front.Stop()
+		patience, cancel := context.WithTimeout(ctx, n.cfg.DrainTimeout/4) // gRPC's calls and checkpoints come after
+		defer cancel()
+		err := g.Shutdown(patience)
+		<-done
+		return err
+	}, nil
+}
+
 // stopGRPC ends a server when its calls have ended. Half of the time is kept for checkpoints.
 func (n *Node) stopGRPC(ctx context.Context, srv *grpc.Server) {
 	drained := make(chan struct{})
@@ -371,6 +412,7 @@ func whyNotReady(engine driver.Engine, shards *memhost.Host) error {
 // addresses is what the address file holds.
 type addresses struct {
 	GRPC  string `json:"grpc,omitempty"`
+	REST  string `json:"rest,omitempty"`
 	Data  string `json:"data,omitempty"`
 	Admin string `json:"admin"`
 	PID   int    `json:"pid"`
@@ -381,7 +423,7 @@ func (n *Node) writeAddresses() error {
 	if n.cfg.AddressFile == "" {
 		return nil
 	}
-	text, err := json.Marshal(addresses{n.GRPCAddr(), n.DataAddr(), n.AdminAddr(), os.Getpid()})
+	text, err := json.Marshal(addresses{n.GRPCAddr(), n.RESTAddr(), n.DataAddr(), n.AdminAddr(), os.Getpid()})
 	if err != nil {
 		return err
 	}

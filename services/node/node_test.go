@@ -29,7 +29,7 @@ const patience = 30 * time.Second
 // run starts a node; what it returns stops it and tells how it ended.
 func run(t *testing.T, cfg Config) (n *Node, conn *grpc.ClientConn, stop func() error) {
 	t.Helper()
-	cfg.GRPCListen, cfg.AdminListen = "127.0.0.1:0", "127.0.0.1:0"
+	cfg.GRPCListen, cfg.RESTListen, cfg.AdminListen = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
 	n, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -266,10 +266,10 @@ func TestReadinessTellsWhy(t *testing.T) {
 }
 
 func TestConfigListsAllFaults(t *testing.T) {
-	cfg := Config{Target: "x", Engine: "y", Instance: -1, GRPCListen: "nonsense", AdminListen: ":1", MaxValueBytes: 1, DefaultShards: -1, SegmentBytes: -1, CheckpointBytes: -1, DrainTimeout: -1}
+	cfg := Config{Target: "x", Engine: "y", Instance: -1, GRPCListen: "nonsense", RESTListen: "8080", AdminListen: ":1", MaxValueBytes: 1, DefaultShards: -1, SegmentBytes: -1, CheckpointBytes: -1, DrainTimeout: -1}
 	cfg.EnsureDefaults()
 	err := cfg.Validate()
-	for _, flag := range []string{"target", "engine", "instance", "grpc-listen", "admin-listen", "max-value-bytes", "shards", "segment-bytes", "checkpoint-bytes", "drain-timeout"} {
+	for _, flag := range []string{"target", "engine", "instance", "grpc-listen", "rest-listen", "admin-listen", "max-value-bytes", "shards", "segment-bytes", "checkpoint-bytes", "drain-timeout"} {
 		if !strings.Contains(err.Error(), "-"+flag+" ") {
 			t.Errorf("no word of %s in %v", flag, err)
 		}

@@ -16,7 +16,7 @@ type Door struct {
 // collides with what `dapr init` takes, nor one instance with another.
 var (
 	DoorGRPC      = Door{"grpc", 8085, 1}  // public API
-	DoorREST      = Door{"rest", 8080, 10} // reserved: gateway
+	DoorREST      = Door{"rest", 8080, 10} // the same as REST
 	DoorAdmin     = Door{"admin", 2112, 1} // /livez, /readyz, profiles
 	DoorDataPlane = Door{"data", 9085, 1}  // frontends to hosts, and hosts to each other
 	DoorProbe     = Door{"probe", 8185, 1} // reserved: health for load balancers

@@ -82,6 +82,7 @@ func TestRunFile(t *testing.T) {
 			if app.AppID != "kvstore" || app.AppPort != doors.DoorGRPC.Port(instance) || app.AppProtocol != "grpc" {
 				t.Fatalf("a frontend: %+v", app)
 			}
+			app.Command = append(app.Command, "-rest-listen="+testenv.FreeAddr(t))
 			_, port, err := net.SplitHostPort(grpc)
 			if err != nil {
 				t.Fatal(err)

@@ -254,7 +254,7 @@ func TestServerCertificateExpires(t *testing.T) {
 	if !strings.Contains(errs, "certificate expired at") || !strings.Contains(errs, "must renew it") {
 		t.Errorf("kvctl says: %s", errs)
 	}
-	fails(t, 1, []string{"server.crt expired at"}, "-engine", "memory", "-grpc-listen", "127.0.0.1:0", "-admin-listen", "127.0.0.1:0",
+	fails(t, 1, []string{"server.crt expired at"}, "-engine", "memory", "-grpc-listen", "127.0.0.1:0", "-rest-listen", "off", "-admin-listen", "127.0.0.1:0",
 		"-tls-cert", h.file("server.crt"), "-tls-key", h.file("server.key"))
 	issue(time.Hour)
 	s.await(t, "it takes the new certificate", func() bool {

@@ -220,9 +220,9 @@ func TestWhatItSaysOfItself(t *testing.T) {
 func TestWhatItRefuses(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
 	s := start(t, dir)
-	free := []string{"-grpc-listen", "127.0.0.1:0", "-admin-listen", "127.0.0.1:0"}
+	free := []string{"-grpc-listen", "127.0.0.1:0", "-rest-listen", "off", "-admin-listen", "127.0.0.1:0"}
 	fails(t, 1, []string{strconv.Itoa(s.cmd.Process.Pid)}, append(free, "-data-dir", dir)...)
-	fails(t, 1, []string{s.GRPC, "process " + strconv.Itoa(s.cmd.Process.Pid), "-instance"}, "-grpc-listen", s.GRPC, "-admin-listen", "127.0.0.1:0", "-data-dir", dir+"2")
+	fails(t, 1, []string{s.GRPC, "process " + strconv.Itoa(s.cmd.Process.Pid), "-instance"}, "-grpc-listen", s.GRPC, "-rest-listen", "off", "-admin-listen", "127.0.0.1:0", "-data-dir", dir+"2")
 	fails(t, 2, []string{"-insecure", "-grpc-listen"}, "-grpc-listen", "0.0.0.0:0", "-admin-listen", "127.0.0.1:0", "-data-dir", dir+"2")
 	fails(t, 2, []string{"-target", "all"}, append(free, "-target", "notifier")...)
 	fails(t, 2, []string{"-engine", "-instance", "-shards", "-max-value-bytes", "-drain-timeout"}, append(free, "-engine", "tape", "-instance", "9", "-shards", "-1", "-max-value-bytes", "7", "-drain-timeout", "-1s")...)

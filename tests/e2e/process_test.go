@@ -95,6 +95,7 @@ type server struct {
 	ended  chan struct{}
 	err    error // how it ended; after ended
 	GRPC   string
+	REST   string
 	Admin  string
 	KV     kvv1.KVServiceClient
 	AdminC kvv1.AdminServiceClient
@@ -105,7 +106,7 @@ type server struct {
 func start(t *testing.T, dir string, more ...string) *server {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "addresses.json")
-	args := append([]string{"-grpc-listen", "127.0.0.1:0", "-admin-listen", "127.0.0.1:0", "-address-file", file, "-data-dir", dir}, more...)
+	args := append([]string{"-grpc-listen", "127.0.0.1:0", "-rest-listen", "127.0.0.1:0", "-admin-listen", "127.0.0.1:0", "-address-file", file, "-data-dir", dir}, more...)
 	s := &server{ended: make(chan struct{})}
 	s.cmd, s.log = command(t, args...)
 	if err := s.cmd.Start(); err != nil {
@@ -121,11 +122,11 @@ func start(t *testing.T, dir string, more ...string) *server {
 		if err != nil {
 			return false
 		}
-		var a struct{ GRPC, Admin string }
+		var a struct{ GRPC, REST, Admin string }
 		if err := json.Unmarshal(text, &a); err != nil {
 			t.Fatalf("address file %q: %v", text, err)
 		}
-		s.GRPC, s.Admin = a.GRPC, a.Admin
+		s.GRPC, s.REST, s.Admin = a.GRPC, a.REST, a.Admin
 		return true
 	})
 	conn, err := grpc.NewClient(s.GRPC, grpc.WithTransportCredentials(insecure.NewCredentials()))

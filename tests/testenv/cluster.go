@@ -56,7 +56,7 @@ func NewCluster(t testing.TB, bin string, cfg ClusterConfig) *Cluster {
 		n := &Node{Addr: FreeAddr(t), Admin: FreeAddr(t)}
 		n.Sidecar = NewSidecar(t, SidecarConfig{AppID: "kvstore", Placement: c.Placement.Addr})
 		n.Process = NewProcess(t, fmt.Sprint("frontend-", i+1), path, []string{
-			"-target", "frontend", "-grpc-listen", n.Addr, "-admin-listen", n.Admin, "-dapr-grpc", n.Sidecar.GRPC,
+			"-target", "frontend", "-grpc-listen", n.Addr, "-rest-listen", "off", "-admin-listen", n.Admin, "-dapr-grpc", n.Sidecar.GRPC,
 		}, nil).Supervised()
 		n.Start(t)
 		c.Frontends = append(c.Frontends, n)

@@ -34,10 +34,11 @@ func Bin(t testing.TB, target string) string {
 	return bin
 }
 
-// Server is one kvstored on one data directory and one pair of ports.
+// Server is one kvstored on one data directory and the same ports.
 type Server struct {
 	Dir   string // its data directory is Dir/data, its log Dir/kvstored.log
 	Addr  string // gRPC
+	REST  string
 	Admin string // /livez, /readyz
 
 	bin  string
@@ -62,7 +63,7 @@ func NewOnRedis(t testing.TB, bin string, r *Redis, args ...string) *Server {
 }
 
 func newServer(t testing.TB, bin string, args []string) *Server {
-	s := &Server{Dir: t.TempDir(), Addr: FreeAddr(t), Admin: FreeAddr(t), bin: filepath.Join(bin, "kvstored"), args: slices.Clone(args)}
+	s := &Server{Dir: t.TempDir(), Addr: FreeAddr(t), REST: FreeAddr(t), Admin: FreeAddr(t), bin: filepath.Join(bin, "kvstored"), args: slices.Clone(args)}
 	t.Cleanup(s.Kill)
 	return s
 }
@@ -101,7 +102,7 @@ func (s *Server) Start(t testing.TB) {
 		t.Fatal(err)
 	}
 	defer log.Close()
-	s.cmd = exec.Command(s.bin, append([]string{"-grpc-listen", s.Addr, "-admin-listen", s.Admin}, s.args...)...)
+	s.cmd = exec.Command(s.bin, append([]string{"-grpc-listen", s.Addr, "-rest-listen", s.REST, "-admin-listen", s.Admin}, s.args...)...)
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := s.cmd.Start(); err != nil {

@@ -114,7 +114,7 @@ func TestPause(t *testing.T) {
 // serve runs a server and returns the address of its admin port.
 func serve(t *testing.T, access node.Access) string {
 	t.Helper()
-	n, err := node.New(node.Config{Engine: node.EngineMemory, GRPCListen: "127.0.0.1:0", AdminListen: "127.0.0.1:0", Access: access})
+	n, err := node.New(node.Config{Engine: node.EngineMemory, GRPCListen: "127.0.0.1:0", RESTListen: node.Off, AdminListen: "127.0.0.1:0", Access: access})
 	if err != nil {
 		t.Fatal(err)
 	}

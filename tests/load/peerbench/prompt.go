@@ -22,7 +22,7 @@ func startOursAdmin(ctx context.Context, bin, dir string, more ...string) (s *se
 	if admin, err = freePort(); err != nil {
 		return nil, "", "", err
 	}
-	args := append([]string{"-data-dir", filepath.Join(dir, "data"), "-grpc-listen", addr, "-admin-listen", admin}, more...)
+	args := append([]string{"-data-dir", filepath.Join(dir, "data"), "-grpc-listen", addr, "-rest-listen", "off", "-admin-listen", admin}, more...)
 	if s, err = start("kvstored", dir, filepath.Join(bin, "kvstored"), args...); err != nil {
 		return nil, "", "", err
 	}
