@@ -34,15 +34,16 @@ type core struct {
 	conns  []*conn
 }
 
-// conn is one TCP connection with its stubs and its Pipeline stream, and a second one, opened when first used, for what is long:
+// conn is one TCP connection with its stubs, its Pipeline and its Watches stream, and a second one, opened when first used, for what is long:
 // values and blocks that travel as streams. On one connection megabytes of blocks would stand in front of a lookup of a few
 // kilobytes, in the buffers of both ends.
 type conn struct {
-	cc     *grpc.ClientConn
-	kv     kvstorev1.KVServiceClient
-	prompt kvstorev1.PromptCacheServiceClient
-	admin  kvstorev1.AdminServiceClient
-	pipe   *pipe // nil with Config.Unary
+	cc      *grpc.ClientConn
+	kv      kvstorev1.KVServiceClient
+	prompt  kvstorev1.PromptCacheServiceClient
+	admin   kvstorev1.AdminServiceClient
+	pipe    *pipe // nil with Config.Unary
+	watches *watches
 
 	bulk       *grpc.ClientConn
 	bulkKV     kvstorev1.KVServiceClient          // GetStream, PutStream
@@ -99,6 +100,7 @@ func (co *core) open(i int) (*conn, error) {
 		bulkKV:     kvstorev1.NewKVServiceClient(bulk),
 		bulkPrompt: kvstorev1.NewPromptCacheServiceClient(bulk),
 	}
+	cn.watches = newWatches(cn.kv)
 	if !co.cfg.Unary {
 		cn.pipe = newPipe(co, cn.kv)
 	}
@@ -153,6 +155,7 @@ func (c *Client) Close() error {
 		if cn.pipe != nil {
 			cn.pipe.close()
 		}
+		cn.watches.close()
 		_ = cn.cc.Close()
 		_ = cn.bulk.Close()
 	}

@@ -2,12 +2,9 @@ package client
 
 import (
 	"context"
-	"errors"
-	"io"
 	"iter"
 	"time"
 
-	"kvstore/components/kverr"
 	kvstorev1 "kvstore/proto/gen/kvstore/v1"
 )
 
@@ -88,7 +85,8 @@ const watchSilence = 50 * time.Second
 //		}
 //	}
 //
-// A loop that does not come back for its next batch holds up nobody but itself.
+// The watches of a connection share one stream. A loop that does not come back for its next batch holds up nobody but itself, and costs what 256 KiB of
+// events take.
 func (c *Client) Watch(ctx context.Context, o *WatchOptions) iter.Seq2[WatchBatch, error] {
 	return func(yield func(WatchBatch, error) bool) {
 		w, err := c.newWatch(o)
@@ -150,40 +148,37 @@ func forEver() attempts { return attempts{effect: reads, deadline: time.Now().Ad
 
 // run is one stream. More is false when the caller has left; otherwise err says why the stream ended.
 func (w *watch) run(ctx context.Context, yield func(WatchBatch, error) bool) (more bool, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	silent := time.AfterFunc(watchSilence, cancel)
-	defer silent.Stop()
 	if w.told { // the state was cut off: it is told anew, and may be another one
 		w.told = false
 		if !yield(WatchBatch{Resync: true}, nil) {
 			return false, nil
 		}
 	}
-	stream, err := w.c.pick().kv.Watch(ctx, w.req)
-	for err == nil {
-		var resp *kvstorev1.WatchResponse
-		if resp, err = stream.Recv(); err != nil {
-			break
+	feed, err := w.c.pick().watches.begin(ctx, w.req)
+	if err != nil {
+		return true, endOf(err)
+	}
+	defer feed.end()
+	silent := time.NewTimer(watchSilence)
+	defer silent.Stop()
+	for {
+		resp, err := feed.next(ctx, silent.C)
+		if err != nil {
+			return true, endOf(err)
 		}
 		w.tries = forEver()
 		silent.Stop() // the caller may take his time
 		if !w.tell(resp, yield) {
 			return false, nil
 		}
+		feed.took(resp)
 		silent.Reset(watchSilence)
 	}
-	err = fromRPC(err, reads)
-	switch {
-	case errors.Is(err, io.EOF), errors.Is(err, kverr.Canceled):
-		err = &kverr.Error{Kind: kverr.Unavailable, Message: "the server ended the watch, or said nothing", Err: err}
-	}
-	return true, err
 }
 
 // tell hands a response to the caller, and remembers where to go on.
-func (w *watch) tell(resp *kvstorev1.WatchResponse, yield func(WatchBatch, error) bool) bool {
-	b := WatchBatch{Token: resp.Token}
+func (w *watch) tell(resp received, yield func(WatchBatch, error) bool) bool {
+	b := WatchBatch{Token: resp.own(resp.Token)}
 	_, state := w.req.From.(*kvstorev1.WatchRequest_InitialState)
 	switch resp.Control {
 	case kvstorev1.WatchControl_WATCH_CONTROL_STARTED:
@@ -200,8 +195,12 @@ func (w *watch) tell(resp *kvstorev1.WatchResponse, yield func(WatchBatch, error
 			w.told = true
 		}
 	}
-	for _, e := range resp.Events {
-		b.Events = append(b.Events, fromEvent(e))
+	if len(resp.Events) > 0 {
+		b.Events = make([]Event, len(resp.Events))
+	}
+	for i, e := range resp.Events {
+		b.Events[i] = fromEvent(e)
+		b.Events[i].Value, b.Events[i].PrevValue = resp.own(e.Value), resp.own(e.PrevValue)
 	}
 	switch {
 	case len(resp.Token) > 0:
@@ -217,7 +216,7 @@ func (w *watch) tell(resp *kvstorev1.WatchResponse, yield func(WatchBatch, error
 
 func fromEvent(e *kvstorev1.WatchEvent) Event {
 	return Event{
-		Type: EventType(e.Type), Key: string(e.Key), Value: e.Value, Version: e.Version, PrevVersion: e.PrevVersion, Created: e.Created, Initial: e.Initial,
-		Size: e.Size, ValueLeftOut: e.ValueLeftOut, PrevValue: e.PrevValue,
+		Type: EventType(e.Type), Key: string(e.Key), Version: e.Version, PrevVersion: e.PrevVersion, Created: e.Created, Initial: e.Initial,
+		Size: e.Size, ValueLeftOut: e.ValueLeftOut,
 	}
 }

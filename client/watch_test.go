@@ -1,9 +1,11 @@
 package client_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"maps"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -184,5 +186,81 @@ func TestWatchGoesOn(t *testing.T) {
 		if err != nil {
 			wantKind(t, err, kverr.Compacted)
 		}
+	}
+}
+
+// TestWatchesShareAStream: many watches of a client are one stream of each connection; one that nobody reads holds up no other and is told no more than its
+// window; when the stream breaks, each goes on; when the last has left, nothing is left.
+func TestWatchesShareAStream(t *testing.T) {
+	srv := clienttest.Start(t)
+	cfg := quick()
+	cfg.Unary = true
+	c := srv.Dial(t, cfg)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var streams atomic.Int64
+	var broken atomic.Bool
+	srv.Faults.Before(func(method string) error {
+		if method == "Watches" && broken.CompareAndSwap(true, false) {
+			streams.Add(1)
+			return kverr.New(kverr.Unavailable, "", "broken on purpose")
+		}
+		return nil
+	})
+	const watches, changes, size = 20, 100, 10 << 10 // several windows
+	begun, took := make(chan int, watches), make(chan int, watches)
+	read := make(chan struct{})
+	var all sync.WaitGroup
+	for i := range watches {
+		all.Go(func() {
+			next := 0
+			for b, err := range c.Watch(ctx, &client.WatchOptions{Key: "k", All: true}) {
+				if err != nil {
+					t.Error(err)
+					break
+				}
+				if b.Started {
+					begun <- i
+				}
+				for _, e := range b.Events {
+					if got := string(bytes.TrimRight(e.Value, "x")); got != fmt.Sprint(next) {
+						t.Errorf("watch %d: event %q, want %d", i, got, next)
+					}
+					clear(e.Value) // nobody else's
+					next++
+				}
+				if i == 0 {
+					<-read
+				}
+				if next == changes {
+					break
+				}
+			}
+			took <- i
+		})
+	}
+	for range watches {
+		<-begun
+	}
+	for i := range changes {
+		if _, err := c.Put(ctx, "k", append(fmt.Append(nil, i), bytes.Repeat([]byte("x"), size)...), nil); err != nil {
+			t.Fatal(err)
+		}
+		if i == changes/2 {
+			broken.Store(true)
+		}
+	}
+	for range watches - 1 {
+		if i := <-took; i == 0 {
+			t.Error("a watch that nobody reads is done")
+		}
+	}
+	close(read)
+	if i := <-took; i != 0 {
+		t.Errorf("%d is done twice", i)
+	}
+	all.Wait()
+	if streams.Load() == 0 {
+		t.Error("the stream never broke")
 	}
 }

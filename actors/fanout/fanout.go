@@ -14,6 +14,7 @@ package fanout
 
 import (
 	"bytes"
+	"context"
 	"slices"
 
 	"kvstore/actors/shard"
@@ -56,6 +57,12 @@ func (w *Watch) Concerns(ns shard.NamespaceID, key []byte) bool {
 	return bytes.Equal(key, w.Key)
 }
 
+// Same tells whether two watches want to know the same.
+func (w *Watch) Same(o *Watch) bool {
+	return w == o || w.Namespace == o.Namespace && w.Prefix == o.Prefix && w.Mode == o.Mode && w.Before == o.Before && w.KeysOnly == o.KeysOnly &&
+		bytes.Equal(w.Key, o.Key)
+}
+
 // Cursor is how far a watcher has come in a shard. While Listing, he knows the keys up to and with Boundary as they were at Revision, and
 // none behind; otherwise he knows all changes up to and with Revision. Boundary nil: no key yet.
 type Cursor struct {
@@ -66,6 +73,11 @@ type Cursor struct {
 
 // Anew is the cursor of a watcher who knows nothing and wants to be told the state first.
 func Anew() Cursor { return Cursor{Listing: true} }
+
+// Equal tells whether two watchers have come equally far.
+func (c Cursor) Equal(o Cursor) bool {
+	return c.Revision == o.Revision && c.Listing == o.Listing && (c.Boundary == nil) == (o.Boundary == nil) && bytes.Equal(c.Boundary, o.Boundary)
+}
 
 // Start is a shard that a watcher follows, and from where.
 type Start struct {
@@ -78,11 +90,38 @@ type Start struct {
 // Told is what a watcher of some shards is told of one of them. Values of up to MaxValue that lie apart from their keys have been read; a reference that
 // is left in an event tells that its value is not with it, because it is longer, or because another has replaced it and it is gone.
 type Told struct {
-	Shard string
+	// Watches are who is told, by their numbers in a Follower: all that want to know the same and have come equally far. It is not changed.
+	Watches []uint64
+	Shard   string
 	// Epoch is the counter of the epoch that tells.
 	Epoch uint64
 	// Batch ends, with Err, the watch of this shard alone; of kind Moved it asks to go on from Cursor where the shard is served now.
 	Batch
+}
+
+// Cost is what a batch takes of the credit of each of its watches, values that lay apart and were read included.
+func (b *Batch) Cost() (bytes int64) {
+	for i := range b.Events {
+		e := &b.Events[i]
+		bytes += int64(len(e.Key)+len(e.Value.Inline)+len(e.Before.Inline)) + EventOverhead
+	}
+	return bytes
+}
+
+// Follower follows shards for many watches at once, wherever the shards are served: each goes on where it was when a shard changes hands. Its user
+// gives watches numbers, none of them twice. Next is called by one goroutine at a time, all else at any time.
+type Follower interface {
+	// Add begins a watch of shards. It may be told so many bytes, see Batch.Cost; one batch more than that may come.
+	Add(id uint64, w *Watch, credit int64, starts []Start)
+	// Grant lets a watch be told more. One that may be told nothing costs a few words, and holds up no other one.
+	Grant(id uint64, bytes int64)
+	// Remove ends a watch; what it was about to be told may still come.
+	Remove(id uint64)
+	// Next waits for what some watches are to be told. An error in what was told ends the watch, and the user removes it. Next itself fails when
+	// ctx ends, or nothing can be followed any more.
+	Next(ctx context.Context) (*Told, error)
+	// Close ends all watches.
+	Close()
 }
 
 // Budget bounds one step.

@@ -53,15 +53,14 @@ func (h *Hub) Cursor(f *Feed) Cursor {
 // Idle tells that the watcher has been told everything up to the hub's view.
 func (f *Feed) Idle() bool { return f.idle }
 
-// Place lets a feed that has nothing to ask for ask for its place, unless it was told of that, and returns how many revisions ago it was. Whoever is
-// never told of his place could not go on from it when the history has gone past it.
+// Place takes note that the watcher of a feed that has nothing to ask for is told his place, the hub's view, and returns how many revisions ago he was told
+// last; 0 when there is no need. Whoever is never told of his place could not go on from it when the history has gone past it.
 func (h *Hub) Place(f *Feed) (behind uint64) {
 	if !f.idle {
 		return 0
 	}
-	head := h.view.Revision()
-	behind = head - f.cursor.Revision
-	f.cursor.Revision, f.idle = head, behind == 0
+	behind = h.view.Revision() - f.cursor.Revision
+	f.cursor.Revision = h.view.Revision()
 	return behind
 }
 

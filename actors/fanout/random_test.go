@@ -165,8 +165,8 @@ func (w *world) commit() error {
 	woken := map[*Feed]bool{}
 	w.hub.Advance(v, func(f *Feed) { woken[f] = true })
 	for _, x := range w.watchers {
-		if !x.over && w.rng.IntN(8) == 0 && w.hub.Place(x.feed) > 0 {
-			woken[x.feed] = true
+		if !x.over && w.rng.IntN(8) == 0 && w.hub.Place(x.feed) > 0 && !w.hub.Cursor(x.feed).Equal(Cursor{Revision: v.Revision()}) {
+			return fmt.Errorf("%+v is told its place, and stays at %+v", *x.feed.Watch, w.hub.Cursor(x.feed))
 		}
 	}
 	for _, x := range w.watchers {

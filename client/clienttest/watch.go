@@ -2,9 +2,12 @@ package clienttest
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"google.golang.org/grpc"
 
@@ -35,6 +38,72 @@ func (s *Server) Compact() {
 
 // Watch is the RPC. Its fault is asked before every response; a token is the number of changes.
 func (s kv) Watch(r *kvstorev1.WatchRequest, stream grpc.ServerStreamingServer[kvstorev1.WatchResponse]) error {
+	return s.watch(stream.Context(), r, stream.Send)
+}
+
+// Watches is the RPC. Its fault is asked when it begins and before every message; that of Watch before every response.
+func (s kv) Watches(stream grpc.BidiStreamingServer[kvstorev1.WatchesRequest, kvstorev1.WatchesResponse]) error {
+	var sending sync.Mutex
+	send := func(m *kvstorev1.WatchesResponse) error {
+		sending.Lock()
+		defer sending.Unlock()
+		return stream.Send(m)
+	}
+	type one struct {
+		end    context.CancelFunc
+		credit atomic.Int64
+		more   chan struct{}
+	}
+	all := map[uint64]*one{}
+	for {
+		if err := s.Faults.runBefore("Watches"); err != nil {
+			return err
+		}
+		m, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		switch ask := m.Ask.(type) {
+		case *kvstorev1.WatchesRequest_Begin_:
+			id := ask.Begin.WatchId
+			x := &one{more: make(chan struct{}, 1)}
+			x.credit.Store(ask.Begin.Credit)
+			var ctx context.Context
+			ctx, x.end = context.WithCancel(stream.Context())
+			all[id] = x
+			go func() {
+				err := s.watch(ctx, ask.Begin.Watch, func(told *kvstorev1.WatchResponse) error {
+					for len(told.Events) > 0 && x.credit.Load() <= 0 {
+						select {
+						case <-x.more:
+						case <-ctx.Done():
+							return ctx.Err()
+						}
+					}
+					for _, e := range told.Events {
+						x.credit.Add(-int64(len(e.Key) + len(e.Value) + len(e.PrevValue) + 64))
+					}
+					return send(&kvstorev1.WatchesResponse{WatchIds: []uint64{id}, Told: told})
+				})
+				if ctx.Err() == nil {
+					_ = send(&kvstorev1.WatchesResponse{WatchIds: []uint64{id}, Error: kverr.Item(kverr.From(err))})
+				}
+			}()
+		case *kvstorev1.WatchesRequest_Credit_:
+			x := all[ask.Credit.WatchId]
+			x.credit.Add(ask.Credit.Bytes)
+			select {
+			case x.more <- struct{}{}:
+			default:
+			}
+		case *kvstorev1.WatchesRequest_EndId:
+			all[ask.EndId].end()
+		}
+	}
+}
+
+// watch is one watch; send takes what it is told.
+func (s kv) watch(ctx context.Context, r *kvstorev1.WatchRequest, to func(*kvstorev1.WatchResponse) error) error {
 	at, state := -1, false
 	switch f := r.From.(type) {
 	case *kvstorev1.WatchRequest_InitialState:
@@ -50,7 +119,7 @@ func (s kv) Watch(r *kvstorev1.WatchRequest, stream grpc.ServerStreamingServer[k
 		if err := s.Faults.runBefore("Watch"); err != nil {
 			return err
 		}
-		return stream.Send(resp)
+		return to(resp)
 	}
 	concerns := func(k []byte) bool {
 		switch t := r.Target.(type) {
@@ -124,8 +193,8 @@ func (s kv) Watch(r *kvstorev1.WatchRequest, stream grpc.ServerStreamingServer[k
 		}
 		select {
 		case <-news:
-		case <-stream.Context().Done():
-			return stream.Context().Err()
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
 }

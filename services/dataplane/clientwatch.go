@@ -3,6 +3,8 @@ package dataplane
 import (
 	"context"
 	"math/rand/v2"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -92,15 +94,127 @@ type placed struct {
 	err    *kverr.Error
 }
 
-// Watch follows shards wherever they are served; see frontend.Shards. A slow send costs watchWindow for each host, and a batch.
-func (c *Client) Watch(ctx context.Context, w *fanout.Watch, starts []fanout.Start, send func(*fanout.Told) error) error {
+// follower is a fanout.Follower. Each watch is a goroutine and a stream to each host: one that may be told nothing waits with one batch in hand, and
+// with what its streams have in their windows.
+type follower struct {
+	client *Client
+	ctx    context.Context // ends with Close
+	end    context.CancelFunc
+	told   chan *fanout.Told
+	wait   sync.WaitGroup
+
+	mu  sync.Mutex
+	all map[uint64]*followed // guarded by mu; nil once closed
+}
+
+// followed is one watch of a follower.
+type followed struct {
+	end    context.CancelFunc
+	more   chan struct{} // a token: there is credit
+	credit atomic.Int64
+}
+
+// Follower follows shards wherever they are served; see frontend.Shards. A slow watch costs watchWindow for each host, and a batch.
+func (c *Client) Follower() (fanout.Follower, error) {
 	if !c.enter() {
-		return errClosed
+		return nil, errClosed
 	}
-	defer c.wait.Done()
+	f := &follower{client: c, told: make(chan *fanout.Told), all: make(map[uint64]*followed)}
+	f.ctx, f.end = context.WithCancel(c.ctx)
+	return f, nil
+}
+
+// Add implements fanout.Follower.
+func (f *follower) Add(id uint64, w *fanout.Watch, credit int64, starts []fanout.Start) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.all == nil {
+		return
+	}
+	x := &followed{more: make(chan struct{}, 1)}
+	x.credit.Store(credit)
+	var ctx context.Context
+	ctx, x.end = context.WithCancel(f.ctx)
+	f.all[id] = x
+	f.wait.Go(func() {
+		watches := []uint64{id}
+		err := f.client.watch(ctx, w, starts, func(t *fanout.Told) error {
+			for len(t.Events) > 0 && x.credit.Load() <= 0 {
+				select {
+				case <-x.more:
+				case <-ctx.Done():
+					return context.Cause(ctx)
+				}
+			}
+			x.credit.Add(-t.Cost())
+			t.Watches = watches
+			return f.tell(ctx, t)
+		})
+		if err != nil && ctx.Err() == nil {
+			_ = f.tell(ctx, &fanout.Told{Watches: watches, Batch: fanout.Batch{Err: kverr.From(err)}}) // or it is over already
+		}
+	})
+}
+
+// tell hands on what a watch is told.
+func (f *follower) tell(ctx context.Context, t *fanout.Told) error {
+	select {
+	case f.told <- t:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Grant implements fanout.Follower.
+func (f *follower) Grant(id uint64, bytes int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if x := f.all[id]; x != nil && x.credit.Add(bytes) > 0 {
+		select {
+		case x.more <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Remove implements fanout.Follower.
+func (f *follower) Remove(id uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if x := f.all[id]; x != nil {
+		x.end()
+		delete(f.all, id)
+	}
+}
+
+// Next implements fanout.Follower.
+func (f *follower) Next(ctx context.Context) (*fanout.Told, error) {
+	select {
+	case t := <-f.told:
+		return t, nil
+	case <-ctx.Done():
+		return nil, kverr.From(context.Cause(ctx))
+	case <-f.ctx.Done():
+		return nil, errClosed
+	}
+}
+
+// Close implements fanout.Follower.
+func (f *follower) Close() {
+	f.mu.Lock()
+	f.all = nil
+	f.mu.Unlock()
+	f.end()
+	f.wait.Wait()
+	f.client.wait.Done()
+}
+
+// watch follows shards wherever they are served, until ctx ends, send fails, or one of them cannot be followed any more. A slow send costs watchWindow for
+// each host, and a batch.
+func (c *Client) watch(ctx context.Context, w *fanout.Watch, starts []fanout.Start, send func(*fanout.Told) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(c.ctx, cancel)()
 	x := &watch{
 		client: c, ctx: ctx, head: protoHead(w), route: fanout.NewRoute(starts), told: make(chan hostTold), placed: make(chan placed),
 		seeks: make(chan struct{}, watchSeekers), hosts: make(map[string]*watchHost), where: make(map[string]*watchHost),

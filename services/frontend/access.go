@@ -25,6 +25,7 @@ var needs = map[string]authn.Need{
 	kvv1.KVService_List_FullMethodName:        authn.Read,
 	kvv1.KVService_GetStream_FullMethodName:   authn.Read,
 	kvv1.KVService_Watch_FullMethodName:       authn.Read,
+	kvv1.KVService_Watches_FullMethodName:     authn.Read,
 	kvv1.KVService_Put_FullMethodName:         authn.Write,
 	kvv1.KVService_Delete_FullMethodName:      authn.Write,
 	kvv1.KVService_BatchPut_FullMethodName:    authn.Write,

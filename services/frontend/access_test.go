@@ -95,6 +95,9 @@ var requests = map[string]func(ks string) proto.Message{
 	},
 
 	"KVService/Watch": func(ks string) proto.Message { return &kvv1.WatchRequest{Keyspace: ks} },
+	"KVService/Watches": func(ks string) proto.Message {
+		return beginWatch(1, 1, &kvv1.WatchRequest{Keyspace: ks})
+	},
 
 	"PromptCacheService/Lookup": func(ks string) proto.Message { return &kvv1.LookupRequest{Keyspace: ks, Namespace: "prompts"} },
 	"PromptCacheService/Read":   func(ks string) proto.Message { return &kvv1.ReadRequest{Keyspace: ks, Namespace: "prompts"} },
@@ -137,8 +140,8 @@ var requests = map[string]func(ks string) proto.Message{
 // roles says of every call who may make it, apart from the table that it tests.
 var roles = map[string][]string{
 	"KVService/Get": readers, "KVService/BatchGet": readers, "KVService/List": readers, "KVService/GetStream": readers, "KVService/Pipeline": readers,
-	"KVService/Watch": readers,
-	"KVService/Put":   writers, "KVService/Delete": writers, "KVService/BatchPut": writers, "KVService/BatchDelete": writers,
+	"KVService/Watch": readers, "KVService/Watches": readers,
+	"KVService/Put": writers, "KVService/Delete": writers, "KVService/BatchPut": writers, "KVService/BatchDelete": writers,
 	"KVService/Transaction": writers, "KVService/PutStream": writers,
 	"PromptCacheService/Lookup": readers, "PromptCacheService/Read": readers, "PromptCacheService/List": readers, "PromptCacheService/Usage": readers,
 	"PromptCacheService/Write": writers, "PromptCacheService/Release": writers, "PromptCacheService/Touch": writers, "PromptCacheService/Pin": writers,
@@ -207,6 +210,16 @@ func outcome(t *testing.T, ctx context.Context, conn *grpc.ClientConn, call stri
 	}
 	if err := s.CloseSend(); err != nil {
 		t.Fatal(err)
+	}
+	if call == "KVService/Watches" {
+		resp := &kvv1.WatchesResponse{}
+		if err := s.RecvMsg(resp); err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+		if e := kverr.FromItem(resp.Error); e != nil {
+			return e
+		}
+		return nil
 	}
 	resp := &kvv1.PipelineResponse{}
 	if call != "KVService/Pipeline" {

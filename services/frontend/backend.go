@@ -37,10 +37,8 @@ type Shards interface {
 	// ReadValue fills p from offset off of the value (not of its object). Verifying the checksum is the caller's part.
 	ReadValue(ctx context.Context, shardID string, ref shard.Ref, off int64, p []byte) error
 
-	// Watch follows shards until ctx ends, send fails, or one of them cannot be followed any more. Of what passes by itself, such as a shard that
-	// changes hands, send is told nothing: each shard goes on where it was. Send is called by one goroutine; while it runs at most a few batches
-	// gather, whatever happens.
-	Watch(ctx context.Context, w *fanout.Watch, starts []fanout.Start, send func(*fanout.Told) error) error
+	// Follower makes one for the watches of a client; it must be closed. What passes by itself, such as a shard that changes hands, it does not tell.
+	Follower() (fanout.Follower, error)
 }
 
 // Directory is the way to what keyspaces and namespaces there are. Errors are *kverr.Error. Messages that it returns belong to

@@ -83,6 +83,9 @@ var apiTests = map[string]func(*testing.T){
 	"WatchRefusals":                   TestWatchRefusals,
 	"WatchEnds":                       TestWatchEnds,
 	"WatchProgress":                   TestWatchProgress,
+	"Watches":                         TestWatches,
+	"WatchesCredit":                   TestWatchesCredit,
+	"WatchesRefusals":                 TestWatchesRefusals,
 	"SlowWatcher":                     TestSlowWatcher,
 }
 

@@ -1,9 +1,11 @@
 package frontend
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
+	"io"
 	"math"
 	"slices"
 	"sync"
@@ -19,26 +21,65 @@ import (
 	kvv1 "kvstore/proto/gen/kvstore/v1"
 )
 
-// watching is one Watch stream. Shards tell it what happens, one after the other; the timer of progress comes between.
-type watching struct {
-	server *Server
-	ns     *Namespace
-	pass   *authn.Pass
-	watch  fanout.Watch
-	shards []*Shard
-	number map[string]int // place in shards, by id
-	send   func(*kvv1.WatchResponse) error
-	cancel context.CancelCauseFunc // ends the call
-	state  bool                    // the state comes first
+// Bounds of watches.
+const (
+	// maxCredit is how many bytes a watch may be told before its client lets it be told more.
+	maxCredit = 64 << 20
+	// sweeps is how often in WatchProgress silent watches are looked for.
+	sweeps = 4
+)
+
+// watcher is the watches of one stream. One goroutine tells them what happens; what the client asks and the timer of progress come between.
+type watcher struct {
+	server   *Server
+	pass     *authn.Pass
+	follower fanout.Follower
+	send     func(*kvv1.WatchesResponse) error
+	// ended tells the client that watches are over; an error ends the stream.
+	ended func(ids []uint64, err error) error
 
 	mu    sync.Mutex
-	over  bool        // the call has returned; guarded by mu, as is all below
-	at    []position  // how far it has come, by place in shards
-	sure  []bool      // at is: the shard has told it, or the token that the watch goes on from
-	blank int         // shards of which it is not
-	known []bool      // the shard has told its first
-	due   int         // shards that have not, or not their state
-	timer *time.Timer // of progress
+	over  bool                 // the call has returned; guarded by mu, as is all below
+	all   map[uint64]*watching // by number
+	named map[uint64]*watching // by what the client calls it
+	given uint64               // the last number that was given out
+	last  uint64               // the last name that the client has used
+	timer *time.Timer          // of progress
+}
+
+// watching is one watch; watcher.mu guards all of it.
+type watching struct {
+	id     uint64 // what the client calls it
+	number uint64 // what the follower calls it: another one when it begins anew
+	ns     *Namespace
+	watch  fanout.Watch
+	shards []*Shard
+	place  map[string]int // in shards, by id
+	state  bool           // the state comes first
+	credit int64
+	spoke  time.Time // when the client was told something
+
+	at    []position // how far it has come, by place in shards
+	sure  []bool     // at is: the shard has told it, or the token that the watch goes on from
+	blank int        // shards of which it is not
+	known []bool     // the shard has told its first
+	due   int        // shards that have not, or not their state
+}
+
+// newWatcher makes one without watches. It must be closed.
+func (s *Server) newWatcher(ctx context.Context, send func(*kvv1.WatchesResponse) error, ended func([]uint64, error) error) (*watcher, error) {
+	follower, err := s.shards.Follower()
+	if err != nil {
+		return nil, err
+	}
+	w := &watcher{
+		server: s, pass: authn.FromContext(ctx), follower: follower, send: send, ended: ended,
+		all: make(map[uint64]*watching), named: make(map[uint64]*watching),
+	}
+	w.mu.Lock() // the timer may come at once
+	defer w.mu.Unlock()
+	w.timer = time.AfterFunc(s.cfg.WatchProgress/sweeps, w.progress)
+	return w, nil
 }
 
 // Watch tells of changes until the client leaves, or a shard cannot be followed any more. What shards do by themselves, such as
@@ -47,7 +88,135 @@ func (k *kvService) Watch(req *kvv1.WatchRequest, stream grpc.ServerStreamingSer
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	defer cancel(nil)
 	defer context.AfterFunc(k.stopped, func() { cancel(errStopping) })()
-	ns, err := k.namespace(ctx, req.Keyspace, req.Namespace, kvv1.NamespaceKind_NAMESPACE_KIND_KV)
+	w, err := k.newWatcher(ctx, func(m *kvv1.WatchesResponse) error { return stream.Send(m.Told) }, func(_ []uint64, err error) error {
+		cancel(err) // also when it is the timer that ends it
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	if err := w.begin(ctx, 1, req, math.MaxInt64/2); err != nil {
+		return err
+	}
+	return w.run(ctx)
+}
+
+// Watches is many of them.
+func (k *kvService) Watches(stream grpc.BidiStreamingServer[kvv1.WatchesRequest, kvv1.WatchesResponse]) error {
+	ctx, cancel := context.WithCancelCause(stream.Context())
+	defer cancel(nil)
+	defer context.AfterFunc(k.stopped, func() { cancel(errStopping) })()
+	w, err := k.newWatcher(ctx, stream.Send, func(ids []uint64, err error) error {
+		return stream.Send(&kvv1.WatchesResponse{WatchIds: ids, Error: k.itemOf(kverr.From(err))})
+	})
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	go func() {
+		for {
+			m, err := stream.Recv()
+			if err == nil {
+				err = w.take(ctx, m)
+			}
+			if err != nil { // io.EOF too
+				cancel(err)
+				return
+			}
+		}
+	}()
+	err = w.run(ctx)
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// run tells the watches what happens, until ctx ends.
+func (w *watcher) run(ctx context.Context) error {
+	for {
+		told, err := w.follower.Next(ctx)
+		if err == nil {
+			err = w.tell(told)
+		}
+		if cause := context.Cause(ctx); cause != nil {
+			if errors.Is(cause, io.EOF) {
+				return cause
+			}
+			return kverr.From(cause)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// close is the end of the call: nothing may be sent after it.
+func (w *watcher) close() {
+	w.mu.Lock()
+	w.over = true
+	w.timer.Stop()
+	w.server.watches.Add(-int64(len(w.all)))
+	w.mu.Unlock()
+	w.follower.Close()
+}
+
+var errNoWatchRequest = kverr.Invalid("ask", "is of a kind that this server does not know, or none")
+
+// take takes a message of Watches. An error ends the stream.
+func (w *watcher) take(ctx context.Context, m *kvv1.WatchesRequest) error {
+	switch ask := m.Ask.(type) {
+	case *kvv1.WatchesRequest_Begin_:
+		b := ask.Begin
+		switch {
+		case b.Watch == nil:
+			return kverr.Invalid("begin.watch", "is missing")
+		case b.WatchId <= w.last:
+			return kverr.Invalid("begin.watch_id", "is %d, not greater than %d before it", b.WatchId, w.last)
+		case b.Credit < 0:
+			return kverr.Invalid("begin.credit", "is %d, must be at least 0", b.Credit)
+		}
+		w.last = b.WatchId
+		if err := w.begin(ctx, b.WatchId, b.Watch, min(b.Credit, maxCredit)); err != nil {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if w.over {
+				return nil
+			}
+			return w.ended([]uint64{b.WatchId}, err)
+		}
+	case *kvv1.WatchesRequest_Credit_:
+		if ask.Credit.Bytes < 1 {
+			return kverr.Invalid("credit.bytes", "is %d, must be at least 1", ask.Credit.Bytes)
+		}
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if x := w.named[ask.Credit.WatchId]; x != nil {
+			more := min(ask.Credit.Bytes, maxCredit-x.credit)
+			x.credit += more
+			w.follower.Grant(x.number, more)
+		}
+	case *kvv1.WatchesRequest_EndId:
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if x := w.named[ask.EndId]; x != nil {
+			w.forget(x)
+		}
+	default:
+		return errNoWatchRequest
+	}
+	return nil
+}
+
+// begin begins a watch.
+func (w *watcher) begin(ctx context.Context, id uint64, req *kvv1.WatchRequest, credit int64) error {
+	k := w.server
+	ns, refused := k.namespace(ctx, req.Keyspace, req.Namespace, kvv1.NamespaceKind_NAMESPACE_KIND_KV)
+	if refused != nil {
+		return refused
+	}
+	x, starts, err := newWatching(ns, req)
 	if err != nil {
 		return err
 	}
@@ -55,35 +224,170 @@ func (k *kvService) Watch(req *kvv1.WatchRequest, stream grpc.ServerStreamingSer
 		k.watches.Add(-1)
 		return kverr.Busy(kverr.Exhausted, time.Second, "this server has %d watches, its limit", k.cfg.MaxWatches)
 	}
-	defer k.watches.Add(-1)
-	w, starts, err := k.newWatching(ns, req)
-	if err != nil {
-		return err
+	x.id, x.credit, x.spoke = id, credit, time.Now()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.over {
+		k.watches.Add(-1)
+		return nil
 	}
-	w.pass, w.send, w.cancel = authn.FromContext(ctx), stream.Send, cancel
-	w.timer = time.AfterFunc(k.cfg.WatchProgress, w.progress)
-	defer w.end()
-	for {
-		err := k.shards.Watch(ctx, &w.watch, starts, w.tell)
-		if ctx.Err() != nil {
-			return kverr.From(context.Cause(ctx))
-		}
-		if !errors.Is(err, errResync) {
-			return err
-		}
-		starts = w.anew()
-		if err := w.control(kvv1.WatchControl_WATCH_CONTROL_RESYNC); err != nil {
-			return err
-		}
-	}
+	w.named[id] = x
+	w.add(x, starts)
+	return nil
 }
 
-// errResync ends the watch of all shards when one of them has to tell its state anew: the client knows no shards, so all do.
-var errResync = errors.New("the state must be told anew")
+// add has a watch followed under a new number. Mutex held.
+func (w *watcher) add(x *watching, starts []fanout.Start) {
+	w.given++
+	x.number = w.given
+	w.all[x.number] = x
+	w.follower.Add(x.number, &x.watch, x.credit, starts)
+}
+
+// forget ends a watch. Mutex held.
+func (w *watcher) forget(x *watching) {
+	w.follower.Remove(x.number)
+	delete(w.all, x.number)
+	delete(w.named, x.id)
+	w.server.watches.Add(-1)
+}
+
+// finish ends a watch, and the client is told why. Mutex held.
+func (w *watcher) finish(x *watching, err error) error {
+	w.forget(x)
+	return w.ended([]uint64{x.id}, err)
+}
+
+// resync begins a watch anew, with the state of all its shards, when one of them has to tell its own anew: the client knows no shards. Mutex held.
+func (w *watcher) resync(x *watching) error {
+	w.follower.Remove(x.number)
+	delete(w.all, x.number)
+	w.add(x, x.anew())
+	x.spoke = time.Now()
+	return w.send(&kvv1.WatchesResponse{WatchIds: []uint64{x.id}, Told: &kvv1.WatchResponse{Control: kvv1.WatchControl_WATCH_CONTROL_RESYNC}})
+}
+
+// tell tells watches what they are told alike.
+func (w *watcher) tell(told *fanout.Told) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.over {
+		return nil
+	}
+	var events []*kvv1.WatchEvent     // once for all
+	var pending *kvv1.WatchesResponse // what the last ones are told
+	var asked *Keyspace               // the last for which the client's right was asked
+	flush := func() error {
+		if pending == nil {
+			return nil
+		}
+		m := pending
+		pending = nil
+		return w.send(m)
+	}
+	now, cost := time.Now(), told.Cost()
+	for _, number := range told.Watches {
+		x := w.all[number]
+		if x == nil {
+			continue
+		}
+		var err *kverr.Error
+		if asked != x.ns.keyspace {
+			err = w.server.cfg.Access.Check(w.pass, x.ns.keyspace.Name)
+		}
+		if err == nil {
+			err = told.Err
+		}
+		switch {
+		case err != nil:
+			if err := flush(); err != nil {
+				return err
+			}
+			if err := w.finish(x, err); err != nil {
+				return err
+			}
+			continue
+		case told.Resync:
+			if err := w.resync(x); err != nil {
+				return err
+			}
+			continue
+		}
+		asked = x.ns.keyspace
+		x.credit -= cost
+		first := x.advance(told)
+		if len(told.Events) > 0 {
+			if events == nil {
+				events = x.events(told)
+			}
+			var token []byte
+			if !first || !x.state { // the last of the state: SYNCED has the token, or who goes on from here would not be told SYNCED
+				token = x.token()
+			}
+			if pending != nil && !bytes.Equal(token, pending.Told.Token) {
+				if err := flush(); err != nil {
+					return err
+				}
+			}
+			if pending == nil {
+				pending = &kvv1.WatchesResponse{Told: &kvv1.WatchResponse{Events: events, Token: token}}
+			}
+			pending.WatchIds = append(pending.WatchIds, x.id)
+			x.spoke = now
+		}
+		if !first || x.due > 0 {
+			continue
+		}
+		if err := flush(); err != nil {
+			return err
+		}
+		control := kvv1.WatchControl_WATCH_CONTROL_STARTED
+		if x.state {
+			control = kvv1.WatchControl_WATCH_CONTROL_SYNCED
+		}
+		x.spoke = now
+		if err := w.send(&kvv1.WatchesResponse{WatchIds: []uint64{x.id}, Told: &kvv1.WatchResponse{Control: control, Token: x.token()}}); err != nil {
+			return err
+		}
+	}
+	return flush()
+}
+
+// progress tells silent watches how far they have come.
+func (w *watcher) progress() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.over {
+		return
+	}
+	now := time.Now()
+	same := make(map[string]*kvv1.WatchesResponse) // by token
+	for _, x := range w.all {
+		if now.Sub(x.spoke) < w.server.cfg.WatchProgress || x.credit <= 0 {
+			continue
+		}
+		if err := w.server.cfg.Access.Check(w.pass, x.ns.keyspace.Name); err != nil {
+			_ = w.finish(x, err) // an error is the stream's end
+			continue
+		}
+		x.spoke = now
+		token := x.token()
+		m := same[string(token)]
+		if m == nil {
+			m = &kvv1.WatchesResponse{Told: &kvv1.WatchResponse{Control: kvv1.WatchControl_WATCH_CONTROL_PROGRESS, Token: token}}
+			same[string(token)] = m
+		}
+		m.WatchIds = append(m.WatchIds, x.id)
+	}
+	for _, m := range same {
+		_ = w.send(m) // an error is the stream's end
+	}
+	w.timer.Reset(w.server.cfg.WatchProgress / sweeps)
+}
 
 // newWatching checks a request.
-func (k *kvService) newWatching(ns *Namespace, req *kvv1.WatchRequest) (*watching, []fanout.Start, *kverr.Error) {
-	w := &watching{server: k.Server, ns: ns, shards: ns.keyspace.Shards}
+func newWatching(ns *Namespace, req *kvv1.WatchRequest) (*watching, []fanout.Start, error) {
+	w := &watching{ns: ns, shards: ns.keyspace.Shards}
 	w.watch = fanout.Watch{Namespace: ns.ID, Before: req.PrevValue, KeysOnly: req.KeysOnly}
 	switch t := req.Target.(type) {
 	case *kvv1.WatchRequest_Key:
@@ -110,9 +414,9 @@ func (k *kvService) newWatching(ns *Namespace, req *kvv1.WatchRequest) (*watchin
 	default:
 		return nil, nil, kverr.Invalid("mode", "is %d, which this server does not know", req.Mode)
 	}
-	w.number = make(map[string]int, len(w.shards))
+	w.place = make(map[string]int, len(w.shards))
 	for i, sh := range w.shards {
-		w.number[sh.ID] = i
+		w.place[sh.ID] = i
 	}
 	var from map[int]position
 	switch f := req.From.(type) {
@@ -128,7 +432,7 @@ func (k *kvService) newWatching(ns *Namespace, req *kvv1.WatchRequest) (*watchin
 		}
 	}
 	starts := make([]fanout.Start, len(w.shards))
-	w.forget()
+	w.blankOut()
 	for i, sh := range w.shards {
 		starts[i] = fanout.Start{Shard: sh.ID, Now: true}
 		if p, ok := from[sh.Number]; ok {
@@ -141,17 +445,15 @@ func (k *kvService) newWatching(ns *Namespace, req *kvv1.WatchRequest) (*watchin
 	return w, starts, nil
 }
 
-// forget begins with nothing known of any shard. Mutex held, or nobody else has it.
-func (w *watching) forget() {
+// blankOut begins with nothing known of any shard.
+func (w *watching) blankOut() {
 	n := len(w.shards)
 	w.at, w.sure, w.blank, w.known, w.due = make([]position, n), make([]bool, n), n, make([]bool, n), n
 }
 
 // anew begins with the state, of all shards.
 func (w *watching) anew() []fanout.Start {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.forget()
+	w.blankOut()
 	w.state = true
 	starts := make([]fanout.Start, len(w.shards))
 	for i, sh := range w.shards {
@@ -160,52 +462,33 @@ func (w *watching) anew() []fanout.Start {
 	return starts
 }
 
-// tell takes what a shard tells.
-func (w *watching) tell(told *fanout.Told) error {
-	if told.Resync {
-		return errResync
-	}
-	if err := w.server.cfg.Access.Check(w.pass, w.ns.keyspace.Name); err != nil {
-		return err
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	i := w.number[told.Shard]
+// advance notes how far a shard has come, and tells whether it has told its first.
+func (w *watching) advance(told *fanout.Told) (first bool) {
+	i := w.place[told.Shard]
 	w.at[i] = position{shard: w.shards[i].Number, epoch: told.Epoch, revision: told.Cursor.Revision}
-	first := !w.known[i] && !told.Cursor.Listing
-	if first {
-		w.known[i] = true
-		w.due--
-		if !w.sure[i] {
-			w.sure[i] = true
-			w.blank--
-		}
+	if w.known[i] || told.Cursor.Listing {
+		return false
 	}
-	if len(told.Events) > 0 {
-		resp := &kvv1.WatchResponse{Events: make([]*kvv1.WatchEvent, len(told.Events))}
-		if !first || !w.state { // the last of the state: SYNCED has the token, or who goes on from here would not be told SYNCED
-			resp.Token = w.token()
-		}
-		events := make([]kvv1.WatchEvent, len(told.Events))
-		for j := range told.Events {
-			resp.Events[j] = &events[j]
-			w.fill(&events[j], &told.Events[j])
-		}
-		if err := w.write(resp); err != nil {
-			return err
-		}
+	w.known[i] = true
+	w.due--
+	if !w.sure[i] {
+		w.sure[i] = true
+		w.blank--
 	}
-	if !first || w.due > 0 {
-		return nil
-	}
-	c := kvv1.WatchControl_WATCH_CONTROL_STARTED
-	if w.state {
-		c = kvv1.WatchControl_WATCH_CONTROL_SYNCED
-	}
-	return w.write(&kvv1.WatchResponse{Control: c, Token: w.token()})
+	return true
 }
 
-// token says how far the watch has come, once that is known of every shard. Mutex held.
+// events are what all watches alike are told of a batch.
+func (w *watching) events(told *fanout.Told) []*kvv1.WatchEvent {
+	all, events := make([]*kvv1.WatchEvent, len(told.Events)), make([]kvv1.WatchEvent, len(told.Events))
+	for i := range told.Events {
+		all[i] = &events[i]
+		w.fill(&events[i], &told.Events[i])
+	}
+	return all
+}
+
+// token says how far the watch has come, once that is known of every shard.
 func (w *watching) token() []byte {
 	if w.blank > 0 {
 		return nil
@@ -229,40 +512,6 @@ func (w *watching) fill(to *kvv1.WatchEvent, e *fanout.Event) {
 	if e.BeforeKnown && !apart(&e.Before) && !w.watch.KeysOnly {
 		to.PrevValue = append(make([]byte, 0, len(e.Before.Inline)), e.Before.Inline...) // not nil: an empty value is one
 	}
-}
-
-// write sends a response. Mutex held: a client that does not read holds up whatever else there is to say.
-func (w *watching) write(resp *kvv1.WatchResponse) error {
-	w.timer.Reset(w.server.cfg.WatchProgress)
-	return w.send(resp)
-}
-
-func (w *watching) control(c kvv1.WatchControl) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.write(&kvv1.WatchResponse{Control: c})
-}
-
-// progress says how far the watch has come.
-func (w *watching) progress() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.over {
-		return
-	}
-	if err := w.server.cfg.Access.Check(w.pass, w.ns.keyspace.Name); err != nil {
-		w.cancel(err)
-		return
-	}
-	_ = w.write(&kvv1.WatchResponse{Control: kvv1.WatchControl_WATCH_CONTROL_PROGRESS, Token: w.token()}) // an error is the stream's end
-}
-
-// end is the end of the call: nothing may be sent after it.
-func (w *watching) end() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.over = true
-	w.timer.Stop()
 }
 
 // parseToken takes a session or watch token of a keyspace apart.

@@ -218,11 +218,21 @@ type absent struct {
 	id atomic.Pointer[string]
 }
 
-func (a *absent) Watch(ctx context.Context, w *fanout.Watch, starts []fanout.Start, send func(*fanout.Told) error) error {
-	if id := a.id.Load(); id != nil {
-		starts = slices.DeleteFunc(slices.Clone(starts), func(s fanout.Start) bool { return s.Shard == *id })
+func (a *absent) Follower() (fanout.Follower, error) {
+	f, err := a.Shards.Follower()
+	return &absentFollower{f, a.id.Load()}, err
+}
+
+type absentFollower struct {
+	fanout.Follower
+	id *string
+}
+
+func (a *absentFollower) Add(id uint64, w *fanout.Watch, credit int64, starts []fanout.Start) {
+	if a.id != nil {
+		starts = slices.DeleteFunc(slices.Clone(starts), func(s fanout.Start) bool { return s.Shard == *a.id })
 	}
-	return a.Shards.Watch(ctx, w, starts, send)
+	a.Follower.Add(id, w, credit, starts)
 }
 
 // TestWatchFromTokenWithoutAShard: a watch that goes on from a token tells how far it has come from its first event on, also while one of the

@@ -35,6 +35,7 @@ type Host struct {
 
 	memory      atomic.Int64  // bytes of all states
 	feeds       atomic.Int64  // shards that watches follow
+	fills       fills         // values that watchers were told last
 	activations chan struct{} // one token for each activation under way
 	timers      timers
 	idle        idler

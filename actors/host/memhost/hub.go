@@ -8,12 +8,14 @@ import (
 
 	"kvstore/actors/fanout"
 	"kvstore/actors/host"
+	"kvstore/actors/shard"
 	"kvstore/components/kverr"
 )
 
 // hub is who watches a shard in one epoch of it.
 type hub struct {
 	host    *Host
+	id      string
 	actor   *shardActor
 	watched atomic.Bool
 
@@ -90,7 +92,7 @@ func (h *hub) add(f *follow, start fanout.Start, s *host.State) error {
 	if start.Now {
 		at = fanout.Cursor{Revision: s.Revision}
 	}
-	f.hub, f.feed = h, h.machine.Add(f.w.watch, at)
+	f.hub, f.feed = h, h.machine.Add(f.of.watch, at)
 	h.follows[f.feed] = f
 	return nil
 }
@@ -107,24 +109,73 @@ func (h *hub) remove(f *follow) {
 	}
 	delete(h.follows, f.feed)
 	h.machine.Remove(f.feed)
-	h.host.feeds.Add(-1)
+	if h.host.feeds.Add(-1) == 0 {
+		h.host.fills.forget(nil)
+	}
 	if len(h.follows) == 0 && h.over == nil {
 		h.machine = nil // it would keep an old state
 		h.watched.Store(false)
 	}
 }
 
-// place makes an idle feed ask for its place when its watcher does not know it, and tells how far behind that is. The hub may be nil.
-func (h *hub) place(f *follow) (behind uint64) {
-	if h == nil {
-		return 0
-	}
+// look tells where the first of some follows stands, with the state that its next step goes by, and which of them stand there too; those that have left
+// are among neither.
+func (h *hub) look(run []*follow) (view shard.View, at fanout.Cursor, same, others []*follow, over *kverr.Error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.over != nil || h.follows[f.feed] == nil {
-		return 0
+	same = run[:0]
+	for _, f := range run {
+		if h.follows[f.feed] == nil {
+			continue
+		}
+		cursor := h.machine.Cursor(f.feed)
+		switch {
+		case len(same) == 0:
+			view, at = h.machine.View(), cursor
+			same = append(same, f)
+		case h.over == nil && cursor.Equal(at):
+			same = append(same, f)
+		default:
+			others = append(others, f)
+		}
 	}
-	return h.machine.Place(f.feed)
+	return view, at, same, others, h.over
+}
+
+// took takes note of a step, and returns those that have more to ask for.
+func (h *hub) took(follows []*follow, b *fanout.Batch) (more []*follow) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, f := range follows {
+		if h.follows[f.feed] != nil && (h.machine.Took(f.feed, b) || h.over != nil) {
+			more = append(more, f)
+		}
+	}
+	return more
+}
+
+// place tells follows that have nothing to ask for their place, if their watchers do not know it, and how far behind that is.
+func (h *hub) place(follows []*follow) (told *fanout.Told, behind uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.over != nil {
+		return nil, 0
+	}
+	for _, f := range follows {
+		if h.follows[f.feed] == nil {
+			continue
+		}
+		n := h.machine.Place(f.feed)
+		if n == 0 {
+			continue
+		}
+		behind = max(behind, n)
+		if told == nil {
+			told = &fanout.Told{Shard: f.shard, Epoch: h.actor.epoch, Batch: fanout.Batch{Cursor: fanout.Cursor{Revision: h.machine.View().Revision()}}}
+		}
+		told.Watches = append(told.Watches, f.of.id)
+	}
+	return told, behind
 }
 
 // close ends all watches of the epoch.
@@ -136,7 +187,7 @@ func (h *hub) close() {
 	}
 	h.over = &kverr.Error{Kind: kverr.Moved, Op: "watch", Message: "the shard is not served here any more"}
 	for _, f := range h.follows {
-		f.tell()
+		f.hurry()
 	}
 }
 

@@ -25,7 +25,7 @@ type shardActor struct {
 
 // openShard is the host.Opener of shards.
 func (h *Host) openShard(ctx context.Context, o host.Opening) (host.Resident, error) {
-	a := &shardActor{hub: &hub{host: h}}
+	a := &shardActor{hub: &hub{host: h, id: o.ID}}
 	a.hub.actor = a
 	published := o.Hooks.Published
 	o.Hooks.Published = func(s *host.State) {

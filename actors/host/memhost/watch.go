@@ -3,17 +3,13 @@ package memhost
 import (
 	"context"
 	"errors"
-	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
 
-	"github.com/zeebo/xxh3"
-
 	"kvstore/actors/fanout"
 	"kvstore/actors/host"
-	"kvstore/actors/shard"
 	"kvstore/components/kverr"
 )
 
@@ -32,45 +28,67 @@ const (
 	placeSoonest = 2 * time.Second
 	// followers is how many shards of one watch are opened at once.
 	followers = 8
+	// alike is how many watches one step looks at that may be told the same.
+	alike = 256
+	// unlimited is the credit of a watch whose user takes one batch after the other.
+	unlimited = 1 << 62
 )
 
-// watching is one watch of shards of this host. follow may be called at any time; next by one goroutine at a time.
+// watching is watches of shards of this host, told by one goroutine. add, grant, follow and remove may be called at any time; next by one goroutine at a
+// time.
 type watching struct {
-	host  *Host
-	watch *fanout.Watch
-	ctx   context.Context // ends with close
-	end   context.CancelFunc
-	opens chan struct{} // tokens: shards being opened
-	wake  chan struct{} // a token: something is ready
+	host *Host
+	ctx  context.Context // ends with close
+	end  context.CancelFunc
+	wake chan struct{} // a token: something is ready
 
-	places chan struct{} // a token: places are to be told
-	pause  time.Duration // before they are, the next time; next's
-	stop   func() bool   // of that timer; next's, and close's
+	places chan struct{}  // a token: places are to be told
+	pause  time.Duration  // before they are, the next time; next's
+	stop   func() bool    // of that timer; next's, and close's
+	due    []*fanout.Told // places; next's
+	run    []*follow      // of a step; next's
+	joins  sync.WaitGroup // goroutines that open shards
 
 	mu     sync.Mutex
 	ready  []*follow // guarded by mu, as is all below
-	all    map[string]*follow
+	all    map[uint64]*watcher
 	closed bool
+}
+
+// watcher is one watch.
+type watcher struct {
+	id    uint64
+	watch *fanout.Watch
+	ctx   context.Context // ends with the watch
+	end   context.CancelFunc
+	opens chan struct{} // tokens: shards being opened
+
+	credit  int64              // guarded by watching.mu, as is all below
+	held    []*follow          // whose turn has come, but there is no credit
+	follows map[string]*follow // by shard
 }
 
 // follow is one shard of a watch.
 type follow struct {
 	w     *watching
+	of    *watcher
 	shard string
-	open  chan struct{} // closed when hub, feed and err are set
-	queue bool          // it is in ready; guarded by w.mu, as is gone
-	gone  bool          // nothing more is told of it
+
+	queue  bool // it is in ready or held; guarded by w.mu, as is all below
+	urgent bool // its turn comes without credit: the epoch is over
+	opened bool // what follows is set, and does not change
+	gone   bool // nothing more is told of it
 
 	hub  *hub
 	feed *fanout.Feed
 	err  *kverr.Error // it could not be opened
 }
 
-// newWatching makes a watch that follows no shard yet. It must be closed.
-func (h *Host) newWatching(w *fanout.Watch) *watching {
-	x := &watching{host: h, watch: w, opens: make(chan struct{}, followers), wake: make(chan struct{}, 1), all: make(map[string]*follow)}
+// newWatching makes one without watches. It must be closed.
+func (h *Host) newWatching() *watching {
+	x := &watching{host: h, wake: make(chan struct{}, 1), all: make(map[uint64]*watcher)}
 	x.ctx, x.end = context.WithCancel(h.ctx)
-	x.places, x.pause = make(chan struct{}, 1), placeAfter/2+rand.N(placeAfter/2) // not all watches at once
+	x.places, x.pause = make(chan struct{}, 1), placeAfter/2+rand.N(placeAfter/2) // not all at once
 	x.rest()
 	return x
 }
@@ -80,85 +98,135 @@ func (w *watching) rest() {
 	w.stop = w.host.cfg.Actor.Clock.AfterFunc(w.pause, func() { poke(w.places) })
 }
 
-// remind has the turn come of each shard whose place the watcher does not know.
-func (w *watching) remind() {
-	w.mu.Lock()
-	follows := slices.Collect(maps.Values(w.all))
-	w.mu.Unlock()
-	most := uint64(0)
-	for _, f := range follows {
-		select {
-		case <-f.open:
-			behind := f.hub.place(f)
-			most = max(most, behind)
-			if behind > 0 {
-				f.tell()
-			}
-		default:
-		}
-	}
-	half := max(1, uint64(w.host.cfg.Shard.HistoryChanges)/2)
-	w.pause = placeAfter
-	if most > half {
-		w.pause = max(placeSoonest, placeAfter*time.Duration(half)/time.Duration(most))
-	}
-	w.rest()
-}
-
-// follow begins to follow shards, each opened if need be. A batch tells when each has begun, or why it cannot be. A shard that is followed is
-// left as it is.
-func (w *watching) follow(starts ...fanout.Start) {
+// add begins a watch that follows no shard yet.
+func (w *watching) add(id uint64, watch *fanout.Watch, credit int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.closed {
 		return
 	}
+	x := &watcher{id: id, watch: watch, credit: credit, opens: make(chan struct{}, followers), follows: make(map[string]*follow)}
+	x.ctx, x.end = context.WithCancel(w.ctx)
+	w.all[id] = x
+}
+
+// follow begins to follow shards, each opened if need be. A batch tells when each has begun, or why it cannot be. A shard that is followed is
+// left as it is.
+func (w *watching) follow(id uint64, starts ...fanout.Start) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	x := w.all[id]
+	if x == nil {
+		return
+	}
 	for _, s := range starts {
-		if w.all[s.Shard] != nil {
+		if x.follows[s.Shard] != nil {
 			continue
 		}
-		f := &follow{w: w, shard: s.Shard, open: make(chan struct{})}
-		w.all[s.Shard] = f
-		go func() {
-			w.opens <- struct{}{}
-			defer func() { <-w.opens }()
-			w.host.join(w.ctx, f, s)
-			close(f.open)
+		f := &follow{w: w, of: x, shard: s.Shard}
+		x.follows[s.Shard] = f
+		w.joins.Go(func() {
+			x.opens <- struct{}{}
+			w.host.join(x.ctx, f, s)
+			<-x.opens
+			w.mu.Lock()
+			f.opened = true
+			gone := f.gone
+			w.mu.Unlock()
+			if gone {
+				f.hub.remove(f)
+			}
 			f.tell()
-		}()
+		})
 	}
 }
 
-// next waits until there is something to tell, and begins to follow what comes by starts. It fails when ctx ends or the host is closed.
-func (w *watching) next(ctx context.Context, starts <-chan []fanout.Start) (*fanout.Told, error) {
+// grant lets a watch be told more.
+func (w *watching) grant(id uint64, bytes int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	x := w.all[id]
+	if x == nil {
+		return
+	}
+	x.credit += bytes
+	if x.credit > 0 && len(x.held) > 0 {
+		w.ready = append(w.ready, x.held...)
+		x.held = nil
+		poke(w.wake)
+	}
+}
+
+// remove ends a watch.
+func (w *watching) remove(id uint64) {
+	w.mu.Lock()
+	x := w.all[id]
+	delete(w.all, id)
+	left := w.leave(x)
+	w.mu.Unlock()
+	for _, f := range left {
+		f.hub.remove(f)
+	}
+}
+
+// leave has nothing more told of a watch, and returns what its hubs are to remove. Mutex held; the watch may be nil.
+func (w *watching) leave(x *watcher) (left []*follow) {
+	if x == nil {
+		return nil
+	}
+	x.end()
+	for _, f := range x.follows {
+		f.gone = true
+		if f.opened {
+			left = append(left, f)
+		}
+	}
+	x.held = nil
+	return left
+}
+
+// close ends all watches.
+func (w *watching) close() {
+	w.end()
+	w.stop()
+	w.mu.Lock()
+	w.closed = true
+	var left []*follow
+	for _, x := range w.all {
+		left = append(left, w.leave(x)...)
+	}
+	w.all, w.ready = nil, nil
+	w.mu.Unlock()
+	for _, f := range left {
+		f.hub.remove(f)
+	}
+	w.joins.Wait() // soon: the context has ended
+}
+
+// next waits until there is something to tell. It fails when ctx ends or the host is closed.
+func (w *watching) next(ctx context.Context) (*fanout.Told, error) {
 	for {
 		select { // also while there is always something to tell
-		case more := <-starts:
-			w.follow(more...)
 		case <-w.places:
 			w.remind()
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
 		default:
 		}
-		w.mu.Lock()
-		if len(w.ready) > 0 {
-			f := w.ready[0]
-			w.ready[0] = nil
-			w.ready = w.ready[1:]
-			f.queue = false
-			w.mu.Unlock()
-			told := f.next(ctx)
-			if told.Err != nil {
-				w.leave(f)
-			} else if told.More {
-				f.tell()
-			}
+		if len(w.due) > 0 {
+			told := w.due[0]
+			w.due = w.due[1:]
 			return told, nil
 		}
-		w.mu.Unlock()
+		told, more := w.step(ctx)
+		if told != nil {
+			return told, nil
+		}
+		if more {
+			continue
+		}
 		select {
 		case <-w.wake:
-		case more := <-starts:
-			w.follow(more...)
 		case <-w.places:
 			w.remind()
 		case <-ctx.Done():
@@ -169,90 +237,168 @@ func (w *watching) next(ctx context.Context, starts <-chan []fanout.Start) (*fan
 	}
 }
 
-// close ends the watch.
-func (w *watching) close() {
-	w.end()
-	w.stop()
+// remind has watchers told of their places whom nothing has concerned since they were told last: all of a shard together.
+func (w *watching) remind() {
+	byHub := make(map[*hub][]*follow)
 	w.mu.Lock()
-	w.closed = true
-	all := w.all
-	w.all, w.ready = nil, nil
+	for _, x := range w.all {
+		for _, f := range x.follows {
+			if f.opened && f.hub != nil {
+				byHub[f.hub] = append(byHub[f.hub], f)
+			}
+		}
+	}
 	w.mu.Unlock()
-	for _, f := range all {
-		<-f.open // soon: the context has ended
-		f.hub.remove(f)
+	most := uint64(0)
+	for h, follows := range byHub {
+		told, behind := h.place(follows)
+		if told != nil {
+			w.due = append(w.due, told)
+		}
+		most = max(most, behind)
+	}
+	half := max(1, uint64(w.host.cfg.Shard.HistoryChanges)/2)
+	w.pause = placeAfter
+	if most > half {
+		w.pause = max(placeSoonest, placeAfter*time.Duration(half)/time.Duration(most))
+	}
+	w.rest()
+}
+
+// take takes the follow whose turn it is out of the queue, with those behind it that want to know the same of the same shard.
+func (w *watching) take() []*follow {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	run := w.run[:0]
+	for len(w.ready) > 0 && len(run) < alike {
+		f := w.ready[0]
+		first := f
+		if len(run) > 0 {
+			first = run[0]
+		}
+		if f.gone || f.of.credit <= 0 && !f.urgent && f.err == nil {
+			if !f.gone {
+				f.of.held = append(f.of.held, f) // it is still queued
+			}
+		} else {
+			if f != first && (f.hub != first.hub || f.err != nil || first.err != nil || !f.of.watch.Same(first.of.watch)) {
+				break
+			}
+			f.queue = false
+			run = append(run, f)
+		}
+		w.ready[0] = nil
+		w.ready = w.ready[1:]
+	}
+	w.run = run
+	return run
+}
+
+// step takes the next step of the shard whose turn it is, for all watches alike. More: there was something to do, but nobody is to be told of it.
+func (w *watching) step(ctx context.Context) (told *fanout.Told, more bool) {
+	run := w.take()
+	if len(run) == 0 {
+		return nil, false
+	}
+	told = &fanout.Told{Shard: run[0].shard}
+	if err := run[0].err; err != nil {
+		told.Err = err
+		return w.over(run[0], told), true
+	}
+	h := run[0].hub
+	told.Epoch = h.actor.epoch
+	view, at, same, others, over := h.look(run)
+	w.again(others)
+	switch {
+	case len(same) == 0: // they have left
+		return nil, true
+	case over != nil:
+		told.Cursor, told.Err = at, over
+		return w.over(same[0], told), true
+	}
+	told.Batch = same[0].of.watch.Next(view, at, fanout.Budget{Bytes: watchBytes})
+	h.actor.fill(ctx, told.Events)
+	if told.Err != nil {
+		w.again(same[1:]) // they will be told the same
+		return w.over(same[0], told), true
+	}
+	w.again(h.took(same, &told.Batch))
+	cost := told.Cost()
+	told.Watches = make([]uint64, len(same))
+	w.mu.Lock()
+	for i, f := range same {
+		told.Watches[i] = f.of.id
+		f.of.credit -= cost
+	}
+	w.mu.Unlock()
+	return told, true
+}
+
+// again has the turn of follows come again, soon.
+func (w *watching) again(follows []*follow) {
+	if len(follows) == 0 {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, f := range follows {
+		f.enqueue()
 	}
 }
 
-// leave forgets a shard that is over.
-func (w *watching) leave(f *follow) {
+// over forgets a shard that is over. It is nil when nobody is to be told.
+func (w *watching) over(f *follow, told *fanout.Told) *fanout.Told {
 	w.mu.Lock()
-	delete(w.all, f.shard)
-	f.gone = true
-	w.ready = slices.DeleteFunc(w.ready, func(other *follow) bool { return other == f })
+	left := f.gone
+	if !left {
+		delete(f.of.follows, f.shard)
+		f.gone = true
+	}
 	w.mu.Unlock()
 	f.hub.remove(f)
+	if left {
+		return nil
+	}
+	told.Watches = []uint64{f.of.id}
+	return told
 }
 
 // tell has the follow's turn come.
 func (f *follow) tell() {
-	w := f.w
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if f.queue || f.gone || w.closed {
+	f.w.mu.Lock()
+	defer f.w.mu.Unlock()
+	f.enqueue()
+}
+
+// enqueue is tell with the mutex held.
+func (f *follow) enqueue() {
+	if f.queue || f.gone || f.w.closed {
 		return
 	}
 	f.queue = true
-	w.ready = append(w.ready, f)
-	poke(w.wake)
+	f.w.ready = append(f.w.ready, f)
+	if len(f.w.ready) == 1 {
+		poke(f.w.wake)
+	}
+}
+
+// hurry has the follow's turn come though its watch has no credit: its hub is over, and would be kept for it.
+func (f *follow) hurry() {
+	w := f.w
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f.urgent = true
+	if i := slices.Index(f.of.held, f); i >= 0 {
+		f.of.held = slices.Delete(f.of.held, i, i+1)
+		f.queue = false
+	}
+	f.enqueue()
 }
 
 func poke(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:
-	}
-}
-
-// next takes the next step of a shard.
-func (f *follow) next(ctx context.Context) *fanout.Told {
-	told := &fanout.Told{Shard: f.shard}
-	if f.err != nil {
-		told.Err = f.err
-		return told
-	}
-	h := f.hub
-	told.Epoch = h.actor.epoch
-	h.mu.Lock()
-	view, at, over := h.machine.View(), h.machine.Cursor(f.feed), h.over
-	h.mu.Unlock()
-	if over != nil {
-		told.Cursor, told.Err = at, over
-		return told
-	}
-	told.Batch = f.w.watch.Next(view, at, fanout.Budget{Bytes: watchBytes})
-	h.actor.fill(ctx, told.Events)
-	if told.Err == nil {
-		h.mu.Lock()
-		told.More = h.machine.Took(f.feed, &told.Batch) || h.over != nil
-		h.mu.Unlock()
-	}
-	return told
-}
-
-// fill reads the values that lie apart from their keys. One that cannot be read stays a reference: the state has another one by now, or the next
-// reader of the key is told that it is damaged.
-func (a *shardActor) fill(ctx context.Context, events []fanout.Event) {
-	for i := range events {
-		for _, v := range []*shard.Value{&events[i].Value, &events[i].Before} {
-			if v.Ref.Object == (shard.ObjectID{}) || v.Ref.Length > fanout.MaxValue {
-				continue
-			}
-			value := make([]byte, v.Ref.Length)
-			if err := a.values.Read(ctx, v.Ref, 0, value); err == nil && xxh3.Hash(value) == v.Ref.Checksum {
-				*v = shard.Value{Inline: value}
-			}
-		}
 	}
 }
 
@@ -283,10 +429,23 @@ func (h *Host) join(ctx context.Context, f *follow, start fanout.Start) {
 // Follow follows the shards that come by starts, as they are served here, until ctx ends or send fails. Send is told when each has begun, and, by
 // Told.Err, why one is over; the others go on. While send runs nothing is read for it.
 func (h *Host) Follow(ctx context.Context, w *fanout.Watch, starts <-chan []fanout.Start, send func(*fanout.Told) error) error {
-	x := h.newWatching(w)
+	x := h.newWatching()
 	defer x.close()
+	x.add(0, w, unlimited)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		for {
+			select {
+			case more := <-starts:
+				x.follow(0, more...)
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
 	for {
-		told, err := x.next(ctx, starts)
+		told, err := x.next(ctx)
 		if err == nil {
 			err = send(told)
 		}
@@ -296,29 +455,69 @@ func (h *Host) Follow(ctx context.Context, w *fanout.Watch, starts <-chan []fano
 	}
 }
 
-// Watch is Follow for a frontend of the same process: of what passes by itself, such as a shard that changes hands, send is told nothing, and the
-// watch ends when one of the shards cannot be followed any more. See frontend.Shards.
-func (h *Host) Watch(ctx context.Context, w *fanout.Watch, starts []fanout.Start, send func(*fanout.Told) error) error {
-	x := h.newWatching(w)
-	defer x.close()
-	route := fanout.NewRoute(starts)
-	x.follow(starts...)
+// follower is a fanout.Follower for a frontend of the same process.
+type follower struct {
+	*watching
+	mu     sync.Mutex
+	routes map[uint64]*fanout.Route // guarded by mu
+}
+
+// Follower follows shards for a frontend of the same process; see frontend.Shards.
+func (h *Host) Follower() (fanout.Follower, error) {
+	return &follower{watching: h.newWatching(), routes: make(map[uint64]*fanout.Route)}, nil
+}
+
+// Add implements fanout.Follower.
+func (f *follower) Add(id uint64, w *fanout.Watch, credit int64, starts []fanout.Start) {
+	f.mu.Lock()
+	f.routes[id] = fanout.NewRoute(starts)
+	f.mu.Unlock()
+	f.add(id, w, credit)
+	f.follow(id, starts...)
+}
+
+// Grant implements fanout.Follower.
+func (f *follower) Grant(id uint64, bytes int64) { f.grant(id, bytes) }
+
+// Remove implements fanout.Follower.
+func (f *follower) Remove(id uint64) {
+	f.mu.Lock()
+	delete(f.routes, id)
+	f.mu.Unlock()
+	f.remove(id)
+}
+
+// Close implements fanout.Follower.
+func (f *follower) Close() { f.close() }
+
+// Next implements fanout.Follower.
+func (f *follower) Next(ctx context.Context) (*fanout.Told, error) {
 	for {
-		told, err := x.next(ctx, nil)
+		told, err := f.next(ctx)
 		if err != nil {
-			return asKind(err)
+			return nil, asKind(err)
 		}
-		again, pauseMS, err := route.Take(told)
-		switch {
-		case err != nil:
-			return err
-		case again != nil:
-			start := *again
-			h.cfg.Actor.Clock.AfterFunc(time.Duration(pauseMS)*time.Millisecond, func() { x.follow(start) })
-			continue
-		}
-		if err := send(told); err != nil {
-			return err
+		if f.routed(told) {
+			return told, nil
 		}
 	}
+}
+
+// routed takes note of how far watches have come; it is false when a watch of a shard goes on by itself.
+func (f *follower) routed(told *fanout.Told) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, id := range told.Watches {
+		r := f.routes[id]
+		if r == nil {
+			continue
+		}
+		again, pauseMS, err := r.Take(told)
+		if err == nil && again != nil { // then it is of this watch alone
+			start := *again
+			f.host.cfg.Actor.Clock.AfterFunc(time.Duration(pauseMS)*time.Millisecond, func() { f.follow(id, start) })
+			return false
+		}
+	}
+	return true
 }

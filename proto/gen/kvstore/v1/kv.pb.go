@@ -2603,6 +2603,174 @@ func (x *WatchResponse) GetToken() []byte {
 	return nil
 }
 
+// WatchesRequest is one message of Watches.
+type WatchesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What is asked.
+	//
+	// Types that are valid to be assigned to Ask:
+	//
+	//	*WatchesRequest_Begin_
+	//	*WatchesRequest_Credit_
+	//	*WatchesRequest_EndId
+	Ask           isWatchesRequest_Ask `protobuf_oneof:"ask"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchesRequest) Reset() {
+	*x = WatchesRequest{}
+	mi := &file_kvstore_v1_kv_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchesRequest) ProtoMessage() {}
+
+func (x *WatchesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_kvstore_v1_kv_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchesRequest.ProtoReflect.Descriptor instead.
+func (*WatchesRequest) Descriptor() ([]byte, []int) {
+	return file_kvstore_v1_kv_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *WatchesRequest) GetAsk() isWatchesRequest_Ask {
+	if x != nil {
+		return x.Ask
+	}
+	return nil
+}
+
+func (x *WatchesRequest) GetBegin() *WatchesRequest_Begin {
+	if x != nil {
+		if x, ok := x.Ask.(*WatchesRequest_Begin_); ok {
+			return x.Begin
+		}
+	}
+	return nil
+}
+
+func (x *WatchesRequest) GetCredit() *WatchesRequest_Credit {
+	if x != nil {
+		if x, ok := x.Ask.(*WatchesRequest_Credit_); ok {
+			return x.Credit
+		}
+	}
+	return nil
+}
+
+func (x *WatchesRequest) GetEndId() uint64 {
+	if x != nil {
+		if x, ok := x.Ask.(*WatchesRequest_EndId); ok {
+			return x.EndId
+		}
+	}
+	return 0
+}
+
+type isWatchesRequest_Ask interface {
+	isWatchesRequest_Ask()
+}
+
+type WatchesRequest_Begin_ struct {
+	// A watch begins.
+	Begin *WatchesRequest_Begin `protobuf:"bytes,1,opt,name=begin,proto3,oneof"`
+}
+
+type WatchesRequest_Credit_ struct {
+	// A watch may go on.
+	Credit *WatchesRequest_Credit `protobuf:"bytes,2,opt,name=credit,proto3,oneof"`
+}
+
+type WatchesRequest_EndId struct {
+	// A watch ends; what is under way may still come.
+	EndId uint64 `protobuf:"varint,3,opt,name=end_id,json=endId,proto3,oneof"`
+}
+
+func (*WatchesRequest_Begin_) isWatchesRequest_Ask() {}
+
+func (*WatchesRequest_Credit_) isWatchesRequest_Ask() {}
+
+func (*WatchesRequest_EndId) isWatchesRequest_Ask() {}
+
+// WatchesResponse is what some watches are told.
+type WatchesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whom it is for.
+	WatchIds []uint64 `protobuf:"varint,1,rep,packed,name=watch_ids,json=watchIds,proto3" json:"watch_ids,omitempty"`
+	// What they are told.
+	Told *WatchResponse `protobuf:"bytes,2,opt,name=told,proto3" json:"told,omitempty"`
+	// Set alone: the watches are over, and why. Those of a single Watch say what each may be.
+	Error         *Error `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchesResponse) Reset() {
+	*x = WatchesResponse{}
+	mi := &file_kvstore_v1_kv_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchesResponse) ProtoMessage() {}
+
+func (x *WatchesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_kvstore_v1_kv_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchesResponse.ProtoReflect.Descriptor instead.
+func (*WatchesResponse) Descriptor() ([]byte, []int) {
+	return file_kvstore_v1_kv_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *WatchesResponse) GetWatchIds() []uint64 {
+	if x != nil {
+		return x.WatchIds
+	}
+	return nil
+}
+
+func (x *WatchesResponse) GetTold() *WatchResponse {
+	if x != nil {
+		return x.Told
+	}
+	return nil
+}
+
+func (x *WatchesResponse) GetError() *Error {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
 // Result of one put.
 type BatchPutResponse_Item struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2619,7 +2787,7 @@ type BatchPutResponse_Item struct {
 
 func (x *BatchPutResponse_Item) Reset() {
 	*x = BatchPutResponse_Item{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[35]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2631,7 +2799,7 @@ func (x *BatchPutResponse_Item) String() string {
 func (*BatchPutResponse_Item) ProtoMessage() {}
 
 func (x *BatchPutResponse_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[35]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2706,7 +2874,7 @@ type BatchGetResponse_Item struct {
 
 func (x *BatchGetResponse_Item) Reset() {
 	*x = BatchGetResponse_Item{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[36]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2718,7 +2886,7 @@ func (x *BatchGetResponse_Item) String() string {
 func (*BatchGetResponse_Item) ProtoMessage() {}
 
 func (x *BatchGetResponse_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[36]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2793,7 +2961,7 @@ type BatchDeleteResponse_Item struct {
 
 func (x *BatchDeleteResponse_Item) Reset() {
 	*x = BatchDeleteResponse_Item{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[37]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2805,7 +2973,7 @@ func (x *BatchDeleteResponse_Item) String() string {
 func (*BatchDeleteResponse_Item) ProtoMessage() {}
 
 func (x *BatchDeleteResponse_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[37]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2877,7 +3045,7 @@ type TransactionRequest_Condition struct {
 
 func (x *TransactionRequest_Condition) Reset() {
 	*x = TransactionRequest_Condition{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[38]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2889,7 +3057,7 @@ func (x *TransactionRequest_Condition) String() string {
 func (*TransactionRequest_Condition) ProtoMessage() {}
 
 func (x *TransactionRequest_Condition) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[38]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2935,7 +3103,7 @@ type TransactionRequest_Op struct {
 
 func (x *TransactionRequest_Op) Reset() {
 	*x = TransactionRequest_Op{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[39]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2947,7 +3115,7 @@ func (x *TransactionRequest_Op) String() string {
 func (*TransactionRequest_Op) ProtoMessage() {}
 
 func (x *TransactionRequest_Op) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[39]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3023,7 +3191,7 @@ type TransactionResponse_Failure struct {
 
 func (x *TransactionResponse_Failure) Reset() {
 	*x = TransactionResponse_Failure{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[40]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3035,7 +3203,7 @@ func (x *TransactionResponse_Failure) String() string {
 func (*TransactionResponse_Failure) ProtoMessage() {}
 
 func (x *TransactionResponse_Failure) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[40]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3095,7 +3263,7 @@ type TransactionResponse_OpResult struct {
 
 func (x *TransactionResponse_OpResult) Reset() {
 	*x = TransactionResponse_OpResult{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[41]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3107,7 +3275,7 @@ func (x *TransactionResponse_OpResult) String() string {
 func (*TransactionResponse_OpResult) ProtoMessage() {}
 
 func (x *TransactionResponse_OpResult) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[41]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3187,7 +3355,7 @@ type PipelineRequest_Op struct {
 
 func (x *PipelineRequest_Op) Reset() {
 	*x = PipelineRequest_Op{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[42]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3199,7 +3367,7 @@ func (x *PipelineRequest_Op) String() string {
 func (*PipelineRequest_Op) ProtoMessage() {}
 
 func (x *PipelineRequest_Op) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[42]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3308,7 +3476,7 @@ type PipelineResponse_Result struct {
 
 func (x *PipelineResponse_Result) Reset() {
 	*x = PipelineResponse_Result{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[43]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3320,7 +3488,7 @@ func (x *PipelineResponse_Result) String() string {
 func (*PipelineResponse_Result) ProtoMessage() {}
 
 func (x *PipelineResponse_Result) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[43]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3439,7 +3607,7 @@ type PutStreamRequest_Head struct {
 
 func (x *PutStreamRequest_Head) Reset() {
 	*x = PutStreamRequest_Head{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[44]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3451,7 +3619,7 @@ func (x *PutStreamRequest_Head) String() string {
 func (*PutStreamRequest_Head) ProtoMessage() {}
 
 func (x *PutStreamRequest_Head) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[44]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3507,6 +3675,126 @@ func (x *PutStreamRequest_Head) GetIdentity() *WriteIdentity {
 		return x.Identity
 	}
 	return nil
+}
+
+// Begins a watch.
+type WatchesRequest_Begin struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What the client calls it; greater than that of every watch before it on this stream.
+	WatchId uint64 `protobuf:"varint,1,opt,name=watch_id,json=watchId,proto3" json:"watch_id,omitempty"`
+	// The watch.
+	Watch *WatchRequest `protobuf:"bytes,2,opt,name=watch,proto3" json:"watch,omitempty"`
+	// How much it may be told at first, as by Credit.
+	Credit        int64 `protobuf:"varint,3,opt,name=credit,proto3" json:"credit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchesRequest_Begin) Reset() {
+	*x = WatchesRequest_Begin{}
+	mi := &file_kvstore_v1_kv_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchesRequest_Begin) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchesRequest_Begin) ProtoMessage() {}
+
+func (x *WatchesRequest_Begin) ProtoReflect() protoreflect.Message {
+	mi := &file_kvstore_v1_kv_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchesRequest_Begin.ProtoReflect.Descriptor instead.
+func (*WatchesRequest_Begin) Descriptor() ([]byte, []int) {
+	return file_kvstore_v1_kv_proto_rawDescGZIP(), []int{31, 0}
+}
+
+func (x *WatchesRequest_Begin) GetWatchId() uint64 {
+	if x != nil {
+		return x.WatchId
+	}
+	return 0
+}
+
+func (x *WatchesRequest_Begin) GetWatch() *WatchRequest {
+	if x != nil {
+		return x.Watch
+	}
+	return nil
+}
+
+func (x *WatchesRequest_Begin) GetCredit() int64 {
+	if x != nil {
+		return x.Credit
+	}
+	return 0
+}
+
+// Lets a watch be told more: one without credit is told nothing, holds up no other one, and goes on where it was. An event costs 64 bytes and the
+// length of its key and values; one response more may come than there is credit for.
+type WatchesRequest_Credit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The watch; one that is over is passed over.
+	WatchId uint64 `protobuf:"varint,1,opt,name=watch_id,json=watchId,proto3" json:"watch_id,omitempty"`
+	// Bytes, at least 1. A watch never has more than 64 MiB: what is over is void.
+	Bytes         int64 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchesRequest_Credit) Reset() {
+	*x = WatchesRequest_Credit{}
+	mi := &file_kvstore_v1_kv_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchesRequest_Credit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchesRequest_Credit) ProtoMessage() {}
+
+func (x *WatchesRequest_Credit) ProtoReflect() protoreflect.Message {
+	mi := &file_kvstore_v1_kv_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchesRequest_Credit.ProtoReflect.Descriptor instead.
+func (*WatchesRequest_Credit) Descriptor() ([]byte, []int) {
+	return file_kvstore_v1_kv_proto_rawDescGZIP(), []int{31, 1}
+}
+
+func (x *WatchesRequest_Credit) GetWatchId() uint64 {
+	if x != nil {
+		return x.WatchId
+	}
+	return 0
+}
+
+func (x *WatchesRequest_Credit) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
 }
 
 var File_kvstore_v1_kv_proto protoreflect.FileDescriptor
@@ -3754,7 +4042,23 @@ const file_kvstore_v1_kv_proto_rawDesc = "" +
 	"\rWatchResponse\x122\n" +
 	"\acontrol\x18\x01 \x01(\x0e2\x18.kvstore.v1.WatchControlR\acontrol\x12.\n" +
 	"\x06events\x18\x02 \x03(\v2\x16.kvstore.v1.WatchEventR\x06events\x12\x14\n" +
-	"\x05token\x18\x03 \x01(\fR\x05token*R\n" +
+	"\x05token\x18\x03 \x01(\fR\x05token\"\xce\x02\n" +
+	"\x0eWatchesRequest\x128\n" +
+	"\x05begin\x18\x01 \x01(\v2 .kvstore.v1.WatchesRequest.BeginH\x00R\x05begin\x12;\n" +
+	"\x06credit\x18\x02 \x01(\v2!.kvstore.v1.WatchesRequest.CreditH\x00R\x06credit\x12\x17\n" +
+	"\x06end_id\x18\x03 \x01(\x04H\x00R\x05endId\x1aj\n" +
+	"\x05Begin\x12\x19\n" +
+	"\bwatch_id\x18\x01 \x01(\x04R\awatchId\x12.\n" +
+	"\x05watch\x18\x02 \x01(\v2\x18.kvstore.v1.WatchRequestR\x05watch\x12\x16\n" +
+	"\x06credit\x18\x03 \x01(\x03R\x06credit\x1a9\n" +
+	"\x06Credit\x12\x19\n" +
+	"\bwatch_id\x18\x01 \x01(\x04R\awatchId\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x03R\x05bytesB\x05\n" +
+	"\x03ask\"\x86\x01\n" +
+	"\x0fWatchesResponse\x12\x1b\n" +
+	"\twatch_ids\x18\x01 \x03(\x04R\bwatchIds\x12-\n" +
+	"\x04told\x18\x02 \x01(\v2\x19.kvstore.v1.WatchResponseR\x04told\x12'\n" +
+	"\x05error\x18\x03 \x01(\v2\x11.kvstore.v1.ErrorR\x05error*R\n" +
 	"\tWatchMode\x12\x1a\n" +
 	"\x16WATCH_MODE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11WATCH_MODE_LATEST\x10\x01\x12\x12\n" +
@@ -3769,7 +4073,7 @@ const file_kvstore_v1_kv_proto_rawDesc = "" +
 	"\x15WATCH_CONTROL_STARTED\x10\x01\x12\x18\n" +
 	"\x14WATCH_CONTROL_SYNCED\x10\x02\x12\x1a\n" +
 	"\x16WATCH_CONTROL_PROGRESS\x10\x03\x12\x18\n" +
-	"\x14WATCH_CONTROL_RESYNC\x10\x042\xc8\x06\n" +
+	"\x14WATCH_CONTROL_RESYNC\x10\x042\x90\a\n" +
 	"\tKVService\x126\n" +
 	"\x03Put\x12\x16.kvstore.v1.PutRequest\x1a\x17.kvstore.v1.PutResponse\x126\n" +
 	"\x03Get\x12\x16.kvstore.v1.GetRequest\x1a\x17.kvstore.v1.GetResponse\x12?\n" +
@@ -3779,7 +4083,8 @@ const file_kvstore_v1_kv_proto_rawDesc = "" +
 	"\vBatchDelete\x12\x1e.kvstore.v1.BatchDeleteRequest\x1a\x1f.kvstore.v1.BatchDeleteResponse\x129\n" +
 	"\x04List\x12\x17.kvstore.v1.ListRequest\x1a\x18.kvstore.v1.ListResponse\x12N\n" +
 	"\vTransaction\x12\x1e.kvstore.v1.TransactionRequest\x1a\x1f.kvstore.v1.TransactionResponse\x12>\n" +
-	"\x05Watch\x12\x18.kvstore.v1.WatchRequest\x1a\x19.kvstore.v1.WatchResponse0\x01\x12I\n" +
+	"\x05Watch\x12\x18.kvstore.v1.WatchRequest\x1a\x19.kvstore.v1.WatchResponse0\x01\x12F\n" +
+	"\aWatches\x12\x1a.kvstore.v1.WatchesRequest\x1a\x1b.kvstore.v1.WatchesResponse(\x010\x01\x12I\n" +
 	"\bPipeline\x12\x1b.kvstore.v1.PipelineRequest\x1a\x1c.kvstore.v1.PipelineResponse(\x010\x01\x12J\n" +
 	"\tGetStream\x12\x1c.kvstore.v1.GetStreamRequest\x1a\x1d.kvstore.v1.GetStreamResponse0\x01\x12J\n" +
 	"\tPutStream\x12\x1c.kvstore.v1.PutStreamRequest\x1a\x1d.kvstore.v1.PutStreamResponse(\x01B\x8a\x01\n" +
@@ -3800,7 +4105,7 @@ func file_kvstore_v1_kv_proto_rawDescGZIP() []byte {
 }
 
 var file_kvstore_v1_kv_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_kvstore_v1_kv_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_kvstore_v1_kv_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_kvstore_v1_kv_proto_goTypes = []any{
 	(WatchMode)(0),                       // 0: kvstore.v1.WatchMode
 	(WatchEventType)(0),                  // 1: kvstore.v1.WatchEventType
@@ -3836,123 +4141,134 @@ var file_kvstore_v1_kv_proto_goTypes = []any{
 	(*WatchRequest)(nil),                 // 31: kvstore.v1.WatchRequest
 	(*WatchEvent)(nil),                   // 32: kvstore.v1.WatchEvent
 	(*WatchResponse)(nil),                // 33: kvstore.v1.WatchResponse
-	nil,                                  // 34: kvstore.v1.PutOp.MetadataEntry
-	nil,                                  // 35: kvstore.v1.PutOp.TagsEntry
-	nil,                                  // 36: kvstore.v1.Entry.MetadataEntry
-	nil,                                  // 37: kvstore.v1.Entry.TagsEntry
-	(*BatchPutResponse_Item)(nil),        // 38: kvstore.v1.BatchPutResponse.Item
-	(*BatchGetResponse_Item)(nil),        // 39: kvstore.v1.BatchGetResponse.Item
-	(*BatchDeleteResponse_Item)(nil),     // 40: kvstore.v1.BatchDeleteResponse.Item
-	(*TransactionRequest_Condition)(nil), // 41: kvstore.v1.TransactionRequest.Condition
-	(*TransactionRequest_Op)(nil),        // 42: kvstore.v1.TransactionRequest.Op
-	(*TransactionResponse_Failure)(nil),  // 43: kvstore.v1.TransactionResponse.Failure
-	(*TransactionResponse_OpResult)(nil), // 44: kvstore.v1.TransactionResponse.OpResult
-	(*PipelineRequest_Op)(nil),           // 45: kvstore.v1.PipelineRequest.Op
-	(*PipelineResponse_Result)(nil),      // 46: kvstore.v1.PipelineResponse.Result
-	(*PutStreamRequest_Head)(nil),        // 47: kvstore.v1.PutStreamRequest.Head
-	(*Precondition)(nil),                 // 48: kvstore.v1.Precondition
-	(*WriteIdentity)(nil),                // 49: kvstore.v1.WriteIdentity
-	(*ResponseHeader)(nil),               // 50: kvstore.v1.ResponseHeader
-	(*Error)(nil),                        // 51: kvstore.v1.Error
+	(*WatchesRequest)(nil),               // 34: kvstore.v1.WatchesRequest
+	(*WatchesResponse)(nil),              // 35: kvstore.v1.WatchesResponse
+	nil,                                  // 36: kvstore.v1.PutOp.MetadataEntry
+	nil,                                  // 37: kvstore.v1.PutOp.TagsEntry
+	nil,                                  // 38: kvstore.v1.Entry.MetadataEntry
+	nil,                                  // 39: kvstore.v1.Entry.TagsEntry
+	(*BatchPutResponse_Item)(nil),        // 40: kvstore.v1.BatchPutResponse.Item
+	(*BatchGetResponse_Item)(nil),        // 41: kvstore.v1.BatchGetResponse.Item
+	(*BatchDeleteResponse_Item)(nil),     // 42: kvstore.v1.BatchDeleteResponse.Item
+	(*TransactionRequest_Condition)(nil), // 43: kvstore.v1.TransactionRequest.Condition
+	(*TransactionRequest_Op)(nil),        // 44: kvstore.v1.TransactionRequest.Op
+	(*TransactionResponse_Failure)(nil),  // 45: kvstore.v1.TransactionResponse.Failure
+	(*TransactionResponse_OpResult)(nil), // 46: kvstore.v1.TransactionResponse.OpResult
+	(*PipelineRequest_Op)(nil),           // 47: kvstore.v1.PipelineRequest.Op
+	(*PipelineResponse_Result)(nil),      // 48: kvstore.v1.PipelineResponse.Result
+	(*PutStreamRequest_Head)(nil),        // 49: kvstore.v1.PutStreamRequest.Head
+	(*WatchesRequest_Begin)(nil),         // 50: kvstore.v1.WatchesRequest.Begin
+	(*WatchesRequest_Credit)(nil),        // 51: kvstore.v1.WatchesRequest.Credit
+	(*Precondition)(nil),                 // 52: kvstore.v1.Precondition
+	(*WriteIdentity)(nil),                // 53: kvstore.v1.WriteIdentity
+	(*ResponseHeader)(nil),               // 54: kvstore.v1.ResponseHeader
+	(*Error)(nil),                        // 55: kvstore.v1.Error
 }
 var file_kvstore_v1_kv_proto_depIdxs = []int32{
-	34, // 0: kvstore.v1.PutOp.metadata:type_name -> kvstore.v1.PutOp.MetadataEntry
-	35, // 1: kvstore.v1.PutOp.tags:type_name -> kvstore.v1.PutOp.TagsEntry
-	48, // 2: kvstore.v1.PutOp.precondition:type_name -> kvstore.v1.Precondition
-	48, // 3: kvstore.v1.DeleteOp.precondition:type_name -> kvstore.v1.Precondition
-	36, // 4: kvstore.v1.Entry.metadata:type_name -> kvstore.v1.Entry.MetadataEntry
-	37, // 5: kvstore.v1.Entry.tags:type_name -> kvstore.v1.Entry.TagsEntry
+	36, // 0: kvstore.v1.PutOp.metadata:type_name -> kvstore.v1.PutOp.MetadataEntry
+	37, // 1: kvstore.v1.PutOp.tags:type_name -> kvstore.v1.PutOp.TagsEntry
+	52, // 2: kvstore.v1.PutOp.precondition:type_name -> kvstore.v1.Precondition
+	52, // 3: kvstore.v1.DeleteOp.precondition:type_name -> kvstore.v1.Precondition
+	38, // 4: kvstore.v1.Entry.metadata:type_name -> kvstore.v1.Entry.MetadataEntry
+	39, // 5: kvstore.v1.Entry.tags:type_name -> kvstore.v1.Entry.TagsEntry
 	3,  // 6: kvstore.v1.PutRequest.put:type_name -> kvstore.v1.PutOp
-	49, // 7: kvstore.v1.PutRequest.identity:type_name -> kvstore.v1.WriteIdentity
-	50, // 8: kvstore.v1.PutResponse.header:type_name -> kvstore.v1.ResponseHeader
+	53, // 7: kvstore.v1.PutRequest.identity:type_name -> kvstore.v1.WriteIdentity
+	54, // 8: kvstore.v1.PutResponse.header:type_name -> kvstore.v1.ResponseHeader
 	7,  // 9: kvstore.v1.PutResponse.result:type_name -> kvstore.v1.PutResult
 	4,  // 10: kvstore.v1.GetRequest.get:type_name -> kvstore.v1.GetOp
-	50, // 11: kvstore.v1.GetResponse.header:type_name -> kvstore.v1.ResponseHeader
+	54, // 11: kvstore.v1.GetResponse.header:type_name -> kvstore.v1.ResponseHeader
 	6,  // 12: kvstore.v1.GetResponse.entry:type_name -> kvstore.v1.Entry
 	5,  // 13: kvstore.v1.DeleteRequest.delete:type_name -> kvstore.v1.DeleteOp
-	49, // 14: kvstore.v1.DeleteRequest.identity:type_name -> kvstore.v1.WriteIdentity
-	50, // 15: kvstore.v1.DeleteResponse.header:type_name -> kvstore.v1.ResponseHeader
+	53, // 14: kvstore.v1.DeleteRequest.identity:type_name -> kvstore.v1.WriteIdentity
+	54, // 15: kvstore.v1.DeleteResponse.header:type_name -> kvstore.v1.ResponseHeader
 	8,  // 16: kvstore.v1.DeleteResponse.result:type_name -> kvstore.v1.DeleteResult
 	3,  // 17: kvstore.v1.BatchPutRequest.puts:type_name -> kvstore.v1.PutOp
-	49, // 18: kvstore.v1.BatchPutRequest.identity:type_name -> kvstore.v1.WriteIdentity
-	50, // 19: kvstore.v1.BatchPutResponse.header:type_name -> kvstore.v1.ResponseHeader
-	38, // 20: kvstore.v1.BatchPutResponse.results:type_name -> kvstore.v1.BatchPutResponse.Item
+	53, // 18: kvstore.v1.BatchPutRequest.identity:type_name -> kvstore.v1.WriteIdentity
+	54, // 19: kvstore.v1.BatchPutResponse.header:type_name -> kvstore.v1.ResponseHeader
+	40, // 20: kvstore.v1.BatchPutResponse.results:type_name -> kvstore.v1.BatchPutResponse.Item
 	4,  // 21: kvstore.v1.BatchGetRequest.gets:type_name -> kvstore.v1.GetOp
-	50, // 22: kvstore.v1.BatchGetResponse.header:type_name -> kvstore.v1.ResponseHeader
-	39, // 23: kvstore.v1.BatchGetResponse.results:type_name -> kvstore.v1.BatchGetResponse.Item
+	54, // 22: kvstore.v1.BatchGetResponse.header:type_name -> kvstore.v1.ResponseHeader
+	41, // 23: kvstore.v1.BatchGetResponse.results:type_name -> kvstore.v1.BatchGetResponse.Item
 	5,  // 24: kvstore.v1.BatchDeleteRequest.deletes:type_name -> kvstore.v1.DeleteOp
-	49, // 25: kvstore.v1.BatchDeleteRequest.identity:type_name -> kvstore.v1.WriteIdentity
-	50, // 26: kvstore.v1.BatchDeleteResponse.header:type_name -> kvstore.v1.ResponseHeader
-	40, // 27: kvstore.v1.BatchDeleteResponse.results:type_name -> kvstore.v1.BatchDeleteResponse.Item
-	50, // 28: kvstore.v1.ListResponse.header:type_name -> kvstore.v1.ResponseHeader
+	53, // 25: kvstore.v1.BatchDeleteRequest.identity:type_name -> kvstore.v1.WriteIdentity
+	54, // 26: kvstore.v1.BatchDeleteResponse.header:type_name -> kvstore.v1.ResponseHeader
+	42, // 27: kvstore.v1.BatchDeleteResponse.results:type_name -> kvstore.v1.BatchDeleteResponse.Item
+	54, // 28: kvstore.v1.ListResponse.header:type_name -> kvstore.v1.ResponseHeader
 	6,  // 29: kvstore.v1.ListResponse.entries:type_name -> kvstore.v1.Entry
-	41, // 30: kvstore.v1.TransactionRequest.conditions:type_name -> kvstore.v1.TransactionRequest.Condition
-	42, // 31: kvstore.v1.TransactionRequest.ops:type_name -> kvstore.v1.TransactionRequest.Op
-	49, // 32: kvstore.v1.TransactionRequest.identity:type_name -> kvstore.v1.WriteIdentity
-	50, // 33: kvstore.v1.TransactionResponse.header:type_name -> kvstore.v1.ResponseHeader
-	44, // 34: kvstore.v1.TransactionResponse.results:type_name -> kvstore.v1.TransactionResponse.OpResult
-	43, // 35: kvstore.v1.TransactionResponse.failures:type_name -> kvstore.v1.TransactionResponse.Failure
-	45, // 36: kvstore.v1.PipelineRequest.ops:type_name -> kvstore.v1.PipelineRequest.Op
-	50, // 37: kvstore.v1.PipelineResponse.header:type_name -> kvstore.v1.ResponseHeader
-	46, // 38: kvstore.v1.PipelineResponse.results:type_name -> kvstore.v1.PipelineResponse.Result
-	50, // 39: kvstore.v1.GetStreamResponse.header:type_name -> kvstore.v1.ResponseHeader
+	43, // 30: kvstore.v1.TransactionRequest.conditions:type_name -> kvstore.v1.TransactionRequest.Condition
+	44, // 31: kvstore.v1.TransactionRequest.ops:type_name -> kvstore.v1.TransactionRequest.Op
+	53, // 32: kvstore.v1.TransactionRequest.identity:type_name -> kvstore.v1.WriteIdentity
+	54, // 33: kvstore.v1.TransactionResponse.header:type_name -> kvstore.v1.ResponseHeader
+	46, // 34: kvstore.v1.TransactionResponse.results:type_name -> kvstore.v1.TransactionResponse.OpResult
+	45, // 35: kvstore.v1.TransactionResponse.failures:type_name -> kvstore.v1.TransactionResponse.Failure
+	47, // 36: kvstore.v1.PipelineRequest.ops:type_name -> kvstore.v1.PipelineRequest.Op
+	54, // 37: kvstore.v1.PipelineResponse.header:type_name -> kvstore.v1.ResponseHeader
+	48, // 38: kvstore.v1.PipelineResponse.results:type_name -> kvstore.v1.PipelineResponse.Result
+	54, // 39: kvstore.v1.GetStreamResponse.header:type_name -> kvstore.v1.ResponseHeader
 	6,  // 40: kvstore.v1.GetStreamResponse.entry:type_name -> kvstore.v1.Entry
-	47, // 41: kvstore.v1.PutStreamRequest.head:type_name -> kvstore.v1.PutStreamRequest.Head
-	50, // 42: kvstore.v1.PutStreamResponse.header:type_name -> kvstore.v1.ResponseHeader
+	49, // 41: kvstore.v1.PutStreamRequest.head:type_name -> kvstore.v1.PutStreamRequest.Head
+	54, // 42: kvstore.v1.PutStreamResponse.header:type_name -> kvstore.v1.ResponseHeader
 	7,  // 43: kvstore.v1.PutStreamResponse.result:type_name -> kvstore.v1.PutResult
 	0,  // 44: kvstore.v1.WatchRequest.mode:type_name -> kvstore.v1.WatchMode
 	1,  // 45: kvstore.v1.WatchEvent.type:type_name -> kvstore.v1.WatchEventType
 	2,  // 46: kvstore.v1.WatchResponse.control:type_name -> kvstore.v1.WatchControl
 	32, // 47: kvstore.v1.WatchResponse.events:type_name -> kvstore.v1.WatchEvent
-	7,  // 48: kvstore.v1.BatchPutResponse.Item.result:type_name -> kvstore.v1.PutResult
-	51, // 49: kvstore.v1.BatchPutResponse.Item.error:type_name -> kvstore.v1.Error
-	6,  // 50: kvstore.v1.BatchGetResponse.Item.entry:type_name -> kvstore.v1.Entry
-	51, // 51: kvstore.v1.BatchGetResponse.Item.error:type_name -> kvstore.v1.Error
-	8,  // 52: kvstore.v1.BatchDeleteResponse.Item.result:type_name -> kvstore.v1.DeleteResult
-	51, // 53: kvstore.v1.BatchDeleteResponse.Item.error:type_name -> kvstore.v1.Error
-	48, // 54: kvstore.v1.TransactionRequest.Condition.precondition:type_name -> kvstore.v1.Precondition
-	3,  // 55: kvstore.v1.TransactionRequest.Op.put:type_name -> kvstore.v1.PutOp
-	5,  // 56: kvstore.v1.TransactionRequest.Op.delete:type_name -> kvstore.v1.DeleteOp
-	7,  // 57: kvstore.v1.TransactionResponse.OpResult.put:type_name -> kvstore.v1.PutResult
-	8,  // 58: kvstore.v1.TransactionResponse.OpResult.delete:type_name -> kvstore.v1.DeleteResult
-	3,  // 59: kvstore.v1.PipelineRequest.Op.put:type_name -> kvstore.v1.PutOp
-	4,  // 60: kvstore.v1.PipelineRequest.Op.get:type_name -> kvstore.v1.GetOp
-	5,  // 61: kvstore.v1.PipelineRequest.Op.delete:type_name -> kvstore.v1.DeleteOp
-	7,  // 62: kvstore.v1.PipelineResponse.Result.put:type_name -> kvstore.v1.PutResult
-	6,  // 63: kvstore.v1.PipelineResponse.Result.entry:type_name -> kvstore.v1.Entry
-	8,  // 64: kvstore.v1.PipelineResponse.Result.delete:type_name -> kvstore.v1.DeleteResult
-	51, // 65: kvstore.v1.PipelineResponse.Result.error:type_name -> kvstore.v1.Error
-	3,  // 66: kvstore.v1.PutStreamRequest.Head.put:type_name -> kvstore.v1.PutOp
-	49, // 67: kvstore.v1.PutStreamRequest.Head.identity:type_name -> kvstore.v1.WriteIdentity
-	9,  // 68: kvstore.v1.KVService.Put:input_type -> kvstore.v1.PutRequest
-	11, // 69: kvstore.v1.KVService.Get:input_type -> kvstore.v1.GetRequest
-	13, // 70: kvstore.v1.KVService.Delete:input_type -> kvstore.v1.DeleteRequest
-	15, // 71: kvstore.v1.KVService.BatchPut:input_type -> kvstore.v1.BatchPutRequest
-	17, // 72: kvstore.v1.KVService.BatchGet:input_type -> kvstore.v1.BatchGetRequest
-	19, // 73: kvstore.v1.KVService.BatchDelete:input_type -> kvstore.v1.BatchDeleteRequest
-	21, // 74: kvstore.v1.KVService.List:input_type -> kvstore.v1.ListRequest
-	23, // 75: kvstore.v1.KVService.Transaction:input_type -> kvstore.v1.TransactionRequest
-	31, // 76: kvstore.v1.KVService.Watch:input_type -> kvstore.v1.WatchRequest
-	25, // 77: kvstore.v1.KVService.Pipeline:input_type -> kvstore.v1.PipelineRequest
-	27, // 78: kvstore.v1.KVService.GetStream:input_type -> kvstore.v1.GetStreamRequest
-	29, // 79: kvstore.v1.KVService.PutStream:input_type -> kvstore.v1.PutStreamRequest
-	10, // 80: kvstore.v1.KVService.Put:output_type -> kvstore.v1.PutResponse
-	12, // 81: kvstore.v1.KVService.Get:output_type -> kvstore.v1.GetResponse
-	14, // 82: kvstore.v1.KVService.Delete:output_type -> kvstore.v1.DeleteResponse
-	16, // 83: kvstore.v1.KVService.BatchPut:output_type -> kvstore.v1.BatchPutResponse
-	18, // 84: kvstore.v1.KVService.BatchGet:output_type -> kvstore.v1.BatchGetResponse
-	20, // 85: kvstore.v1.KVService.BatchDelete:output_type -> kvstore.v1.BatchDeleteResponse
-	22, // 86: kvstore.v1.KVService.List:output_type -> kvstore.v1.ListResponse
-	24, // 87: kvstore.v1.KVService.Transaction:output_type -> kvstore.v1.TransactionResponse
-	33, // 88: kvstore.v1.KVService.Watch:output_type -> kvstore.v1.WatchResponse
-	26, // 89: kvstore.v1.KVService.Pipeline:output_type -> kvstore.v1.PipelineResponse
-	28, // 90: kvstore.v1.KVService.GetStream:output_type -> kvstore.v1.GetStreamResponse
-	30, // 91: kvstore.v1.KVService.PutStream:output_type -> kvstore.v1.PutStreamResponse
-	80, // [80:92] is the sub-list for method output_type
-	68, // [68:80] is the sub-list for method input_type
-	68, // [68:68] is the sub-list for extension type_name
-	68, // [68:68] is the sub-list for extension extendee
-	0,  // [0:68] is the sub-list for field type_name
+	50, // 48: kvstore.v1.WatchesRequest.begin:type_name -> kvstore.v1.WatchesRequest.Begin
+	51, // 49: kvstore.v1.WatchesRequest.credit:type_name -> kvstore.v1.WatchesRequest.Credit
+	33, // 50: kvstore.v1.WatchesResponse.told:type_name -> kvstore.v1.WatchResponse
+	55, // 51: kvstore.v1.WatchesResponse.error:type_name -> kvstore.v1.Error
+	7,  // 52: kvstore.v1.BatchPutResponse.Item.result:type_name -> kvstore.v1.PutResult
+	55, // 53: kvstore.v1.BatchPutResponse.Item.error:type_name -> kvstore.v1.Error
+	6,  // 54: kvstore.v1.BatchGetResponse.Item.entry:type_name -> kvstore.v1.Entry
+	55, // 55: kvstore.v1.BatchGetResponse.Item.error:type_name -> kvstore.v1.Error
+	8,  // 56: kvstore.v1.BatchDeleteResponse.Item.result:type_name -> kvstore.v1.DeleteResult
+	55, // 57: kvstore.v1.BatchDeleteResponse.Item.error:type_name -> kvstore.v1.Error
+	52, // 58: kvstore.v1.TransactionRequest.Condition.precondition:type_name -> kvstore.v1.Precondition
+	3,  // 59: kvstore.v1.TransactionRequest.Op.put:type_name -> kvstore.v1.PutOp
+	5,  // 60: kvstore.v1.TransactionRequest.Op.delete:type_name -> kvstore.v1.DeleteOp
+	7,  // 61: kvstore.v1.TransactionResponse.OpResult.put:type_name -> kvstore.v1.PutResult
+	8,  // 62: kvstore.v1.TransactionResponse.OpResult.delete:type_name -> kvstore.v1.DeleteResult
+	3,  // 63: kvstore.v1.PipelineRequest.Op.put:type_name -> kvstore.v1.PutOp
+	4,  // 64: kvstore.v1.PipelineRequest.Op.get:type_name -> kvstore.v1.GetOp
+	5,  // 65: kvstore.v1.PipelineRequest.Op.delete:type_name -> kvstore.v1.DeleteOp
+	7,  // 66: kvstore.v1.PipelineResponse.Result.put:type_name -> kvstore.v1.PutResult
+	6,  // 67: kvstore.v1.PipelineResponse.Result.entry:type_name -> kvstore.v1.Entry
+	8,  // 68: kvstore.v1.PipelineResponse.Result.delete:type_name -> kvstore.v1.DeleteResult
+	55, // 69: kvstore.v1.PipelineResponse.Result.error:type_name -> kvstore.v1.Error
+	3,  // 70: kvstore.v1.PutStreamRequest.Head.put:type_name -> kvstore.v1.PutOp
+	53, // 71: kvstore.v1.PutStreamRequest.Head.identity:type_name -> kvstore.v1.WriteIdentity
+	31, // 72: kvstore.v1.WatchesRequest.Begin.watch:type_name -> kvstore.v1.WatchRequest
+	9,  // 73: kvstore.v1.KVService.Put:input_type -> kvstore.v1.PutRequest
+	11, // 74: kvstore.v1.KVService.Get:input_type -> kvstore.v1.GetRequest
+	13, // 75: kvstore.v1.KVService.Delete:input_type -> kvstore.v1.DeleteRequest
+	15, // 76: kvstore.v1.KVService.BatchPut:input_type -> kvstore.v1.BatchPutRequest
+	17, // 77: kvstore.v1.KVService.BatchGet:input_type -> kvstore.v1.BatchGetRequest
+	19, // 78: kvstore.v1.KVService.BatchDelete:input_type -> kvstore.v1.BatchDeleteRequest
+	21, // 79: kvstore.v1.KVService.List:input_type -> kvstore.v1.ListRequest
+	23, // 80: kvstore.v1.KVService.Transaction:input_type -> kvstore.v1.TransactionRequest
+	31, // 81: kvstore.v1.KVService.Watch:input_type -> kvstore.v1.WatchRequest
+	34, // 82: kvstore.v1.KVService.Watches:input_type -> kvstore.v1.WatchesRequest
+	25, // 83: kvstore.v1.KVService.Pipeline:input_type -> kvstore.v1.PipelineRequest
+	27, // 84: kvstore.v1.KVService.GetStream:input_type -> kvstore.v1.GetStreamRequest
+	29, // 85: kvstore.v1.KVService.PutStream:input_type -> kvstore.v1.PutStreamRequest
+	10, // 86: kvstore.v1.KVService.Put:output_type -> kvstore.v1.PutResponse
+	12, // 87: kvstore.v1.KVService.Get:output_type -> kvstore.v1.GetResponse
+	14, // 88: kvstore.v1.KVService.Delete:output_type -> kvstore.v1.DeleteResponse
+	16, // 89: kvstore.v1.KVService.BatchPut:output_type -> kvstore.v1.BatchPutResponse
+	18, // 90: kvstore.v1.KVService.BatchGet:output_type -> kvstore.v1.BatchGetResponse
+	20, // 91: kvstore.v1.KVService.BatchDelete:output_type -> kvstore.v1.BatchDeleteResponse
+	22, // 92: kvstore.v1.KVService.List:output_type -> kvstore.v1.ListResponse
+	24, // 93: kvstore.v1.KVService.Transaction:output_type -> kvstore.v1.TransactionResponse
+	33, // 94: kvstore.v1.KVService.Watch:output_type -> kvstore.v1.WatchResponse
+	35, // 95: kvstore.v1.KVService.Watches:output_type -> kvstore.v1.WatchesResponse
+	26, // 96: kvstore.v1.KVService.Pipeline:output_type -> kvstore.v1.PipelineResponse
+	28, // 97: kvstore.v1.KVService.GetStream:output_type -> kvstore.v1.GetStreamResponse
+	30, // 98: kvstore.v1.KVService.PutStream:output_type -> kvstore.v1.PutStreamResponse
+	86, // [86:99] is the sub-list for method output_type
+	73, // [73:86] is the sub-list for method input_type
+	73, // [73:73] is the sub-list for extension type_name
+	73, // [73:73] is the sub-list for extension extendee
+	0,  // [0:73] is the sub-list for field type_name
 }
 
 func init() { file_kvstore_v1_kv_proto_init() }
@@ -3976,32 +4292,37 @@ func file_kvstore_v1_kv_proto_init() {
 		(*WatchRequest_Token)(nil),
 	}
 	file_kvstore_v1_kv_proto_msgTypes[29].OneofWrappers = []any{}
-	file_kvstore_v1_kv_proto_msgTypes[35].OneofWrappers = []any{
+	file_kvstore_v1_kv_proto_msgTypes[31].OneofWrappers = []any{
+		(*WatchesRequest_Begin_)(nil),
+		(*WatchesRequest_Credit_)(nil),
+		(*WatchesRequest_EndId)(nil),
+	}
+	file_kvstore_v1_kv_proto_msgTypes[37].OneofWrappers = []any{
 		(*BatchPutResponse_Item_Result)(nil),
 		(*BatchPutResponse_Item_Error)(nil),
 	}
-	file_kvstore_v1_kv_proto_msgTypes[36].OneofWrappers = []any{
+	file_kvstore_v1_kv_proto_msgTypes[38].OneofWrappers = []any{
 		(*BatchGetResponse_Item_Entry)(nil),
 		(*BatchGetResponse_Item_Error)(nil),
 	}
-	file_kvstore_v1_kv_proto_msgTypes[37].OneofWrappers = []any{
+	file_kvstore_v1_kv_proto_msgTypes[39].OneofWrappers = []any{
 		(*BatchDeleteResponse_Item_Result)(nil),
 		(*BatchDeleteResponse_Item_Error)(nil),
 	}
-	file_kvstore_v1_kv_proto_msgTypes[39].OneofWrappers = []any{
+	file_kvstore_v1_kv_proto_msgTypes[41].OneofWrappers = []any{
 		(*TransactionRequest_Op_Put)(nil),
 		(*TransactionRequest_Op_Delete)(nil),
 	}
-	file_kvstore_v1_kv_proto_msgTypes[41].OneofWrappers = []any{
+	file_kvstore_v1_kv_proto_msgTypes[43].OneofWrappers = []any{
 		(*TransactionResponse_OpResult_Put)(nil),
 		(*TransactionResponse_OpResult_Delete)(nil),
 	}
-	file_kvstore_v1_kv_proto_msgTypes[42].OneofWrappers = []any{
+	file_kvstore_v1_kv_proto_msgTypes[44].OneofWrappers = []any{
 		(*PipelineRequest_Op_Put)(nil),
 		(*PipelineRequest_Op_Get)(nil),
 		(*PipelineRequest_Op_Delete)(nil),
 	}
-	file_kvstore_v1_kv_proto_msgTypes[43].OneofWrappers = []any{
+	file_kvstore_v1_kv_proto_msgTypes[45].OneofWrappers = []any{
 		(*PipelineResponse_Result_Put)(nil),
 		(*PipelineResponse_Result_Entry)(nil),
 		(*PipelineResponse_Result_Delete)(nil),
@@ -4013,7 +4334,7 @@ func file_kvstore_v1_kv_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kvstore_v1_kv_proto_rawDesc), len(file_kvstore_v1_kv_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   45,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

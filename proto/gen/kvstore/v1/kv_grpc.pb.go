@@ -28,6 +28,7 @@ const (
 	KVService_List_FullMethodName        = "/kvstore.v1.KVService/List"
 	KVService_Transaction_FullMethodName = "/kvstore.v1.KVService/Transaction"
 	KVService_Watch_FullMethodName       = "/kvstore.v1.KVService/Watch"
+	KVService_Watches_FullMethodName     = "/kvstore.v1.KVService/Watches"
 	KVService_Pipeline_FullMethodName    = "/kvstore.v1.KVService/Pipeline"
 	KVService_GetStream_FullMethodName   = "/kvstore.v1.KVService/GetStream"
 	KVService_PutStream_FullMethodName   = "/kvstore.v1.KVService/PutStream"
@@ -72,6 +73,9 @@ type KVServiceClient interface {
 	// shards. It ends with OUT_OF_RANGE, reason COMPACTED, in mode ALL when changes that come next are not kept any more; with NOT_FOUND when the
 	// namespace is dropped; and with UNAVAILABLE when the server stops: watch again with the last token, there or elsewhere.
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error)
+	// Watches carries many watches over one stream, each as if it were a Watch of its own: begun, held up and ended by itself. What several of them
+	// are told alike travels once. The stream ends with INVALID_ARGUMENT when a message makes no sense, and when the client has said its last.
+	Watches(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchesRequest, WatchesResponse], error)
 	// Pipeline carries many independent operations over one stream. Replies carry the ids of their operations and may
 	// come out of order; the error of one operation never ends the stream.
 	Pipeline(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[PipelineRequest, PipelineResponse], error)
@@ -188,9 +192,22 @@ func (c *kVServiceClient) Watch(ctx context.Context, in *WatchRequest, opts ...g
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type KVService_WatchClient = grpc.ServerStreamingClient[WatchResponse]
 
+func (c *kVServiceClient) Watches(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchesRequest, WatchesResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &KVService_ServiceDesc.Streams[1], KVService_Watches_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchesRequest, WatchesResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type KVService_WatchesClient = grpc.BidiStreamingClient[WatchesRequest, WatchesResponse]
+
 func (c *kVServiceClient) Pipeline(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[PipelineRequest, PipelineResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &KVService_ServiceDesc.Streams[1], KVService_Pipeline_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &KVService_ServiceDesc.Streams[2], KVService_Pipeline_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -203,7 +220,7 @@ type KVService_PipelineClient = grpc.BidiStreamingClient[PipelineRequest, Pipeli
 
 func (c *kVServiceClient) GetStream(ctx context.Context, in *GetStreamRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GetStreamResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &KVService_ServiceDesc.Streams[2], KVService_GetStream_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &KVService_ServiceDesc.Streams[3], KVService_GetStream_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -222,7 +239,7 @@ type KVService_GetStreamClient = grpc.ServerStreamingClient[GetStreamResponse]
 
 func (c *kVServiceClient) PutStream(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[PutStreamRequest, PutStreamResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &KVService_ServiceDesc.Streams[3], KVService_PutStream_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &KVService_ServiceDesc.Streams[4], KVService_PutStream_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -272,6 +289,9 @@ type KVServiceServer interface {
 	// shards. It ends with OUT_OF_RANGE, reason COMPACTED, in mode ALL when changes that come next are not kept any more; with NOT_FOUND when the
 	// namespace is dropped; and with UNAVAILABLE when the server stops: watch again with the last token, there or elsewhere.
 	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error
+	// Watches carries many watches over one stream, each as if it were a Watch of its own: begun, held up and ended by itself. What several of them
+	// are told alike travels once. The stream ends with INVALID_ARGUMENT when a message makes no sense, and when the client has said its last.
+	Watches(grpc.BidiStreamingServer[WatchesRequest, WatchesResponse]) error
 	// Pipeline carries many independent operations over one stream. Replies carry the ids of their operations and may
 	// come out of order; the error of one operation never ends the stream.
 	Pipeline(grpc.BidiStreamingServer[PipelineRequest, PipelineResponse]) error
@@ -315,6 +335,9 @@ func (UnimplementedKVServiceServer) Transaction(context.Context, *TransactionReq
 }
 func (UnimplementedKVServiceServer) Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error {
 	return status.Error(codes.Unimplemented, "method Watch not implemented")
+}
+func (UnimplementedKVServiceServer) Watches(grpc.BidiStreamingServer[WatchesRequest, WatchesResponse]) error {
+	return status.Error(codes.Unimplemented, "method Watches not implemented")
 }
 func (UnimplementedKVServiceServer) Pipeline(grpc.BidiStreamingServer[PipelineRequest, PipelineResponse]) error {
 	return status.Error(codes.Unimplemented, "method Pipeline not implemented")
@@ -501,6 +524,13 @@ func _KVService_Watch_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type KVService_WatchServer = grpc.ServerStreamingServer[WatchResponse]
 
+func _KVService_Watches_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(KVServiceServer).Watches(&grpc.GenericServerStream[WatchesRequest, WatchesResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type KVService_WatchesServer = grpc.BidiStreamingServer[WatchesRequest, WatchesResponse]
+
 func _KVService_Pipeline_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(KVServiceServer).Pipeline(&grpc.GenericServerStream[PipelineRequest, PipelineResponse]{ServerStream: stream})
 }
@@ -571,6 +601,12 @@ var KVService_ServiceDesc = grpc.ServiceDesc{
 			StreamName:    "Watch",
 			Handler:       _KVService_Watch_Handler,
 			ServerStreams: true,
+		},
+		{
+			StreamName:    "Watches",
+			Handler:       _KVService_Watches_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
 		},
 		{
 			StreamName:    "Pipeline",
