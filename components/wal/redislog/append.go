@@ -39,7 +39,7 @@ func (e *Engine) Append(shard string, epoch driver.Epoch, f driver.Frame, done f
 		err = driver.ErrFenced
 	}
 	if err == nil {
-		err = e.room()
+		err = e.room(int64(len(f.Data)))
 	}
 	if err != nil {
 		go done(err)
@@ -159,6 +159,7 @@ const (
 // answer tells the caller the outcome of an append; false when it has none yet.
 func (e *Engine) answer(p *pending, cmd *redis.Cmd) bool {
 	if err := cmd.Err(); err != nil {
+		p.tries.why = err
 		switch classify(err) {
 		case unknown:
 			p.tries.maybe = true
@@ -188,11 +189,10 @@ func (e *Engine) answer(p *pending, cmd *redis.Cmd) bool {
 func (e *Engine) settle(batch []*pending) {
 	until := time.Now().Add(e.cfg.Settle)
 	pace := attempts{engine: e, until: until}
-	cause := fmt.Errorf("the server did not answer for %v", e.cfg.Settle)
 	for len(batch) > 0 {
 		if pace.again(e.ctx, errTryAgain) != nil {
 			for _, p := range batch {
-				p.done(p.tries.final(cause))
+				p.done(p.tries.final(fmt.Errorf("not taken within %v: %w", e.cfg.Settle, p.tries.why)))
 			}
 			return
 		}

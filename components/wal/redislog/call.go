@@ -3,6 +3,7 @@ package redislog
 import (
 	"context"
 	"crypto/sha1"
+	"crypto/tls"
 	_ "embed"
 	"encoding/hex"
 	"errors"
@@ -75,11 +76,17 @@ const (
 var busyPrefixes = []string{"LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "READONLY", "NOREPLICAS", "BUSY", "MOVED", "ASK", "ERR max number of clients"}
 
 // refusedPrefixes begin replies that an operator must do something about.
-var refusedPrefixes = []string{"NOAUTH", "WRONGPASS", "NOPERM", "DENIED", "CROSSSLOT", "ERR DB index", "ERR invalid password", "ERR Client sent AUTH", "ERR AUTH"}
+var refusedPrefixes = []string{
+	"NOAUTH", "WRONGPASS", "NOPERM", "DENIED", "CROSSSLOT", "ERR DB index", "ERR invalid password", "ERR Client sent AUTH", "ERR AUTH",
+	"ERR unknown command", "ERR This instance has cluster support disabled", // it is not what the configuration says
+}
 
 // classify says what became of a request that ended with err.
 func classify(err error) class {
 	var reply redis.Error
+	if errors.Is(err, redis.Nil) { // of a Sentinel: no script returns nothing
+		return refused
+	}
 	if errors.As(err, &reply) {
 		text := reply.Error()
 		starts := func(prefix string) bool { return strings.HasPrefix(text, prefix) }
@@ -104,7 +111,11 @@ func classify(err error) class {
 		return unknown
 	}
 	var op *net.OpError
+	var stranger *tls.CertificateVerificationError
+	var plain tls.RecordHeaderError
 	switch {
+	case errors.As(err, &stranger), errors.As(err, &plain): // before anything was sent
+		return refused
 	case errors.As(err, &op) && op.Op == "dial", errors.Is(err, redis.ErrPoolTimeout), errors.Is(err, redis.ErrPoolExhausted):
 		return busy
 	}
@@ -117,7 +128,8 @@ type attempts struct {
 	engine *Engine
 	until  time.Time
 	tried  int
-	maybe  bool // a try may have been executed
+	maybe  bool  // a try may have been executed
+	why    error // why the last one was not answered, or not taken; only of appends
 }
 
 func (e *Engine) attempts() attempts {

@@ -124,10 +124,16 @@ func (e *Engine) Doctor(ctx context.Context) ([]Finding, error) {
 		return err
 	})
 	if err != nil {
+		if e.cfg.Sentinel != "" && errors.Is(err, redis.Nil) {
+			err = fmt.Errorf("the Sentinel knows no master of the name %q (-redis-sentinel): %w", e.cfg.Sentinel, err)
+		}
 		return nil, err
 	}
 	var findings []Finding
 	for i := range infos {
+		if f := e.cfg.misplaced(infos[i].fields); f.What != "" {
+			return []Finding{f}, nil
+		}
 		config := e.configOf(ctx, infos[i].server)
 		if len(infos) > 1 {
 			findings = append(findings, diagnose(infos[i].fields, config, infos[i].server)...)
@@ -140,6 +146,17 @@ func (e *Engine) Doctor(ctx context.Context) ([]Finding, error) {
 	}
 	slices.SortStableFunc(findings, func(a, b Finding) int { return int(b.Level) - int(a.Level) })
 	return findings, nil
+}
+
+// misplaced tells of a server that is not what the configuration takes it for; nothing else that it tells counts then.
+func (c *Config) misplaced(info map[string]string) Finding {
+	switch {
+	case info["redis_mode"] == "sentinel":
+		return Finding{Level: Refused, What: "it is a Sentinel", Means: "it stores nothing; give the name of the master that it watches (-redis-sentinel)"}
+	case info["cluster_enabled"] == "1" && !c.Cluster:
+		return Finding{Level: Refused, What: "it is a node of a Redis Cluster", Means: "it has a part of the keys alone; say that it is one (-redis-cluster)"}
+	}
+	return Finding{}
 }
 
 // configOf reads the parameters that matter; nil when the server does not let us.

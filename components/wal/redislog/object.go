@@ -90,7 +90,7 @@ func (e *Engine) PutObject(ctx context.Context, shard, name string, size int64, 
 		return err
 	}
 	if !strings.HasPrefix(name, driver.CheckpointPrefix) {
-		if err := e.room(); err != nil {
+		if err := e.room(max(0, size)); err != nil {
 			return err
 		}
 	}

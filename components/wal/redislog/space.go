@@ -15,13 +15,19 @@ type space struct {
 	free, reserve int64      // reserve 0: the server has no limit, or does not tell
 	asked         time.Time  // when it was asked last
 	asking        bool
-	suspected     bool // the server refused a write for lack of memory since it was asked last
+	spent         int64 // bytes that were written from here since then
+	before        int64 // those of them that were when it was asked for what is coming
+	suspected     bool  // the server refused a write for lack of memory since it was asked last
 }
 
-// spaceEvery is how old what is known may become while there is enough, spaceSoon while there is not.
+// spaceEvery is how old what is known may become while there is enough, spaceSoon while there is not. What is written from here is counted meanwhile; what
+// others write is not, so the server is asked again, after spaceAtOnce at the earliest, when from here a spaceShare of what there was is used up: up to so
+// many processes that write as fast as this one do not get beyond the reserve together.
 const (
-	spaceEvery = time.Second
-	spaceSoon  = 100 * time.Millisecond
+	spaceEvery  = time.Second
+	spaceSoon   = 100 * time.Millisecond
+	spaceAtOnce = 5 * time.Millisecond
+	spaceShare  = 8
 )
 
 const maxReserve = 256 << 20
@@ -42,6 +48,7 @@ func (s *space) set(free, reserve int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.free, s.reserve, s.asked, s.asking, s.suspected = free, reserve, time.Now(), false, false
+	s.spent, s.before = s.spent-s.before, 0
 }
 
 // suspect notes that the server has less memory than was thought.
@@ -51,24 +58,33 @@ func (s *space) suspect() {
 	s.suspected = true
 }
 
-// room returns ErrNoSpace when the server is at its reserve, and sees to it that what is known is not old.
-func (e *Engine) room() error {
+// room takes so many bytes for what is going to be written, or returns ErrNoSpace when that would go into the server's reserve; and it sees to it that what
+// is known is not old.
+func (e *Engine) room(bytes int64) error {
 	s := &e.space
 	s.mu.Lock()
-	low := s.reserve > 0 && s.free < s.reserve
+	low := s.reserve > 0 && s.free-s.spent-bytes < s.reserve
+	if !low {
+		s.spent += bytes
+	}
 	age := spaceEvery
-	if low || s.suspected {
+	switch {
+	case low || s.suspected:
 		age = spaceSoon
+	case s.reserve > 0 && s.spent > (s.free-s.reserve)/spaceShare:
+		age = spaceAtOnce
 	}
 	ask := !s.asking && time.Since(s.asked) > age
-	s.asking = s.asking || ask
-	free, reserve := s.free, s.reserve
+	if ask {
+		s.asking, s.before = true, s.spent
+	}
+	free, reserve := s.free-s.spent, s.reserve
 	s.mu.Unlock()
 	if ask {
 		e.askSpace()
 	}
 	if low {
-		return fmt.Errorf("%w: %d bytes below maxmemory are left, the reserve is %d", driver.ErrNoSpace, free, reserve)
+		return fmt.Errorf("%w: %d bytes below maxmemory are left, the reserve is %d", driver.ErrNoSpace, max(0, free), reserve)
 	}
 	return nil
 }
@@ -116,8 +132,12 @@ func (e *Engine) measure(ctx context.Context) (free, reserve int64, err error) {
 // Space implements driver.Engine: what is left of maxmemory, of the master that has the least. Zeros when there is no limit, or the server does not
 // tell.
 func (e *Engine) Space() (free, reserve int64) {
-	_ = e.room()
-	e.space.mu.Lock()
-	defer e.space.mu.Unlock()
-	return e.space.free, e.space.reserve
+	_ = e.room(0)
+	s := &e.space
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.reserve == 0 {
+		return s.free, 0
+	}
+	return max(0, s.free-s.spent), s.reserve
 }
