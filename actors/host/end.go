@@ -62,7 +62,7 @@ func (a *Actor[C]) lose(cause error, out *outcomes[C]) (*kverr.Error, *outcomes[
 	why := &kverr.Error{Kind: kverr.Moved, Op: "own the shard", Message: "the shard has another owner", Err: cause}
 	switch {
 	case errors.Is(cause, driver.ErrCorrupt):
-		why = &kverr.Error{Kind: kverr.DataLoss, Op: "own the shard", Message: "the store has lost records of the shard that were durable", Err: cause}
+		why = &kverr.Error{Kind: kverr.DataLoss, Op: "own the shard", Message: "the store has lost records of shard " + a.log.Shard() + " that were durable", Err: cause}
 	case !errors.Is(cause, driver.ErrFenced):
 		why = &kverr.Error{Kind: kverr.Unavailable, Op: "own the shard", Message: "the shard is not open here any more", RetryAfterMS: 100, Err: cause}
 	}

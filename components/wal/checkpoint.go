@@ -96,7 +96,7 @@ func (l *Log) stillHas(ctx context.Context, seq uint64) error {
 	case err != nil:
 		return err
 	case !found || epoch != l.epoch.Counter:
-		return l.end(damaged("checkpoint shard "+l.shard, "record %d of epoch %d was durable and is not in the log any more: the store has lost acknowledged records", seq, l.epoch.Counter))
+		return l.end(damagedShard("checkpoint the shard", l.shard, "record %d of epoch %d was durable and is not in the log any more: the store has lost acknowledged records", seq, l.epoch.Counter))
 	}
 	return nil
 }
@@ -110,7 +110,7 @@ func (l *Log) publish(ctx context.Context) error {
 			return nil // it happened already
 		}
 		if m.CheckpointSeq != l.baseSeq {
-			return l.end(damaged("checkpoint shard "+l.shard, "the manifest's checkpoint is at record %d, this owner left it at %d", m.CheckpointSeq, l.baseSeq))
+			return l.end(damagedShard("checkpoint the shard", l.shard, "the manifest's checkpoint is at record %d, this owner left it at %d", m.CheckpointSeq, l.baseSeq))
 		}
 		kept := m.Runs
 		if p.full {

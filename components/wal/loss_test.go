@@ -60,11 +60,14 @@ func write(t *testing.T, l *wal.Log, n int) {
 	}
 }
 
-// wantLoss checks for a DataLoss that says what is the matter.
+// wantLoss checks for a DataLoss that says what is the matter, and with which shard.
 func wantLoss(t *testing.T, err error, says string) {
 	t.Helper()
 	if err == nil || kverr.KindOf(err) != kverr.DataLoss || !errors.Is(err, driver.ErrCorrupt) || !strings.Contains(err.Error(), says) {
 		t.Fatalf("got %v, want data loss that says %q", err, says)
+	}
+	if told := new(kverr.Error); !errors.As(err, &told) || !strings.Contains(told.Message, "shard s") {
+		t.Fatalf("users are told %q, which names no shard", told.Message)
 	}
 }
 

@@ -120,10 +120,12 @@ func (s *Store) missing(shard string, remembered *Mark, err error) error {
 	if !errors.Is(err, driver.ErrNotExist) || !m.Missing() {
 		return err
 	}
-	return damaged("open shard "+shard, "the store does not know the shard any more, which had come to record %d of epoch %d: it has lost its data. %s", m.Seq, m.Epoch, wayOut)
+	return damagedShard("open the shard", shard, "the store does not know it any more; it had come to record %d of epoch %d: its data is lost. %s", m.Seq, m.Epoch, wayOut(shard))
 }
 
-const wayOut = "Nothing was written. Put back a copy of the store that holds it, or accept the loss (kvctl accept-loss)"
+func wayOut(shard string) string {
+	return "Nothing was written. Put back a copy of the store that holds it, or accept the loss (kvctl accept-loss " + shard + ")"
+}
 
 // check holds a shard's log against what is remembered of it, before anything is written: the record of the mark must be there, of its
 // epoch, or below the checkpoint.
@@ -132,8 +134,8 @@ func (s *Store) check(ctx context.Context, shard string, m *dataplanev1.Manifest
 		return nil
 	}
 	lost := func(format string, args ...any) error {
-		return damaged("open shard "+shard, "record %d of epoch %d was durable, and %s: the store has lost acknowledged records. %s",
-			mark.Seq, mark.Epoch, fmt.Sprintf(format, args...), wayOut)
+		return damagedShard("open the shard", shard, "record %d of epoch %d was durable, and %s: the store has lost acknowledged records. %s",
+			mark.Seq, mark.Epoch, fmt.Sprintf(format, args...), wayOut(shard))
 	}
 	if m.Epoch < mark.Epoch {
 		return lost("the manifest knows no epoch after %d", m.Epoch)

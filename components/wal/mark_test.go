@@ -152,7 +152,7 @@ func TestLossIsAccepted(t *testing.T) {
 	}
 	g.to(t, newMemory(t)) // another loss is another matter
 	_, err = openWith(t, store, nil)
-	wantLoss(t, err, "the store does not know the shard any more")
+	wantLoss(t, err, "the store does not know it any more")
 }
 
 // TestNumbersThatWereIssuedTwice: a process that remembers nothing goes on with a store that has lost records; who remembers sees it
@@ -212,7 +212,7 @@ func TestLostShard(t *testing.T) {
 			}
 			continue
 		}
-		wantLoss(t, err, "the store does not know the shard any more")
+		wantLoss(t, err, "the store does not know it any more")
 	}
 }
 

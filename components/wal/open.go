@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"time"
 
-	"kvstore/components/kverr"
 	"kvstore/components/wal/driver"
 	dataplanev1 "kvstore/proto/gen/kvstore/dataplane/v1"
 )
@@ -148,14 +147,14 @@ func (l *Log) fence(ctx context.Context, before *stored, mark Mark) error {
 	place := func(seq, previousEpoch uint64) []byte {
 		behind = nil
 		if seq <= m.CheckpointSeq || previousEpoch < m.CheckpointEpoch {
-			behind = damaged("open shard "+l.shard, "the log ends at record %d of epoch %d, but the checkpoint covers record %d of epoch %d: "+
+			behind = damagedShard("open the shard", l.shard, "the log ends at record %d of epoch %d, but the checkpoint covers record %d of epoch %d: "+
 				"the store has lost acknowledged records. Nothing was written. Put back a copy of the store that holds them, or restore a backup",
 				seq-1, previousEpoch, m.CheckpointSeq, m.CheckpointEpoch)
 			return nil
 		}
 		if mark.Behind(previousEpoch, seq-1) {
-			behind = damaged("open shard "+l.shard, "the log ends at record %d of epoch %d, but record %d of epoch %d was durable: "+
-				"the store has lost acknowledged records. %s", seq-1, previousEpoch, mark.Seq, mark.Epoch, wayOut)
+			behind = damagedShard("open the shard", l.shard, "the log ends at record %d of epoch %d, but record %d of epoch %d was durable: "+
+				"the store has lost acknowledged records. %s", seq-1, previousEpoch, mark.Seq, mark.Epoch, wayOut(l.shard))
 			return nil
 		}
 		return encodeFence(l.shard, l.epoch, previousEpoch, seq)
@@ -183,9 +182,8 @@ func (l *Log) fencedAtOpen(ctx context.Context, cause error) error {
 	if err := l.reread(ctx); err != nil {
 		return err
 	}
-	return &kverr.Error{Kind: kverr.DataLoss, Op: "open shard " + l.shard, Err: driver.ErrCorrupt,
-		Message: fmt.Sprintf("the log was fenced by an epoch of at least %d that the manifest does not know (%v): "+
-			"the store has lost newer manifests. Put back a copy of the store that holds them, or restore a backup", l.epoch.Counter, cause)}
+	return damagedShard("open the shard", l.shard, "the log was fenced by an epoch of at least %d that the manifest does not know (%v): "+
+		"the store has lost newer manifests. Put back a copy of the store that holds them, or restore a backup", l.epoch.Counter, cause)
 }
 
 // reread requires that the manifest still names our epoch, which also is the first confirmation of the lease.

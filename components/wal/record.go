@@ -201,6 +201,11 @@ func damaged(op, format string, args ...any) error {
 	return &kverr.Error{Kind: kverr.DataLoss, Op: op, Message: fmt.Sprintf(format, args...), Err: driver.ErrCorrupt}
 }
 
+// damagedShard is damaged with the shard in the message, which is all that users read.
+func damagedShard(op, shard, format string, args ...any) error {
+	return damaged(op, "shard %s: %s", shard, fmt.Sprintf(format, args...))
+}
+
 // isDamage tells whether err says already that data is lost.
 func isDamage(err error) bool {
 	return kverr.KindOf(err) == kverr.DataLoss

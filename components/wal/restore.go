@@ -157,10 +157,10 @@ func (l *Log) readRecords(ctx context.Context, seq, epoch uint64, records chan<-
 			return err
 		}
 		if fault := follows(last, known, rec, f); fault != "" {
-			return damaged("read the log of shard "+l.shard, "record %d of epoch %d: %s", rec.seq, rec.epoch.Counter, fault)
+			return damagedShard("read the log", l.shard, "record %d of epoch %d: %s", rec.seq, rec.epoch.Counter, fault)
 		}
 		if (rec.seq == l.fenceSeq) != (rec.epoch == l.epoch) {
-			return damaged("read the log of shard "+l.shard, "record %d is of epoch %d by writer %x; our fence is record %d", rec.seq, rec.epoch.Counter, rec.epoch.Writer, l.fenceSeq)
+			return damagedShard("read the log", l.shard, "record %d is of epoch %d by writer %x; our fence is record %d", rec.seq, rec.epoch.Counter, rec.epoch.Writer, l.fenceSeq)
 		}
 		last, known = rec, true
 		last.body = nil
@@ -178,11 +178,11 @@ func (l *Log) readRecords(ctx context.Context, seq, epoch uint64, records chan<-
 	case errors.Is(err, errAtFence):
 		return nil
 	case errors.Is(err, driver.ErrNotExist), errors.Is(err, driver.ErrCorrupt) && !isDamage(err):
-		return damaged("read the log of shard "+l.shard, "the checkpoint covers record %d, the records after it up to %d are needed: %v", seq, l.fenceSeq, err)
+		return damagedShard("read the log", l.shard, "the checkpoint covers record %d, the records after it up to %d are needed: %v", seq, l.fenceSeq, err)
 	case err != nil:
 		return err
 	}
-	return damaged("read the log of shard "+l.shard, "it ends after record %d, our fence is record %d", last.seq, l.fenceSeq)
+	return damagedShard("read the log", l.shard, "it ends after record %d, our fence is record %d", last.seq, l.fenceSeq)
 }
 
 // follows says why rec cannot come after last; empty when it can.

@@ -194,7 +194,7 @@ func newRunDecoder(shard string, run *dataplanev1.Manifest_Run) *runDecoder {
 }
 
 func (d *runDecoder) damaged(format string, args ...any) error {
-	return damaged("read the checkpoint of shard "+d.shard, "object %s: %s", d.run.Name, fmt.Sprintf(format, args...))
+	return damagedShard("read the checkpoint", d.shard, "object %s: %s", d.run.Name, fmt.Sprintf(format, args...))
 }
 
 // frame takes the next frame's checksum and payload. The payload must not change until all its items are taken.
