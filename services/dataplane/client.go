@@ -117,6 +117,22 @@ func (c *Client) Close() {
 	c.wait.Wait()
 }
 
+// Linked tells whether a stream to a host is up: what is routed there is served, whoever else is away.
+func (c *Client) Linked() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, l := range c.links {
+		select {
+		case <-l.ready:
+			if l.err == nil {
+				return true
+			}
+		default:
+		}
+	}
+	return false
+}
+
 // enter registers a goroutine that Close waits for; false when the client is closed.
 func (c *Client) enter() bool {
 	c.mu.Lock()

@@ -16,6 +16,7 @@ import (
 	"kvstore/actors/directory/keeper"
 	"kvstore/actors/host/daprhost"
 	"kvstore/actors/shard"
+	"kvstore/components/kverr"
 	kvv1 "kvstore/proto/gen/kvstore/v1"
 	"kvstore/services/catalog"
 	"kvstore/services/dataplane"
@@ -133,7 +134,7 @@ func (n *Node) startShard(ctx context.Context, open *closers) (ready func() erro
 		if err := shards.Ready(); err != nil {
 			return fmt.Errorf("no way from Dapr to this host: %w", err)
 		}
-		return whyNotReady(store.Engine(), shards.Host)
+		return whyNotReady(store, shards.Host)
 	}, nil
 }
 
@@ -167,7 +168,7 @@ func (n *Node) sidecarEvents() daprhost.Events {
 
 // startFrontend starts what users talk to: where shards are it learns from Dapr, what there is from the directory's host.
 func (n *Node) startFrontend(ctx context.Context, open *closers) (ready func() error, err error) {
-	_, locator, shards, err := n.dial(open)
+	sidecar, locator, shards, err := n.dial(open)
 	if err != nil {
 		return nil, err
 	}
@@ -184,7 +185,29 @@ func (n *Node) startFrontend(ctx context.Context, open *closers) (ready func() e
 	if err := n.serveUsers(open, shards, dir, status); err != nil {
 		return nil, err
 	}
-	return dir.Ready, nil
+	return func() error { return whyNotRouting(dir, sidecar, locator, shards) }, nil
+}
+
+// whyNotRouting tells what keeps a frontend from passing requests on to shards. While it has a stream to a host it serves what is there, also without
+// placement, whose loss all frontends would tell of at once; without one it must be able to find hosts.
+func whyNotRouting(dir *catalog.Client, sidecar *daprhost.Sidecar, locator *daprhost.Locator, shards *dataplane.Client) error {
+	if err := dir.Ready(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
+	defer cancel()
+	if err := sidecar.Answers(ctx); err != nil {
+		return fmt.Errorf("its daprd does not answer: %w", err)
+	}
+	if shards.Linked() {
+		return nil
+	}
+	ctx, cancel = context.WithTimeout(context.Background(), probeTimeout)
+	defer cancel()
+	if _, err := locator.Locate(ctx, keeper.ShardID); err != nil && kverr.KindOf(err) == kverr.Unavailable {
+		return fmt.Errorf("no host of shards is found: %w", err)
+	}
+	return nil
 }
 
 // follow keeps a copy of the directory, wherever it is.

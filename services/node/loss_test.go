@@ -3,8 +3,12 @@ package node
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net/http"
 	"os"
+	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -21,6 +25,7 @@ import (
 type lossy struct {
 	t     *testing.T
 	redis *testenv.Redis
+	node  *Node
 	conn  *grpc.ClientConn
 	stop  func() error
 }
@@ -33,7 +38,7 @@ func newLossy(t *testing.T) *lossy {
 
 func (l *lossy) start() {
 	l.t.Helper()
-	_, l.conn, l.stop = run(l.t, Config{Log: slog.New(slog.NewTextHandler(l.t.Output(), nil)), Engine: EngineRedis, Redis: redislog.Config{URL: "redis://" + l.redis.Addr}})
+	l.node, l.conn, l.stop = run(l.t, Config{Log: slog.New(slog.NewTextHandler(l.t.Output(), nil)), Engine: EngineRedis, Redis: redislog.Config{URL: "redis://" + l.redis.Addr}})
 }
 
 func (l *lossy) put(key, value string) error {
@@ -50,6 +55,9 @@ func (l *lossy) get(key string) (string, error) {
 	return string(resp.GetEntry().GetValue()), err
 }
 
+// namesShard finds what an operator needs to accept a loss.
+var namesShard = regexp.MustCompile(`shard ([0-9a-f]{16}-\d+|directory)`)
+
 // eventually tries until what it tries ends in kind; everything before must be unavailable or unknown.
 func (l *lossy) eventually(what string, kind kverr.Kind, try func() error) {
 	l.t.Helper()
@@ -58,6 +66,8 @@ func (l *lossy) eventually(what string, kind kverr.Kind, try func() error) {
 		err := try()
 		got := kverr.FromGRPC(err)
 		switch {
+		case kind == kverr.DataLoss && err != nil && got.Kind == kind && !namesShard.MatchString(got.Message):
+			l.t.Fatalf("%s: %q names no shard", what, got.Message)
 		case err == nil && kind == 0, err != nil && got.Kind == kind:
 			return
 		case err == nil, time.Now().After(deadline):
@@ -216,4 +226,32 @@ func TestRedisForgetsAShard(t *testing.T) {
 	if v, err := l.get("k"); err != nil || v != "x" {
 		t.Fatal(v, err)
 	}
+}
+
+// TestReadyWithoutRedis: a process whose Redis is away is not ready, and says why; it is again when Redis is back.
+func TestReadyWithoutRedis(t *testing.T) {
+	l := newLossy(t)
+	ready := func(status int, says string) {
+		t.Helper()
+		deadline := time.Now().Add(patience)
+		for {
+			resp, err := http.Get("http://" + l.node.AdminAddr() + "/readyz")
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, err := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			if err == nil && resp.StatusCode == status && strings.Contains(string(body), says) {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("readyz is %d %q, %v; want %d that says %q", resp.StatusCode, body, err, status, says)
+			}
+		}
+	}
+	ready(http.StatusOK, "ok")
+	l.redis.Kill()
+	ready(http.StatusServiceUnavailable, "the store does not answer")
+	l.redis.Start(t)
+	ready(http.StatusOK, "ok")
 }

@@ -29,7 +29,6 @@ import (
 	"kvstore/actors/directory/keeper"
 	"kvstore/actors/host/memhost"
 	"kvstore/components/wal"
-	"kvstore/components/wal/driver"
 	kvv1 "kvstore/proto/gen/kvstore/v1"
 	"kvstore/services/catalog"
 	"kvstore/services/frontend"
@@ -220,7 +219,7 @@ func (n *Node) startAll(ctx context.Context, open *closers) (ready func() error,
 	if err := n.serveUsers(open, shards, catalog.Local{Keeper: dir}, status); err != nil {
 		return nil, err
 	}
-	return func() error { return whyNotReady(store.Engine(), shards) }, nil
+	return func() error { return whyNotReady(store, shards) }, nil
 }
 
 // openStore opens the engine.
@@ -396,9 +395,18 @@ func (n *Node) stopGRPC(ctx context.Context, srv *grpc.Server) {
 	}
 }
 
+// probeTimeout is how long the store, or the sidecar, may take to answer whoever asks whether the process is ready; two of them follow each other within
+// the time that kvstored healthcheck takes.
+const probeTimeout = time.Second
+
 // whyNotReady tells what keeps shards from serving reads and writes.
-func whyNotReady(engine driver.Engine, shards *memhost.Host) error {
-	if free, reserve := engine.Space(); reserve > 0 && free < reserve {
+func whyNotReady(store *wal.Store, shards *memhost.Host) error {
+	ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
+	defer cancel()
+	if _, err := store.Holder(ctx, keeper.ShardID); err != nil { // the one read that every engine answers, and a store that is away does not
+		return fmt.Errorf("the store does not answer: %w", err)
+	}
+	if free, reserve := store.Engine().Space(); reserve > 0 && free < reserve {
 		return fmt.Errorf("the store has %d bytes free, writes stop below %d", free, reserve)
 	}
 	for _, s := range shards.Status() {

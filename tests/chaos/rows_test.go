@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -68,6 +70,9 @@ func (r *rules) singleServer(t *testing.T) {
 	cl = dial(t, time.Second, r.c.Endpoints()...)
 	r.c.RedisServer.Kill()
 	fails(t, "a cluster whose Redis is killed", cl)
+	for _, h := range r.c.Hosts {
+		unready(t, h, "the store does not answer")
+	}
 	began := time.Now()
 	r.c.RedisServer.Start(t)
 	p.steady(t.Context(), t, 2)
@@ -94,6 +99,28 @@ func (r *rules) frontends(t *testing.T) {
 		t.Fatal(found, err)
 	}
 	before := r.owners.all(t.Context(), t)
+
+	// One that cannot find shards says so, and no other one does. Without placement nobody finds any, and all go on with what they know.
+	r.c.Frontends[0].Sidecar.Kill()
+	unready(t, r.c.Frontends[0], "its daprd does not answer")
+	if status, says := readyz(t, r.c.Frontends[1]); status != http.StatusOK {
+		t.Errorf("the frontend that has its daprd: %d %s", status, says)
+	}
+	r.c.Frontends[0].Sidecar.Start(t)
+	r.c.Await(t.Context(), t)
+	for _, f := range r.c.Frontends {
+		if _, err := dial(t, time.Minute, f.Addr).Put(t.Context(), "by "+f.Name, nil, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.c.Placement.Kill()
+	for _, f := range r.c.Frontends {
+		if status, says := readyz(t, f); status != http.StatusOK {
+			t.Errorf("%s without placement: %d %s", f.Name, status, says)
+		}
+	}
+	r.c.Placement.Start(t)
+	r.c.Await(t.Context(), t)
 
 	// A chain of writes, each upon the version of the one before: if one was lost, or done twice, the next is refused.
 	ctx, cancel := context.WithCancel(t.Context())
@@ -293,6 +320,30 @@ func TestRedisLosesItsTail(t *testing.T) {
 	}
 	write("after")
 	r.c.Await(t.Context(), t)
+}
+
+// readyz is what a process says of itself.
+func readyz(t *testing.T, n *testenv.Node) (status int, says string) {
+	t.Helper()
+	resp, err := http.Get("http://" + n.Admin + "/readyz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(body)
+}
+
+// unready waits until a process says that it is not ready, and why.
+func unready(t *testing.T, n *testenv.Node, why string) {
+	t.Helper()
+	await(t.Context(), t, n.Name+" is not ready: "+why, func() bool {
+		status, says := readyz(t, n)
+		return status == http.StatusServiceUnavailable && strings.Contains(says, why)
+	})
 }
 
 // refused waits until a call is told of a loss.

@@ -102,6 +102,13 @@ func (s *Sidecar) runtime(ctx context.Context) (*rtv1.ActorRuntime, error) {
 	return resp.GetActorRuntime(), nil
 }
 
+// Answers tells why the daprd cannot be asked anything, nil when it can. ctx bounds how long that may take. Whether daprd itself knows where actors are
+// is another matter: Locator.
+func (s *Sidecar) Answers(ctx context.Context) error {
+	_, err := s.runtime(ctx)
+	return err
+}
+
 // shutdown asks daprd to end; its supervisor starts it again. It is POST /v1.0/shutdown.
 func (s *Sidecar) shutdown(ctx context.Context) error {
 	_, err := s.client.Shutdown(s.outgoing(ctx), &rtv1.ShutdownRequest{})
