@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -90,7 +91,7 @@ func newOwners(ctx context.Context, t *testing.T, c *testenv.Cluster) *owners {
 }
 
 // all tells the holder of every shard.
-func (o *owners) all(ctx context.Context, t *testing.T) []wal.Holder {
+func (o *owners) all(ctx context.Context, t testing.TB) []wal.Holder {
 	t.Helper()
 	holders, errs := make([]wal.Holder, len(o.shards)), make([]error, len(o.shards))
 	var asking sync.WaitGroup
@@ -101,6 +102,29 @@ func (o *owners) all(ctx context.Context, t *testing.T) []wal.Holder {
 	if err := errors.Join(errs...); err != nil {
 		t.Fatalf("who holds the shards: %v", err)
 	}
+	return holders
+}
+
+// quiet is how long no shard changes its owner in a cluster that has settled: longer than it takes a host to notice that one is not placed on it
+// any more, and to have it moved.
+const quiet = 3 * time.Second
+
+// settled waits until no shard changes its owner any more, and returns who holds them. Between two looks it calls use, which may be nil.
+func (o *owners) settled(ctx context.Context, t testing.TB, use func()) []wal.Holder {
+	t.Helper()
+	var holders []wal.Holder
+	since := time.Now()
+	await(ctx, t, "shards keep their owners", func() bool {
+		if use != nil {
+			use()
+		}
+		now := o.all(ctx, t)
+		if !slices.EqualFunc(now, holders, func(x, y wal.Holder) bool { return x.Epoch == y.Epoch }) {
+			since = time.Now()
+		}
+		holders = now
+		return time.Since(since) > quiet
+	})
 	return holders
 }
 

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -142,25 +141,10 @@ func (a *arena) whole(ctx context.Context) {
 	})
 }
 
-// quiet is how long no shard changes its owner in a cluster that has settled: longer than it takes a host to notice that one is not placed on it
-// any more, and to have it moved.
-const quiet = 3 * time.Second
-
 // settle waits until no shard changes its owner any more and all are written, and returns who holds them.
 func (a *arena) settle(ctx context.Context) []wal.Holder {
 	a.t.Helper()
-	var holders []wal.Holder
-	since := time.Now()
-	await(ctx, a.t, "shards keep their owners", func() bool {
-		a.probes.steady(ctx, a.t, 1)
-		now := a.owners.all(ctx, a.t)
-		if !slices.EqualFunc(now, holders, func(x, y wal.Holder) bool { return x.Epoch == y.Epoch }) {
-			since = time.Now()
-		}
-		holders = now
-		return time.Since(since) > quiet
-	})
-	return holders
+	return a.owners.settled(ctx, a.t, func() { a.probes.steady(ctx, a.t, 1) })
 }
 
 // check stops the load, judges all that it has seen, and lets it go on.

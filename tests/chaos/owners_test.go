@@ -125,6 +125,7 @@ func newDispute(t *testing.T, bin string) *dispute {
 		}
 		return true
 	})
+	d.owners.settled(t.Context(), t, nil) // hosts that came one after the other may still give shards to each other
 	ctx, cancel := context.WithCancel(t.Context())
 	var asking sync.WaitGroup
 	d.rest = func() {
