@@ -36,7 +36,7 @@ type rig struct {
 	Conn   *grpc.ClientConn
 }
 
-const testTimeout = 20 * time.Second
+const testTimeout = time.Minute
 
 func testContext(tb testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)

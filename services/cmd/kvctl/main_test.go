@@ -271,7 +271,7 @@ func TestNoServer(t *testing.T) {
 	addr := srv.Addr()
 	srv.Stop()
 	sh := &shell{t: t, env: map[string]string{}}
-	code, _, errs := sh.run("", "get", "a", "--endpoint", addr, "--timeout", "300ms")
+	code, _, errs := sh.run("", "get", "a", "--endpoint", addr, "--timeout", "2s")
 	if code != exitUnavailable || !strings.Contains(errs, addr) || !strings.Contains(errs, "kvstored") {
 		t.Errorf("exit %d: %s", code, errs)
 	}
