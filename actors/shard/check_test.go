@@ -243,7 +243,7 @@ func (k *checker) step(c *Command) (need uint64, err error) {
 // expect is what the model makes of a command.
 func (k *checker) expect(c *Command) (want Result, need uint64) {
 	switch c.Op {
-	case OpPut, OpDelete, OpTxn:
+	case OpPut, OpDelete, OpTxn, OpEdit:
 		return k.model.step(c)
 	case OpDropNamespace:
 		want = k.model.drop(c.Namespace)
@@ -285,6 +285,8 @@ func touched(c *Command) (keys [][]byte) {
 		keys = append(keys, c.Put.Key)
 	case OpDelete:
 		keys = append(keys, c.Delete.Key)
+	case OpEdit:
+		keys = append(keys, c.Edit.Key)
 	case OpTxn:
 		for i := range c.Txn.Conditions {
 			keys = append(keys, c.Txn.Conditions[i].Key)
@@ -310,7 +312,7 @@ func sameResult(got, want *Result) error {
 		return fmt.Errorf("error %+v, the model says %+v", *got.Err, *want.Err)
 	}
 	if got.Write != want.Write || got.Revision != want.Revision || got.Committed != want.Committed || got.Duplicate != want.Duplicate ||
-		got.Deleted != want.Deleted || got.More != want.More ||
+		got.Deleted != want.Deleted || got.Number != want.Number || got.More != want.More ||
 		!slices.Equal(got.Writes, want.Writes) || !slices.Equal(got.Failures, want.Failures) {
 		return fmt.Errorf("result %+v, the model says %+v", *got, *want)
 	}
@@ -629,6 +631,10 @@ func describe(c *Command) string {
 		return fmt.Sprintf("put %d %q ttl %d if %+v%s", c.Namespace, c.Put.Key, c.Put.TTLMS, c.Put.If, id)
 	case OpDelete:
 		return fmt.Sprintf("delete %d %q if %+v%s", c.Namespace, c.Delete.Key, c.Delete.If, id)
+	case OpEdit:
+		if c.Edit != nil {
+			return fmt.Sprintf("edit %d %+v%s", c.Namespace, *c.Edit, id)
+		}
 	case OpTxn:
 		if c.Txn != nil {
 			return fmt.Sprintf("txn %d of %d conditions, %d ops%s", c.Namespace, len(c.Txn.Conditions), len(c.Txn.Ops), id)

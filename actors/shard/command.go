@@ -26,6 +26,7 @@ const (
 	OpDeleteBlocks     // Prompt: remove blocks, except leased ones
 	OpClear            // Prompt: remove a scope's blocks in bounded steps; repeat until Result.More is false
 	OpUnindex          // Prompt: forget blocks found damaged, if they still are at their Ref
+	OpEdit             // Edit: change an entry by what it is
 )
 
 // Identity is the identity of one write (D11), kept per slot so that it travels with the slot. The zero value is none.
@@ -93,6 +94,44 @@ type Delete struct {
 	Key  []byte
 	If   Precondition
 	Slot uint16
+}
+
+// EditKind is what an Edit does.
+type EditKind uint8
+
+// Edits. Values are sent between hosts: append only.
+const (
+	EditNone   EditKind = iota
+	EditAdd             // add Delta to the decimal number that the value is; a key that is not there counts as 0
+	EditAppend          // put Bytes behind the value; a key that is not there counts as empty
+	EditExpire          // set the time at which the key expires
+)
+
+// EditWhen says, bit by bit, when EditExpire does something. A key without expiry counts as one that expires last of all.
+type EditWhen uint8
+
+// Conditions on the expiry that the key has.
+const (
+	WhenNone    EditWhen = 1 << iota // it has none
+	WhenSome                         // it has one
+	WhenLater                        // the new one is later
+	WhenEarlier                      // the new one is earlier
+
+	whenAll = WhenNone | WhenSome | WhenLater | WhenEarlier
+)
+
+// Edit changes an entry by what it is when the command's turn comes, so that callers need not read it first. All of the entry that is not named stays.
+// An edit has no identity: whoever does not know its outcome must not repeat it.
+type Edit struct {
+	Key       []byte
+	Kind      EditKind
+	Delta     int64    // EditAdd
+	Bytes     []byte   // EditAppend
+	MaxBytes  int64    // EditAppend: the longest value that is made here; a longer one, or one that lies apart, is ValueTooLarge with the key's version
+	ExpiresMS int64    // EditExpire: shard time; 0 = never. A time that is over removes the key
+	When      EditWhen // EditExpire
+	TTLMS     int64    // EditAdd, EditAppend: of a key that is not there; 0 = for ever
+	Slot      uint16   // slot of the key
 }
 
 // Condition is a condition of a transaction on a key.
@@ -190,7 +229,7 @@ type BlockOutcome struct {
 type Result struct {
 	// Err is why nothing was done (VersionMismatch, AlreadyExists, Expired, Exhausted, ...); nil otherwise.
 	Err *kverr.Error
-	// Write is the outcome of OpPut and OpDelete.
+	// Write is the outcome of OpPut, OpDelete and OpEdit.
 	Write WriteResult
 	// Revision is the command's revision; 0 when it changed nothing.
 	Revision uint64
@@ -209,6 +248,8 @@ type Result struct {
 	Next []byte
 	// Evicted and Damaged count blocks of the namespace since the shard was loaded; set by OpTouch, also without blocks.
 	Evicted, Damaged int64
+	// Number is what OpEdit made: the sum, the length of the value, or 1 when it set the expiry.
+	Number int64
 	// Duplicate: the outcome is the remembered one of an earlier try; a value written for this try is an orphan.
 	Duplicate bool
 }
@@ -221,6 +262,7 @@ type Command struct {
 	Put       Put
 	Delete    Delete
 	Txn       *Txn
+	Edit      *Edit
 	Relocate  *Relocate
 	Forget    []ObjectID
 	Prompt    *PromptArgs

@@ -2,7 +2,9 @@ package shard
 
 import (
 	"fmt"
+	"math"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -25,9 +27,13 @@ func (k *checker) command() *Command {
 	case r < 70:
 		c.Op = OpDelete
 		c.Delete = Delete{Key: []byte(k.key()), If: k.condition()}
-	case r < 87:
+	case r < 80:
 		c.Op = OpTxn
 		c.Txn = k.txn()
+	case r < 87:
+		c.Op = OpEdit
+		c.Edit = k.edit()
+		return c
 	case r < 93:
 		k.relocation(c)
 		return c
@@ -122,7 +128,39 @@ func (k *checker) put() Put {
 	return p
 }
 
+func (k *checker) edit() *Edit {
+	d := &Edit{Key: []byte(k.key()), Kind: EditKind(1 + k.rng.IntN(3))}
+	switch d.Kind {
+	case EditAdd:
+		d.Delta = k.rng.Int64N(2000) - 1000
+		if k.rng.IntN(5) == 0 {
+			d.Delta = math.MinInt64 + k.rng.Int64N(2000)
+		}
+		if k.rng.IntN(5) == 0 {
+			d.Delta = math.MaxInt64 - k.rng.Int64N(2000)
+		}
+	case EditAppend:
+		d.Bytes = []byte(fmt.Sprint(k.rng.IntN(1000))[k.rng.IntN(2):])
+		d.MaxBytes = int64(10 + k.rng.IntN(50))
+	case EditExpire:
+		d.When = EditWhen(k.rng.IntN(int(whenAll) + 1))
+		if k.rng.IntN(2) == 0 {
+			d.When = 0
+		}
+		if k.rng.IntN(4) != 0 {
+			d.ExpiresMS = k.m.now - 100 + k.rng.Int64N(3000)
+		}
+	}
+	if d.Kind != EditExpire && k.rng.IntN(3) == 0 {
+		d.TTLMS = 1 + k.rng.Int64N(3000)
+	}
+	return d
+}
+
 func (k *checker) value() Value {
+	if k.rng.IntN(6) == 0 {
+		return Value{Inline: strconv.AppendInt(nil, k.rng.Int64N(2000)-1000, 10)}
+	}
 	if k.rng.IntN(4) == 0 {
 		return Value{Ref: k.ref()}
 	}
@@ -187,7 +225,14 @@ func (k *checker) relocation(c *Command) {
 
 // nonsense makes a command that must be refused.
 func (k *checker) nonsense(c *Command) {
-	switch k.rng.IntN(9) {
+	switch k.rng.IntN(12) {
+	case 9:
+		c.Op = OpEdit
+	case 10:
+		c.Op, c.Edit = OpEdit, &Edit{Key: []byte(k.key()), Kind: EditExpire + 1}
+	case 11:
+		c.Op, c.Edit = OpEdit, k.edit()
+		c.ID = Identity{Client: [16]byte{1}, Op: 1 << 40, NotAfterMS: k.m.now}
 	case 0:
 		c.Op = OpNone
 	case 1:

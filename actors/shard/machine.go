@@ -78,6 +78,8 @@ func (m *Machine) Step(c *Command) {
 		m.stepDelete(c)
 	case OpTxn:
 		m.stepTxn(c)
+	case OpEdit:
+		m.stepEdit(c)
 	case OpDropNamespace:
 		m.stepDrop(c)
 	case OpRelocate:

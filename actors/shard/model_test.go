@@ -3,6 +3,8 @@ package shard
 import (
 	"cmp"
 	"maps"
+	"math"
+	"math/big"
 	"slices"
 
 	"kvstore/components/kverr"
@@ -205,6 +207,8 @@ func (d *model) step(c *Command) (res Result, need uint64) {
 		res.Write = WriteResult{Version: d.revision, Existed: existed}
 	case OpTxn:
 		res, need, changed = d.txn(c)
+	case OpEdit:
+		res, need, changed = d.edit(c)
 	}
 	if changed {
 		res.Revision = d.revision
@@ -297,6 +301,67 @@ func (d *model) txn(c *Command) (res Result, need uint64, changed bool) {
 		res.Writes = append(res.Writes, w)
 	}
 	return res, need, changed
+}
+
+// edit changes an entry by what it is.
+func (d *model) edit(c *Command) (res Result, need uint64, changed bool) {
+	x := c.Edit
+	k := modelKey{c.Namespace, string(x.Key)}
+	d.expireOn(k)
+	need = d.need(k)
+	old, existed := d.entries[k]
+	res.Write.Existed = existed
+	next := old
+	switch x.Kind {
+	case EditAdd:
+		sum := new(big.Int)
+		if existed {
+			if _, ok := sum.SetString(old.value, 10); !ok || sum.String() != old.value || !sum.IsInt64() || old.ref != (Ref{}) {
+				return Result{Err: &kverr.Error{Kind: kverr.InvalidArgument}}, need, false
+			}
+		}
+		if sum.Add(sum, big.NewInt(x.Delta)); !sum.IsInt64() {
+			return Result{Err: &kverr.Error{Kind: kverr.InvalidArgument}}, need, false
+		}
+		next.value, res.Number = sum.String(), sum.Int64()
+	case EditAppend:
+		if next.value += string(x.Bytes); old.ref != (Ref{}) || int64(len(next.value)) > x.MaxBytes {
+			return Result{Err: &kverr.Error{Kind: kverr.ValueTooLarge, CurrentVersion: old.version}}, need, false
+		}
+		res.Number = int64(len(next.value))
+		if existed && len(x.Bytes) == 0 {
+			return res, need, false
+		}
+	case EditExpire:
+		const never = math.MaxInt64
+		was, will := cmp.Or(old.expiresMS, never), cmp.Or(x.ExpiresMS, never)
+		if !existed || x.When&WhenNone != 0 && was != never || x.When&WhenSome != 0 && was == never ||
+			x.When&WhenLater != 0 && will <= was || x.When&WhenEarlier != 0 && will >= was || will == never && was == never {
+			return res, need, false
+		}
+		res.Number, next.expiresMS = 1, x.ExpiresMS
+		if will <= d.now {
+			d.revision++
+			d.remove(k, EventDelete)
+			res.Write.Version = d.revision
+			return res, d.revision, true
+		}
+	}
+	d.revision++
+	next.version, next.updatedMS = d.revision, d.now
+	if !existed {
+		next.createdMS = d.now
+		if x.TTLMS > 0 {
+			next.expiresMS = d.now + x.TTLMS
+		}
+	}
+	d.entries[k] = next
+	d.events = append(d.events, modelEvent{
+		kind: EventPut, key: k, revision: d.revision, previous: old.version, created: !existed, value: next.value, ref: next.ref,
+		before: old.value, beforeRef: old.ref,
+	})
+	res.Write.Version = d.revision
+	return res, d.revision, true
 }
 
 // drop removes the first keys of a namespace, and closes it.

@@ -205,6 +205,15 @@ func (s *script) run(words []string) {
 			}
 		}
 		s.step(c, words)
+	case "add":
+		c.Op, c.Edit = OpEdit, &Edit{Key: []byte(a["key"]), Kind: EditAdd, Delta: a.num("delta"), TTLMS: a.num("ttl")}
+		s.step(c, words)
+	case "append":
+		c.Op, c.Edit = OpEdit, &Edit{Key: []byte(a["key"]), Kind: EditAppend, Bytes: []byte(a["bytes"]), MaxBytes: a.num("max"), TTLMS: a.num("ttl")}
+		s.step(c, words)
+	case "expire":
+		c.Op, c.Edit = OpEdit, &Edit{Key: []byte(a["key"]), Kind: EditExpire, ExpiresMS: a.num("at"), When: EditWhen(a.num("when"))}
+		s.step(c, words)
 	case "drop":
 		c.Op = OpDropNamespace
 		s.step(c, words)
@@ -287,6 +296,8 @@ func (s *script) step(c *Command, words []string) {
 		}
 	case c.Op == OpDropNamespace:
 		fmt.Fprintf(&b, "revision=%d deleted=%d more=%v", r.Revision, r.Deleted, r.More)
+	case c.Op == OpEdit:
+		fmt.Fprintf(&b, "number=%d version=%d existed=%v", r.Number, r.Write.Version, r.Write.Existed)
 	case c.Op == OpPut || c.Op == OpDelete:
 		fmt.Fprintf(&b, "version=%d existed=%v", r.Write.Version, r.Write.Existed)
 	default:

@@ -24,6 +24,9 @@ func (c *Command) Size() int {
 			}
 		}
 	}
+	if c.Edit != nil {
+		n += itemOverhead + len(c.Edit.Key) + len(c.Edit.Bytes)
+	}
 	if c.Relocate != nil {
 		n += itemOverhead + len(c.Relocate.Key)
 	}
@@ -50,11 +53,13 @@ func (p *Put) size() int {
 	return n
 }
 
-// Grows tells whether the command may make the shard's state larger: puts, transactions that put, and stored blocks.
+// Grows tells whether the command may make the shard's state larger: puts, transactions that put, edits, and stored blocks.
 func (c *Command) Grows() bool {
 	switch c.Op {
 	case OpPut, OpIndex:
 		return true
+	case OpEdit:
+		return c.Edit != nil && c.Edit.grows()
 	case OpTxn:
 		if c.Txn == nil {
 			return false

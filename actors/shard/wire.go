@@ -61,6 +61,9 @@ func AppendCommand(b []byte, c *Command) []byte {
 	case c.Op == OpTxn:
 		b, at = beginPart(b, 9)
 		b = endPart(c.Txn.append(b), at)
+	case c.Op == OpEdit:
+		b, at = beginPart(b, 11)
+		b = endPart(c.Edit.append(b), at)
 	case c.Prompt != nil:
 		b, at = beginPart(b, 10)
 		b = endPart(c.Prompt.append(b), at)
@@ -122,6 +125,18 @@ func (t *Txn) append(b []byte) []byte {
 		b = endPart(b, at)
 	}
 	return appendUintField(b, 3, uint64(t.Slot))
+}
+
+func (d *Edit) append(b []byte) []byte {
+	b = appendBytesField(b, 1, d.Key)
+	b = appendUintField(b, 2, uint64(d.Kind))
+	b = appendUintField(b, 3, uint64(d.Delta))
+	b = appendBytesField(b, 4, d.Bytes)
+	b = appendUintField(b, 5, uint64(d.MaxBytes))
+	b = appendUintField(b, 6, uint64(d.ExpiresMS))
+	b = appendUintField(b, 7, uint64(d.When))
+	b = appendUintField(b, 8, uint64(d.TTLMS))
+	return appendUintField(b, 9, uint64(d.Slot))
 }
 
 func (k *BlockKey) append(b []byte, number int) []byte {
@@ -200,6 +215,11 @@ func DecodeCommand(b []byte, c *Command) error {
 			good = c.Prompt == nil
 			c.Prompt = new(PromptArgs)
 			good = good && c.Prompt.decode(f.bytes)
+		case 11<<3 | wireBytes:
+			given |= 1 << OpEdit
+			good = c.Edit == nil
+			c.Edit = new(Edit)
+			good = good && c.Edit.decode(f.bytes)
 		default:
 			good = false
 		}
@@ -215,7 +235,7 @@ const promptArguments = 1 << OpLookup
 // argumentsOf tells which arguments an operation that is sent between processes has; -1 for others.
 func argumentsOf(op Op) int {
 	switch op {
-	case OpPut, OpDelete, OpTxn:
+	case OpPut, OpDelete, OpTxn, OpEdit:
 		return 1 << op
 	case OpDropNamespace:
 		return 0
@@ -318,6 +338,36 @@ func (t *Txn) decode(b []byte) bool {
 			t.Ops = append(t.Ops, op)
 		case 3<<3 | wireVarint:
 			t.Slot, good = uint16(f.value), f.value <= math.MaxUint16
+		default:
+			good = false
+		}
+	}
+	return good && !r.bad
+}
+
+func (d *Edit) decode(b []byte) bool {
+	good := true
+	r := reader{b: b}
+	for f, ok := r.next(); ok && good; f, ok = r.next() {
+		switch f.tag() {
+		case 1<<3 | wireBytes:
+			d.Key = f.bytes
+		case 2<<3 | wireVarint:
+			d.Kind, good = EditKind(f.value), f.value <= uint64(EditExpire)
+		case 3<<3 | wireVarint:
+			d.Delta = int64(f.value)
+		case 4<<3 | wireBytes:
+			d.Bytes = f.bytes
+		case 5<<3 | wireVarint:
+			d.MaxBytes = int64(f.value)
+		case 6<<3 | wireVarint:
+			d.ExpiresMS = int64(f.value)
+		case 7<<3 | wireVarint:
+			d.When, good = EditWhen(f.value), f.value <= uint64(whenAll)
+		case 8<<3 | wireVarint:
+			d.TTLMS = int64(f.value)
+		case 9<<3 | wireVarint:
+			d.Slot, good = uint16(f.value), f.value <= math.MaxUint16
 		default:
 			good = false
 		}
@@ -495,7 +545,8 @@ func AppendResult(b []byte, r *Result) []byte {
 	b = appendBytesField(b, 12, r.Next)
 	b = appendUintField(b, 13, uint64(r.Evicted))
 	b = appendUintField(b, 14, uint64(r.Damaged))
-	return appendBoolField(b, 15, r.Duplicate)
+	b = appendBoolField(b, 15, r.Duplicate)
+	return appendUintField(b, 16, uint64(r.Number))
 }
 
 func (w *WriteResult) append(b []byte, number int) []byte {
@@ -548,6 +599,8 @@ func DecodeResult(b []byte, r *Result) error {
 			r.Damaged = int64(f.value)
 		case 15<<3 | wireVarint:
 			r.Duplicate = f.value != 0
+		case 16<<3 | wireVarint:
+			r.Number = int64(f.value)
 		default: // of a newer release, which says nothing to this one that it must know
 		}
 	}

@@ -87,7 +87,7 @@ func (g wireGen) blocks() (keys []BlockKey) {
 }
 
 func (g wireGen) command() *Command {
-	ops := []Op{OpPut, OpDelete, OpTxn, OpDropNamespace, OpLookup, OpIndex, OpRelease, OpTouch, OpPin, OpDeleteBlocks, OpClear, OpUnindex}
+	ops := []Op{OpPut, OpDelete, OpTxn, OpDropNamespace, OpLookup, OpIndex, OpRelease, OpTouch, OpPin, OpDeleteBlocks, OpClear, OpUnindex, OpEdit}
 	c := &Command{Op: ops[g.IntN(len(ops))], Namespace: NamespaceID(g.Uint32())}
 	if g.some(60) {
 		c.ID = Identity{Client: g.id(), Op: g.number(), Index: uint32(g.number()), NotAfterMS: int64(g.number())}
@@ -97,6 +97,11 @@ func (g wireGen) command() *Command {
 		c.Put = g.put()
 	case 1 << OpDelete:
 		c.Delete = g.del()
+	case 1 << OpEdit:
+		c.Edit = &Edit{
+			Key: g.bytes(40), Kind: EditKind(g.IntN(4)), Delta: int64(g.number()), Bytes: g.bytes(40), MaxBytes: int64(g.number()), ExpiresMS: int64(g.number()),
+			When: EditWhen(g.IntN(16)), TTLMS: int64(g.number()), Slot: uint16(g.Uint32()),
+		}
 	case 1 << OpTxn:
 		c.Txn = &Txn{Slot: uint16(g.Uint32())}
 		for range g.IntN(4) {
@@ -146,7 +151,7 @@ func (g wireGen) failure() *kverr.Error {
 func (g wireGen) result() *Result {
 	r := &Result{
 		Write: WriteResult{g.number(), g.some(50)}, Revision: g.number(), Committed: g.some(50), LeaseExpiresMS: int64(g.number()), Deleted: int64(g.number()),
-		Leased: int64(g.number()), More: g.some(50), Next: g.bytes(20), Evicted: int64(g.number()), Damaged: int64(g.number()), Duplicate: g.some(50),
+		Leased: int64(g.number()), More: g.some(50), Next: g.bytes(20), Evicted: int64(g.number()), Damaged: int64(g.number()), Duplicate: g.some(50), Number: int64(g.number()),
 	}
 	if g.some(30) {
 		r.Err = g.failure()
@@ -259,6 +264,12 @@ func protoCommand(c *Command) *dataplanev1.ShardCommand {
 			}
 			out.Txn.Ops = append(out.Txn.Ops, o)
 		}
+	case c.Op == OpEdit:
+		d := c.Edit
+		out.Edit = &dataplanev1.ShardCommand_Edit{
+			Key: d.Key, Kind: uint32(d.Kind), Delta: d.Delta, Bytes: d.Bytes, MaxBytes: d.MaxBytes, ExpiresMs: d.ExpiresMS, When: uint32(d.When), TtlMs: d.TTLMS,
+			Slot: uint32(d.Slot),
+		}
 	case c.Prompt != nil:
 		a := c.Prompt
 		p := &dataplanev1.ShardCommand_Prompt{
@@ -299,7 +310,7 @@ func protoFailure(e *kverr.Error) *dataplanev1.Failure {
 func protoResult(r *Result) *dataplanev1.ShardResult {
 	out := &dataplanev1.ShardResult{
 		Failure: protoFailure(r.Err), Revision: r.Revision, Committed: r.Committed, LeaseExpiresMs: r.LeaseExpiresMS, Deleted: r.Deleted, Leased: r.Leased,
-		More: r.More, Next: r.Next, Evicted: r.Evicted, Damaged: r.Damaged, Duplicate: r.Duplicate,
+		More: r.More, Next: r.Next, Evicted: r.Evicted, Damaged: r.Damaged, Duplicate: r.Duplicate, Number: r.Number,
 	}
 	if r.Write != (WriteResult{}) {
 		out.Write = &dataplanev1.ShardResult_Write{Version: r.Write.Version, Existed: r.Write.Existed}

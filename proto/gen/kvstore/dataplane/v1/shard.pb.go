@@ -504,7 +504,9 @@ type ShardCommand struct {
 	// Argument of a transaction.
 	Txn *ShardCommand_Txn `protobuf:"bytes,9,opt,name=txn,proto3" json:"txn,omitempty"`
 	// Arguments of the prompt operations.
-	Prompt        *ShardCommand_Prompt `protobuf:"bytes,10,opt,name=prompt,proto3" json:"prompt,omitempty"`
+	Prompt *ShardCommand_Prompt `protobuf:"bytes,10,opt,name=prompt,proto3" json:"prompt,omitempty"`
+	// Argument of an edit.
+	Edit          *ShardCommand_Edit `protobuf:"bytes,11,opt,name=edit,proto3" json:"edit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -609,6 +611,13 @@ func (x *ShardCommand) GetPrompt() *ShardCommand_Prompt {
 	return nil
 }
 
+func (x *ShardCommand) GetEdit() *ShardCommand_Edit {
+	if x != nil {
+		return x.Edit
+	}
+	return nil
+}
+
 // ShardResult is a shard.Result.
 type ShardResult struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -641,7 +650,9 @@ type ShardResult struct {
 	// Blocks found damaged so far.
 	Damaged int64 `protobuf:"varint,14,opt,name=damaged,proto3" json:"damaged,omitempty"`
 	// The outcome is the remembered one of an earlier try.
-	Duplicate     bool `protobuf:"varint,15,opt,name=duplicate,proto3" json:"duplicate,omitempty"`
+	Duplicate bool `protobuf:"varint,15,opt,name=duplicate,proto3" json:"duplicate,omitempty"`
+	// What an edit made.
+	Number        int64 `protobuf:"varint,16,opt,name=number,proto3" json:"number,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -779,6 +790,13 @@ func (x *ShardResult) GetDuplicate() bool {
 		return x.Duplicate
 	}
 	return false
+}
+
+func (x *ShardResult) GetNumber() int64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
 }
 
 // ShardQuery is a shard.Query. Like a command, it is refused when part of it is not known.
@@ -2482,6 +2500,124 @@ func (x *ShardCommand_Txn) GetSlot() uint32 {
 	return 0
 }
 
+// A change of an entry by what it is.
+type ShardCommand_Edit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Key.
+	Key []byte `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// shard.EditKind.
+	Kind uint32 `protobuf:"varint,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	// What is added.
+	Delta int64 `protobuf:"varint,3,opt,name=delta,proto3" json:"delta,omitempty"`
+	// What is put behind the value.
+	Bytes []byte `protobuf:"bytes,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// The longest value that is made so.
+	MaxBytes int64 `protobuf:"varint,5,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
+	// When the key expires; 0 = never.
+	ExpiresMs int64 `protobuf:"varint,6,opt,name=expires_ms,json=expiresMs,proto3" json:"expires_ms,omitempty"`
+	// shard.EditWhen.
+	When uint32 `protobuf:"varint,7,opt,name=when,proto3" json:"when,omitempty"`
+	// Time to live of a key that is not there; 0 = for ever.
+	TtlMs int64 `protobuf:"varint,8,opt,name=ttl_ms,json=ttlMs,proto3" json:"ttl_ms,omitempty"`
+	// Slot of the key.
+	Slot          uint32 `protobuf:"varint,9,opt,name=slot,proto3" json:"slot,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShardCommand_Edit) Reset() {
+	*x = ShardCommand_Edit{}
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShardCommand_Edit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShardCommand_Edit) ProtoMessage() {}
+
+func (x *ShardCommand_Edit) ProtoReflect() protoreflect.Message {
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShardCommand_Edit.ProtoReflect.Descriptor instead.
+func (*ShardCommand_Edit) Descriptor() ([]byte, []int) {
+	return file_kvstore_dataplane_v1_shard_proto_rawDescGZIP(), []int{7, 6}
+}
+
+func (x *ShardCommand_Edit) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *ShardCommand_Edit) GetKind() uint32 {
+	if x != nil {
+		return x.Kind
+	}
+	return 0
+}
+
+func (x *ShardCommand_Edit) GetDelta() int64 {
+	if x != nil {
+		return x.Delta
+	}
+	return 0
+}
+
+func (x *ShardCommand_Edit) GetBytes() []byte {
+	if x != nil {
+		return x.Bytes
+	}
+	return nil
+}
+
+func (x *ShardCommand_Edit) GetMaxBytes() int64 {
+	if x != nil {
+		return x.MaxBytes
+	}
+	return 0
+}
+
+func (x *ShardCommand_Edit) GetExpiresMs() int64 {
+	if x != nil {
+		return x.ExpiresMs
+	}
+	return 0
+}
+
+func (x *ShardCommand_Edit) GetWhen() uint32 {
+	if x != nil {
+		return x.When
+	}
+	return 0
+}
+
+func (x *ShardCommand_Edit) GetTtlMs() int64 {
+	if x != nil {
+		return x.TtlMs
+	}
+	return 0
+}
+
+func (x *ShardCommand_Edit) GetSlot() uint32 {
+	if x != nil {
+		return x.Slot
+	}
+	return 0
+}
+
 // A prompt block's name.
 type ShardCommand_Block struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2501,7 +2637,7 @@ type ShardCommand_Block struct {
 
 func (x *ShardCommand_Block) Reset() {
 	*x = ShardCommand_Block{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[31]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2513,7 +2649,7 @@ func (x *ShardCommand_Block) String() string {
 func (*ShardCommand_Block) ProtoMessage() {}
 
 func (x *ShardCommand_Block) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[31]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2526,7 +2662,7 @@ func (x *ShardCommand_Block) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardCommand_Block.ProtoReflect.Descriptor instead.
 func (*ShardCommand_Block) Descriptor() ([]byte, []int) {
-	return file_kvstore_dataplane_v1_shard_proto_rawDescGZIP(), []int{7, 6}
+	return file_kvstore_dataplane_v1_shard_proto_rawDescGZIP(), []int{7, 7}
 }
 
 func (x *ShardCommand_Block) GetId() []byte {
@@ -2587,7 +2723,7 @@ type ShardCommand_BlockPut struct {
 
 func (x *ShardCommand_BlockPut) Reset() {
 	*x = ShardCommand_BlockPut{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[32]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2599,7 +2735,7 @@ func (x *ShardCommand_BlockPut) String() string {
 func (*ShardCommand_BlockPut) ProtoMessage() {}
 
 func (x *ShardCommand_BlockPut) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[32]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2612,7 +2748,7 @@ func (x *ShardCommand_BlockPut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardCommand_BlockPut.ProtoReflect.Descriptor instead.
 func (*ShardCommand_BlockPut) Descriptor() ([]byte, []int) {
-	return file_kvstore_dataplane_v1_shard_proto_rawDescGZIP(), []int{7, 7}
+	return file_kvstore_dataplane_v1_shard_proto_rawDescGZIP(), []int{7, 8}
 }
 
 func (x *ShardCommand_BlockPut) GetBlock() *ShardCommand_Block {
@@ -2697,7 +2833,7 @@ type ShardCommand_Prompt struct {
 
 func (x *ShardCommand_Prompt) Reset() {
 	*x = ShardCommand_Prompt{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[33]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2709,7 +2845,7 @@ func (x *ShardCommand_Prompt) String() string {
 func (*ShardCommand_Prompt) ProtoMessage() {}
 
 func (x *ShardCommand_Prompt) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[33]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2722,7 +2858,7 @@ func (x *ShardCommand_Prompt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardCommand_Prompt.ProtoReflect.Descriptor instead.
 func (*ShardCommand_Prompt) Descriptor() ([]byte, []int) {
-	return file_kvstore_dataplane_v1_shard_proto_rawDescGZIP(), []int{7, 8}
+	return file_kvstore_dataplane_v1_shard_proto_rawDescGZIP(), []int{7, 9}
 }
 
 func (x *ShardCommand_Prompt) GetScope() []byte {
@@ -2822,7 +2958,7 @@ type ShardResult_Write struct {
 
 func (x *ShardResult_Write) Reset() {
 	*x = ShardResult_Write{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[34]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2834,7 +2970,7 @@ func (x *ShardResult_Write) String() string {
 func (*ShardResult_Write) ProtoMessage() {}
 
 func (x *ShardResult_Write) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[34]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2879,7 +3015,7 @@ type ShardResult_TxnFailure struct {
 
 func (x *ShardResult_TxnFailure) Reset() {
 	*x = ShardResult_TxnFailure{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[35]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2891,7 +3027,7 @@ func (x *ShardResult_TxnFailure) String() string {
 func (*ShardResult_TxnFailure) ProtoMessage() {}
 
 func (x *ShardResult_TxnFailure) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[35]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2953,7 +3089,7 @@ type ShardResult_Block struct {
 
 func (x *ShardResult_Block) Reset() {
 	*x = ShardResult_Block{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[36]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2965,7 +3101,7 @@ func (x *ShardResult_Block) String() string {
 func (*ShardResult_Block) ProtoMessage() {}
 
 func (x *ShardResult_Block) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[36]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3060,7 +3196,7 @@ type ShardQuery_List struct {
 
 func (x *ShardQuery_List) Reset() {
 	*x = ShardQuery_List{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[37]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3072,7 +3208,7 @@ func (x *ShardQuery_List) String() string {
 func (*ShardQuery_List) ProtoMessage() {}
 
 func (x *ShardQuery_List) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[37]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3158,7 +3294,7 @@ type ShardQuery_Prompt struct {
 
 func (x *ShardQuery_Prompt) Reset() {
 	*x = ShardQuery_Prompt{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[38]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3170,7 +3306,7 @@ func (x *ShardQuery_Prompt) String() string {
 func (*ShardQuery_Prompt) ProtoMessage() {}
 
 func (x *ShardQuery_Prompt) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[38]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3243,7 +3379,7 @@ type ShardAnswer_Entry struct {
 
 func (x *ShardAnswer_Entry) Reset() {
 	*x = ShardAnswer_Entry{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[39]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3255,7 +3391,7 @@ func (x *ShardAnswer_Entry) String() string {
 func (*ShardAnswer_Entry) ProtoMessage() {}
 
 func (x *ShardAnswer_Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[39]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3307,7 +3443,7 @@ type ShardAnswer_Block struct {
 
 func (x *ShardAnswer_Block) Reset() {
 	*x = ShardAnswer_Block{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[40]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3319,7 +3455,7 @@ func (x *ShardAnswer_Block) String() string {
 func (*ShardAnswer_Block) ProtoMessage() {}
 
 func (x *ShardAnswer_Block) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[40]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3373,7 +3509,7 @@ type ShardAnswer_Scope struct {
 
 func (x *ShardAnswer_Scope) Reset() {
 	*x = ShardAnswer_Scope{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[41]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3385,7 +3521,7 @@ func (x *ShardAnswer_Scope) String() string {
 func (*ShardAnswer_Scope) ProtoMessage() {}
 
 func (x *ShardAnswer_Scope) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[41]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3448,7 +3584,7 @@ type WriteValuesRequest_Head struct {
 
 func (x *WriteValuesRequest_Head) Reset() {
 	*x = WriteValuesRequest_Head{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[42]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3460,7 +3596,7 @@ func (x *WriteValuesRequest_Head) String() string {
 func (*WriteValuesRequest_Head) ProtoMessage() {}
 
 func (x *WriteValuesRequest_Head) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[42]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3532,7 +3668,7 @@ type WatchRequest_Head struct {
 
 func (x *WatchRequest_Head) Reset() {
 	*x = WatchRequest_Head{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[43]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3544,7 +3680,7 @@ func (x *WatchRequest_Head) String() string {
 func (*WatchRequest_Head) ProtoMessage() {}
 
 func (x *WatchRequest_Head) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[43]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3617,7 +3753,7 @@ type WatchRequest_Start struct {
 
 func (x *WatchRequest_Start) Reset() {
 	*x = WatchRequest_Start{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[44]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3629,7 +3765,7 @@ func (x *WatchRequest_Start) String() string {
 func (*WatchRequest_Start) ProtoMessage() {}
 
 func (x *WatchRequest_Start) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[44]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3697,7 +3833,7 @@ type WatchResponse_Event struct {
 
 func (x *WatchResponse_Event) Reset() {
 	*x = WatchResponse_Event{}
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[45]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3709,7 +3845,7 @@ func (x *WatchResponse_Event) String() string {
 func (*WatchResponse_Event) ProtoMessage() {}
 
 func (x *WatchResponse_Event) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[45]
+	mi := &file_kvstore_dataplane_v1_shard_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3865,7 +4001,7 @@ const file_kvstore_dataplane_v1_shard_proto_rawDesc = "" +
 	"\x05limit\x18\x05 \x01(\x03R\x05limit\x12'\n" +
 	"\x0fcurrent_version\x18\x06 \x01(\x04R\x0ecurrentVersion\x12$\n" +
 	"\x0eretry_after_ms\x18\a \x01(\x03R\fretryAfterMs\x12\x14\n" +
-	"\x05cause\x18\b \x01(\fR\x05cause\"\xba\x11\n" +
+	"\x05cause\x18\b \x01(\fR\x05cause\"\xcd\x13\n" +
 	"\fShardCommand\x12\x0e\n" +
 	"\x02op\x18\x01 \x01(\rR\x02op\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\rR\tnamespace\x12\x16\n" +
@@ -3878,7 +4014,8 @@ const file_kvstore_dataplane_v1_shard_proto_rawDesc = "" +
 	"\x06delete\x18\b \x01(\v2).kvstore.dataplane.v1.ShardCommand.DeleteR\x06delete\x128\n" +
 	"\x03txn\x18\t \x01(\v2&.kvstore.dataplane.v1.ShardCommand.TxnR\x03txn\x12A\n" +
 	"\x06prompt\x18\n" +
-	" \x01(\v2).kvstore.dataplane.v1.ShardCommand.PromptR\x06prompt\x1a7\n" +
+	" \x01(\v2).kvstore.dataplane.v1.ShardCommand.PromptR\x06prompt\x12;\n" +
+	"\x04edit\x18\v \x01(\v2'.kvstore.dataplane.v1.ShardCommand.EditR\x04edit\x1a7\n" +
 	"\x05Check\x12\x14\n" +
 	"\x05check\x18\x01 \x01(\rR\x05check\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x1a\x9c\x03\n" +
@@ -3911,7 +4048,18 @@ const file_kvstore_dataplane_v1_shard_proto_rawDesc = "" +
 	"conditions\x18\x01 \x03(\v2,.kvstore.dataplane.v1.ShardCommand.ConditionR\n" +
 	"conditions\x12:\n" +
 	"\x03ops\x18\x02 \x03(\v2(.kvstore.dataplane.v1.ShardCommand.TxnOpR\x03ops\x12\x12\n" +
-	"\x04slot\x18\x03 \x01(\rR\x04slot\x1ak\n" +
+	"\x04slot\x18\x03 \x01(\rR\x04slot\x1a\xd3\x01\n" +
+	"\x04Edit\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\rR\x04kind\x12\x14\n" +
+	"\x05delta\x18\x03 \x01(\x03R\x05delta\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\fR\x05bytes\x12\x1b\n" +
+	"\tmax_bytes\x18\x05 \x01(\x03R\bmaxBytes\x12\x1d\n" +
+	"\n" +
+	"expires_ms\x18\x06 \x01(\x03R\texpiresMs\x12\x12\n" +
+	"\x04when\x18\a \x01(\rR\x04when\x12\x15\n" +
+	"\x06ttl_ms\x18\b \x01(\x03R\x05ttlMs\x12\x12\n" +
+	"\x04slot\x18\t \x01(\rR\x04slot\x1ak\n" +
 	"\x05Block\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04rank\x18\x02 \x01(\rR\x04rank\x12\x14\n" +
@@ -3940,7 +4088,7 @@ const file_kvstore_dataplane_v1_shard_proto_rawDesc = "" +
 	"all_scopes\x18\n" +
 	" \x01(\bR\tallScopes\x12:\n" +
 	"\adamaged\x18\v \x03(\v2 .kvstore.dataplane.v1.Effect.RefR\adamaged\x12\x14\n" +
-	"\x05after\x18\f \x01(\fR\x05after\"\xee\a\n" +
+	"\x05after\x18\f \x01(\fR\x05after\"\x86\b\n" +
 	"\vShardResult\x127\n" +
 	"\afailure\x18\x01 \x01(\v2\x1d.kvstore.dataplane.v1.FailureR\afailure\x12=\n" +
 	"\x05write\x18\x02 \x01(\v2'.kvstore.dataplane.v1.ShardResult.WriteR\x05write\x12\x1a\n" +
@@ -3957,7 +4105,8 @@ const file_kvstore_dataplane_v1_shard_proto_rawDesc = "" +
 	"\x04next\x18\f \x01(\fR\x04next\x12\x18\n" +
 	"\aevicted\x18\r \x01(\x03R\aevicted\x12\x18\n" +
 	"\adamaged\x18\x0e \x01(\x03R\adamaged\x12\x1c\n" +
-	"\tduplicate\x18\x0f \x01(\bR\tduplicate\x1a;\n" +
+	"\tduplicate\x18\x0f \x01(\bR\tduplicate\x12\x16\n" +
+	"\x06number\x18\x10 \x01(\x03R\x06number\x1a;\n" +
 	"\x05Write\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x18\n" +
 	"\aexisted\x18\x02 \x01(\bR\aexisted\x1aT\n" +
@@ -4107,7 +4256,7 @@ func file_kvstore_dataplane_v1_shard_proto_rawDescGZIP() []byte {
 	return file_kvstore_dataplane_v1_shard_proto_rawDescData
 }
 
-var file_kvstore_dataplane_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_kvstore_dataplane_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_kvstore_dataplane_v1_shard_proto_goTypes = []any{
 	(*ExchangeRequest)(nil),          // 0: kvstore.dataplane.v1.ExchangeRequest
 	(*PutValues)(nil),                // 1: kvstore.dataplane.v1.PutValues
@@ -4140,103 +4289,105 @@ var file_kvstore_dataplane_v1_shard_proto_goTypes = []any{
 	(*ShardCommand_Condition)(nil),   // 28: kvstore.dataplane.v1.ShardCommand.Condition
 	(*ShardCommand_TxnOp)(nil),       // 29: kvstore.dataplane.v1.ShardCommand.TxnOp
 	(*ShardCommand_Txn)(nil),         // 30: kvstore.dataplane.v1.ShardCommand.Txn
-	(*ShardCommand_Block)(nil),       // 31: kvstore.dataplane.v1.ShardCommand.Block
-	(*ShardCommand_BlockPut)(nil),    // 32: kvstore.dataplane.v1.ShardCommand.BlockPut
-	(*ShardCommand_Prompt)(nil),      // 33: kvstore.dataplane.v1.ShardCommand.Prompt
-	(*ShardResult_Write)(nil),        // 34: kvstore.dataplane.v1.ShardResult.Write
-	(*ShardResult_TxnFailure)(nil),   // 35: kvstore.dataplane.v1.ShardResult.TxnFailure
-	(*ShardResult_Block)(nil),        // 36: kvstore.dataplane.v1.ShardResult.Block
-	(*ShardQuery_List)(nil),          // 37: kvstore.dataplane.v1.ShardQuery.List
-	(*ShardQuery_Prompt)(nil),        // 38: kvstore.dataplane.v1.ShardQuery.Prompt
-	(*ShardAnswer_Entry)(nil),        // 39: kvstore.dataplane.v1.ShardAnswer.Entry
-	(*ShardAnswer_Block)(nil),        // 40: kvstore.dataplane.v1.ShardAnswer.Block
-	(*ShardAnswer_Scope)(nil),        // 41: kvstore.dataplane.v1.ShardAnswer.Scope
-	(*WriteValuesRequest_Head)(nil),  // 42: kvstore.dataplane.v1.WriteValuesRequest.Head
-	(*WatchRequest_Head)(nil),        // 43: kvstore.dataplane.v1.WatchRequest.Head
-	(*WatchRequest_Start)(nil),       // 44: kvstore.dataplane.v1.WatchRequest.Start
-	(*WatchResponse_Event)(nil),      // 45: kvstore.dataplane.v1.WatchResponse.Event
-	(*Effect_Ref)(nil),               // 46: kvstore.dataplane.v1.Effect.Ref
-	(*v1.StatusResponse)(nil),        // 47: kvstore.v1.StatusResponse
-	(*Effect_Pair)(nil),              // 48: kvstore.dataplane.v1.Effect.Pair
+	(*ShardCommand_Edit)(nil),        // 31: kvstore.dataplane.v1.ShardCommand.Edit
+	(*ShardCommand_Block)(nil),       // 32: kvstore.dataplane.v1.ShardCommand.Block
+	(*ShardCommand_BlockPut)(nil),    // 33: kvstore.dataplane.v1.ShardCommand.BlockPut
+	(*ShardCommand_Prompt)(nil),      // 34: kvstore.dataplane.v1.ShardCommand.Prompt
+	(*ShardResult_Write)(nil),        // 35: kvstore.dataplane.v1.ShardResult.Write
+	(*ShardResult_TxnFailure)(nil),   // 36: kvstore.dataplane.v1.ShardResult.TxnFailure
+	(*ShardResult_Block)(nil),        // 37: kvstore.dataplane.v1.ShardResult.Block
+	(*ShardQuery_List)(nil),          // 38: kvstore.dataplane.v1.ShardQuery.List
+	(*ShardQuery_Prompt)(nil),        // 39: kvstore.dataplane.v1.ShardQuery.Prompt
+	(*ShardAnswer_Entry)(nil),        // 40: kvstore.dataplane.v1.ShardAnswer.Entry
+	(*ShardAnswer_Block)(nil),        // 41: kvstore.dataplane.v1.ShardAnswer.Block
+	(*ShardAnswer_Scope)(nil),        // 42: kvstore.dataplane.v1.ShardAnswer.Scope
+	(*WriteValuesRequest_Head)(nil),  // 43: kvstore.dataplane.v1.WriteValuesRequest.Head
+	(*WatchRequest_Head)(nil),        // 44: kvstore.dataplane.v1.WatchRequest.Head
+	(*WatchRequest_Start)(nil),       // 45: kvstore.dataplane.v1.WatchRequest.Start
+	(*WatchResponse_Event)(nil),      // 46: kvstore.dataplane.v1.WatchResponse.Event
+	(*Effect_Ref)(nil),               // 47: kvstore.dataplane.v1.Effect.Ref
+	(*v1.StatusResponse)(nil),        // 48: kvstore.v1.StatusResponse
+	(*Effect_Pair)(nil),              // 49: kvstore.dataplane.v1.Effect.Pair
 }
 var file_kvstore_dataplane_v1_shard_proto_depIdxs = []int32{
 	20, // 0: kvstore.dataplane.v1.ExchangeRequest.hello:type_name -> kvstore.dataplane.v1.ExchangeRequest.Hello
 	21, // 1: kvstore.dataplane.v1.ExchangeRequest.routes:type_name -> kvstore.dataplane.v1.ExchangeRequest.Route
 	22, // 2: kvstore.dataplane.v1.ExchangeRequest.calls:type_name -> kvstore.dataplane.v1.ExchangeRequest.Call
-	46, // 3: kvstore.dataplane.v1.ReadPart.ref:type_name -> kvstore.dataplane.v1.Effect.Ref
-	46, // 4: kvstore.dataplane.v1.DropValues.refs:type_name -> kvstore.dataplane.v1.Effect.Ref
+	47, // 3: kvstore.dataplane.v1.ReadPart.ref:type_name -> kvstore.dataplane.v1.Effect.Ref
+	47, // 4: kvstore.dataplane.v1.DropValues.refs:type_name -> kvstore.dataplane.v1.Effect.Ref
 	23, // 5: kvstore.dataplane.v1.ExchangeResponse.welcome:type_name -> kvstore.dataplane.v1.ExchangeResponse.Welcome
 	24, // 6: kvstore.dataplane.v1.ExchangeResponse.outcomes:type_name -> kvstore.dataplane.v1.ExchangeResponse.Outcome
-	46, // 7: kvstore.dataplane.v1.ValueRefs.refs:type_name -> kvstore.dataplane.v1.Effect.Ref
+	47, // 7: kvstore.dataplane.v1.ValueRefs.refs:type_name -> kvstore.dataplane.v1.Effect.Ref
 	26, // 8: kvstore.dataplane.v1.ShardCommand.put:type_name -> kvstore.dataplane.v1.ShardCommand.Put
 	27, // 9: kvstore.dataplane.v1.ShardCommand.delete:type_name -> kvstore.dataplane.v1.ShardCommand.Delete
 	30, // 10: kvstore.dataplane.v1.ShardCommand.txn:type_name -> kvstore.dataplane.v1.ShardCommand.Txn
-	33, // 11: kvstore.dataplane.v1.ShardCommand.prompt:type_name -> kvstore.dataplane.v1.ShardCommand.Prompt
-	6,  // 12: kvstore.dataplane.v1.ShardResult.failure:type_name -> kvstore.dataplane.v1.Failure
-	34, // 13: kvstore.dataplane.v1.ShardResult.write:type_name -> kvstore.dataplane.v1.ShardResult.Write
-	34, // 14: kvstore.dataplane.v1.ShardResult.writes:type_name -> kvstore.dataplane.v1.ShardResult.Write
-	35, // 15: kvstore.dataplane.v1.ShardResult.failures:type_name -> kvstore.dataplane.v1.ShardResult.TxnFailure
-	36, // 16: kvstore.dataplane.v1.ShardResult.blocks:type_name -> kvstore.dataplane.v1.ShardResult.Block
-	37, // 17: kvstore.dataplane.v1.ShardQuery.list:type_name -> kvstore.dataplane.v1.ShardQuery.List
-	38, // 18: kvstore.dataplane.v1.ShardQuery.prompt:type_name -> kvstore.dataplane.v1.ShardQuery.Prompt
-	6,  // 19: kvstore.dataplane.v1.ShardAnswer.failure:type_name -> kvstore.dataplane.v1.Failure
-	39, // 20: kvstore.dataplane.v1.ShardAnswer.entries:type_name -> kvstore.dataplane.v1.ShardAnswer.Entry
-	40, // 21: kvstore.dataplane.v1.ShardAnswer.blocks:type_name -> kvstore.dataplane.v1.ShardAnswer.Block
-	41, // 22: kvstore.dataplane.v1.ShardAnswer.scopes:type_name -> kvstore.dataplane.v1.ShardAnswer.Scope
-	42, // 23: kvstore.dataplane.v1.WriteValuesRequest.head:type_name -> kvstore.dataplane.v1.WriteValuesRequest.Head
-	6,  // 24: kvstore.dataplane.v1.WriteValuesResponse.failure:type_name -> kvstore.dataplane.v1.Failure
-	46, // 25: kvstore.dataplane.v1.WriteValuesResponse.refs:type_name -> kvstore.dataplane.v1.Effect.Ref
-	2,  // 26: kvstore.dataplane.v1.ReadValueRequest.part:type_name -> kvstore.dataplane.v1.ReadPart
-	6,  // 27: kvstore.dataplane.v1.ReadValueResponse.failure:type_name -> kvstore.dataplane.v1.Failure
-	47, // 28: kvstore.dataplane.v1.StatusResponse.status:type_name -> kvstore.v1.StatusResponse
-	43, // 29: kvstore.dataplane.v1.WatchRequest.head:type_name -> kvstore.dataplane.v1.WatchRequest.Head
-	44, // 30: kvstore.dataplane.v1.WatchRequest.starts:type_name -> kvstore.dataplane.v1.WatchRequest.Start
-	45, // 31: kvstore.dataplane.v1.WatchResponse.events:type_name -> kvstore.dataplane.v1.WatchResponse.Event
-	18, // 32: kvstore.dataplane.v1.WatchResponse.cursor:type_name -> kvstore.dataplane.v1.WatchCursor
-	6,  // 33: kvstore.dataplane.v1.WatchResponse.failure:type_name -> kvstore.dataplane.v1.Failure
-	7,  // 34: kvstore.dataplane.v1.ExchangeRequest.Call.command:type_name -> kvstore.dataplane.v1.ShardCommand
-	9,  // 35: kvstore.dataplane.v1.ExchangeRequest.Call.query:type_name -> kvstore.dataplane.v1.ShardQuery
-	1,  // 36: kvstore.dataplane.v1.ExchangeRequest.Call.put_values:type_name -> kvstore.dataplane.v1.PutValues
-	2,  // 37: kvstore.dataplane.v1.ExchangeRequest.Call.read_part:type_name -> kvstore.dataplane.v1.ReadPart
-	3,  // 38: kvstore.dataplane.v1.ExchangeRequest.Call.drop_values:type_name -> kvstore.dataplane.v1.DropValues
-	6,  // 39: kvstore.dataplane.v1.ExchangeResponse.Outcome.failure:type_name -> kvstore.dataplane.v1.Failure
-	8,  // 40: kvstore.dataplane.v1.ExchangeResponse.Outcome.result:type_name -> kvstore.dataplane.v1.ShardResult
-	10, // 41: kvstore.dataplane.v1.ExchangeResponse.Outcome.answer:type_name -> kvstore.dataplane.v1.ShardAnswer
-	5,  // 42: kvstore.dataplane.v1.ExchangeResponse.Outcome.refs:type_name -> kvstore.dataplane.v1.ValueRefs
-	46, // 43: kvstore.dataplane.v1.ShardCommand.Put.ref:type_name -> kvstore.dataplane.v1.Effect.Ref
-	48, // 44: kvstore.dataplane.v1.ShardCommand.Put.metadata:type_name -> kvstore.dataplane.v1.Effect.Pair
-	48, // 45: kvstore.dataplane.v1.ShardCommand.Put.tags:type_name -> kvstore.dataplane.v1.Effect.Pair
-	25, // 46: kvstore.dataplane.v1.ShardCommand.Put.check:type_name -> kvstore.dataplane.v1.ShardCommand.Check
-	25, // 47: kvstore.dataplane.v1.ShardCommand.Delete.check:type_name -> kvstore.dataplane.v1.ShardCommand.Check
-	25, // 48: kvstore.dataplane.v1.ShardCommand.Condition.check:type_name -> kvstore.dataplane.v1.ShardCommand.Check
-	26, // 49: kvstore.dataplane.v1.ShardCommand.TxnOp.put:type_name -> kvstore.dataplane.v1.ShardCommand.Put
-	27, // 50: kvstore.dataplane.v1.ShardCommand.TxnOp.delete:type_name -> kvstore.dataplane.v1.ShardCommand.Delete
-	28, // 51: kvstore.dataplane.v1.ShardCommand.Txn.conditions:type_name -> kvstore.dataplane.v1.ShardCommand.Condition
-	29, // 52: kvstore.dataplane.v1.ShardCommand.Txn.ops:type_name -> kvstore.dataplane.v1.ShardCommand.TxnOp
-	31, // 53: kvstore.dataplane.v1.ShardCommand.BlockPut.block:type_name -> kvstore.dataplane.v1.ShardCommand.Block
-	46, // 54: kvstore.dataplane.v1.ShardCommand.BlockPut.ref:type_name -> kvstore.dataplane.v1.Effect.Ref
-	31, // 55: kvstore.dataplane.v1.ShardCommand.Prompt.blocks:type_name -> kvstore.dataplane.v1.ShardCommand.Block
-	32, // 56: kvstore.dataplane.v1.ShardCommand.Prompt.index:type_name -> kvstore.dataplane.v1.ShardCommand.BlockPut
-	46, // 57: kvstore.dataplane.v1.ShardCommand.Prompt.damaged:type_name -> kvstore.dataplane.v1.Effect.Ref
-	46, // 58: kvstore.dataplane.v1.ShardResult.Block.ref:type_name -> kvstore.dataplane.v1.Effect.Ref
-	31, // 59: kvstore.dataplane.v1.ShardQuery.Prompt.blocks:type_name -> kvstore.dataplane.v1.ShardCommand.Block
-	18, // 60: kvstore.dataplane.v1.WatchRequest.Start.from:type_name -> kvstore.dataplane.v1.WatchCursor
-	46, // 61: kvstore.dataplane.v1.WatchResponse.Event.ref:type_name -> kvstore.dataplane.v1.Effect.Ref
-	0,  // 62: kvstore.dataplane.v1.ShardService.Exchange:input_type -> kvstore.dataplane.v1.ExchangeRequest
-	11, // 63: kvstore.dataplane.v1.ShardService.WriteValues:input_type -> kvstore.dataplane.v1.WriteValuesRequest
-	13, // 64: kvstore.dataplane.v1.ShardService.ReadValue:input_type -> kvstore.dataplane.v1.ReadValueRequest
-	17, // 65: kvstore.dataplane.v1.ShardService.Watch:input_type -> kvstore.dataplane.v1.WatchRequest
-	15, // 66: kvstore.dataplane.v1.ShardService.Status:input_type -> kvstore.dataplane.v1.StatusRequest
-	4,  // 67: kvstore.dataplane.v1.ShardService.Exchange:output_type -> kvstore.dataplane.v1.ExchangeResponse
-	12, // 68: kvstore.dataplane.v1.ShardService.WriteValues:output_type -> kvstore.dataplane.v1.WriteValuesResponse
-	14, // 69: kvstore.dataplane.v1.ShardService.ReadValue:output_type -> kvstore.dataplane.v1.ReadValueResponse
-	19, // 70: kvstore.dataplane.v1.ShardService.Watch:output_type -> kvstore.dataplane.v1.WatchResponse
-	16, // 71: kvstore.dataplane.v1.ShardService.Status:output_type -> kvstore.dataplane.v1.StatusResponse
-	67, // [67:72] is the sub-list for method output_type
-	62, // [62:67] is the sub-list for method input_type
-	62, // [62:62] is the sub-list for extension type_name
-	62, // [62:62] is the sub-list for extension extendee
-	0,  // [0:62] is the sub-list for field type_name
+	34, // 11: kvstore.dataplane.v1.ShardCommand.prompt:type_name -> kvstore.dataplane.v1.ShardCommand.Prompt
+	31, // 12: kvstore.dataplane.v1.ShardCommand.edit:type_name -> kvstore.dataplane.v1.ShardCommand.Edit
+	6,  // 13: kvstore.dataplane.v1.ShardResult.failure:type_name -> kvstore.dataplane.v1.Failure
+	35, // 14: kvstore.dataplane.v1.ShardResult.write:type_name -> kvstore.dataplane.v1.ShardResult.Write
+	35, // 15: kvstore.dataplane.v1.ShardResult.writes:type_name -> kvstore.dataplane.v1.ShardResult.Write
+	36, // 16: kvstore.dataplane.v1.ShardResult.failures:type_name -> kvstore.dataplane.v1.ShardResult.TxnFailure
+	37, // 17: kvstore.dataplane.v1.ShardResult.blocks:type_name -> kvstore.dataplane.v1.ShardResult.Block
+	38, // 18: kvstore.dataplane.v1.ShardQuery.list:type_name -> kvstore.dataplane.v1.ShardQuery.List
+	39, // 19: kvstore.dataplane.v1.ShardQuery.prompt:type_name -> kvstore.dataplane.v1.ShardQuery.Prompt
+	6,  // 20: kvstore.dataplane.v1.ShardAnswer.failure:type_name -> kvstore.dataplane.v1.Failure
+	40, // 21: kvstore.dataplane.v1.ShardAnswer.entries:type_name -> kvstore.dataplane.v1.ShardAnswer.Entry
+	41, // 22: kvstore.dataplane.v1.ShardAnswer.blocks:type_name -> kvstore.dataplane.v1.ShardAnswer.Block
+	42, // 23: kvstore.dataplane.v1.ShardAnswer.scopes:type_name -> kvstore.dataplane.v1.ShardAnswer.Scope
+	43, // 24: kvstore.dataplane.v1.WriteValuesRequest.head:type_name -> kvstore.dataplane.v1.WriteValuesRequest.Head
+	6,  // 25: kvstore.dataplane.v1.WriteValuesResponse.failure:type_name -> kvstore.dataplane.v1.Failure
+	47, // 26: kvstore.dataplane.v1.WriteValuesResponse.refs:type_name -> kvstore.dataplane.v1.Effect.Ref
+	2,  // 27: kvstore.dataplane.v1.ReadValueRequest.part:type_name -> kvstore.dataplane.v1.ReadPart
+	6,  // 28: kvstore.dataplane.v1.ReadValueResponse.failure:type_name -> kvstore.dataplane.v1.Failure
+	48, // 29: kvstore.dataplane.v1.StatusResponse.status:type_name -> kvstore.v1.StatusResponse
+	44, // 30: kvstore.dataplane.v1.WatchRequest.head:type_name -> kvstore.dataplane.v1.WatchRequest.Head
+	45, // 31: kvstore.dataplane.v1.WatchRequest.starts:type_name -> kvstore.dataplane.v1.WatchRequest.Start
+	46, // 32: kvstore.dataplane.v1.WatchResponse.events:type_name -> kvstore.dataplane.v1.WatchResponse.Event
+	18, // 33: kvstore.dataplane.v1.WatchResponse.cursor:type_name -> kvstore.dataplane.v1.WatchCursor
+	6,  // 34: kvstore.dataplane.v1.WatchResponse.failure:type_name -> kvstore.dataplane.v1.Failure
+	7,  // 35: kvstore.dataplane.v1.ExchangeRequest.Call.command:type_name -> kvstore.dataplane.v1.ShardCommand
+	9,  // 36: kvstore.dataplane.v1.ExchangeRequest.Call.query:type_name -> kvstore.dataplane.v1.ShardQuery
+	1,  // 37: kvstore.dataplane.v1.ExchangeRequest.Call.put_values:type_name -> kvstore.dataplane.v1.PutValues
+	2,  // 38: kvstore.dataplane.v1.ExchangeRequest.Call.read_part:type_name -> kvstore.dataplane.v1.ReadPart
+	3,  // 39: kvstore.dataplane.v1.ExchangeRequest.Call.drop_values:type_name -> kvstore.dataplane.v1.DropValues
+	6,  // 40: kvstore.dataplane.v1.ExchangeResponse.Outcome.failure:type_name -> kvstore.dataplane.v1.Failure
+	8,  // 41: kvstore.dataplane.v1.ExchangeResponse.Outcome.result:type_name -> kvstore.dataplane.v1.ShardResult
+	10, // 42: kvstore.dataplane.v1.ExchangeResponse.Outcome.answer:type_name -> kvstore.dataplane.v1.ShardAnswer
+	5,  // 43: kvstore.dataplane.v1.ExchangeResponse.Outcome.refs:type_name -> kvstore.dataplane.v1.ValueRefs
+	47, // 44: kvstore.dataplane.v1.ShardCommand.Put.ref:type_name -> kvstore.dataplane.v1.Effect.Ref
+	49, // 45: kvstore.dataplane.v1.ShardCommand.Put.metadata:type_name -> kvstore.dataplane.v1.Effect.Pair
+	49, // 46: kvstore.dataplane.v1.ShardCommand.Put.tags:type_name -> kvstore.dataplane.v1.Effect.Pair
+	25, // 47: kvstore.dataplane.v1.ShardCommand.Put.check:type_name -> kvstore.dataplane.v1.ShardCommand.Check
+	25, // 48: kvstore.dataplane.v1.ShardCommand.Delete.check:type_name -> kvstore.dataplane.v1.ShardCommand.Check
+	25, // 49: kvstore.dataplane.v1.ShardCommand.Condition.check:type_name -> kvstore.dataplane.v1.ShardCommand.Check
+	26, // 50: kvstore.dataplane.v1.ShardCommand.TxnOp.put:type_name -> kvstore.dataplane.v1.ShardCommand.Put
+	27, // 51: kvstore.dataplane.v1.ShardCommand.TxnOp.delete:type_name -> kvstore.dataplane.v1.ShardCommand.Delete
+	28, // 52: kvstore.dataplane.v1.ShardCommand.Txn.conditions:type_name -> kvstore.dataplane.v1.ShardCommand.Condition
+	29, // 53: kvstore.dataplane.v1.ShardCommand.Txn.ops:type_name -> kvstore.dataplane.v1.ShardCommand.TxnOp
+	32, // 54: kvstore.dataplane.v1.ShardCommand.BlockPut.block:type_name -> kvstore.dataplane.v1.ShardCommand.Block
+	47, // 55: kvstore.dataplane.v1.ShardCommand.BlockPut.ref:type_name -> kvstore.dataplane.v1.Effect.Ref
+	32, // 56: kvstore.dataplane.v1.ShardCommand.Prompt.blocks:type_name -> kvstore.dataplane.v1.ShardCommand.Block
+	33, // 57: kvstore.dataplane.v1.ShardCommand.Prompt.index:type_name -> kvstore.dataplane.v1.ShardCommand.BlockPut
+	47, // 58: kvstore.dataplane.v1.ShardCommand.Prompt.damaged:type_name -> kvstore.dataplane.v1.Effect.Ref
+	47, // 59: kvstore.dataplane.v1.ShardResult.Block.ref:type_name -> kvstore.dataplane.v1.Effect.Ref
+	32, // 60: kvstore.dataplane.v1.ShardQuery.Prompt.blocks:type_name -> kvstore.dataplane.v1.ShardCommand.Block
+	18, // 61: kvstore.dataplane.v1.WatchRequest.Start.from:type_name -> kvstore.dataplane.v1.WatchCursor
+	47, // 62: kvstore.dataplane.v1.WatchResponse.Event.ref:type_name -> kvstore.dataplane.v1.Effect.Ref
+	0,  // 63: kvstore.dataplane.v1.ShardService.Exchange:input_type -> kvstore.dataplane.v1.ExchangeRequest
+	11, // 64: kvstore.dataplane.v1.ShardService.WriteValues:input_type -> kvstore.dataplane.v1.WriteValuesRequest
+	13, // 65: kvstore.dataplane.v1.ShardService.ReadValue:input_type -> kvstore.dataplane.v1.ReadValueRequest
+	17, // 66: kvstore.dataplane.v1.ShardService.Watch:input_type -> kvstore.dataplane.v1.WatchRequest
+	15, // 67: kvstore.dataplane.v1.ShardService.Status:input_type -> kvstore.dataplane.v1.StatusRequest
+	4,  // 68: kvstore.dataplane.v1.ShardService.Exchange:output_type -> kvstore.dataplane.v1.ExchangeResponse
+	12, // 69: kvstore.dataplane.v1.ShardService.WriteValues:output_type -> kvstore.dataplane.v1.WriteValuesResponse
+	14, // 70: kvstore.dataplane.v1.ShardService.ReadValue:output_type -> kvstore.dataplane.v1.ReadValueResponse
+	19, // 71: kvstore.dataplane.v1.ShardService.Watch:output_type -> kvstore.dataplane.v1.WatchResponse
+	16, // 72: kvstore.dataplane.v1.ShardService.Status:output_type -> kvstore.dataplane.v1.StatusResponse
+	68, // [68:73] is the sub-list for method output_type
+	63, // [63:68] is the sub-list for method input_type
+	63, // [63:63] is the sub-list for extension type_name
+	63, // [63:63] is the sub-list for extension extendee
+	0,  // [0:63] is the sub-list for field type_name
 }
 
 func init() { file_kvstore_dataplane_v1_shard_proto_init() }
@@ -4267,14 +4418,14 @@ func file_kvstore_dataplane_v1_shard_proto_init() {
 		(*ShardCommand_TxnOp_Put)(nil),
 		(*ShardCommand_TxnOp_Delete)(nil),
 	}
-	file_kvstore_dataplane_v1_shard_proto_msgTypes[45].OneofWrappers = []any{}
+	file_kvstore_dataplane_v1_shard_proto_msgTypes[46].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kvstore_dataplane_v1_shard_proto_rawDesc), len(file_kvstore_dataplane_v1_shard_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   46,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
