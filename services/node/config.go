@@ -43,6 +43,10 @@ type Config struct {
 	// GRPCListen, RESTListen and AdminListen are host:port of the doors; port 0 takes any. Default: on the loopback interface, at the port of
 	// the instance. RESTListen may be Off.
 	GRPCListen, RESTListen, AdminListen string
+	// RESPListen is host:port of the door for Redis's protocol; port 0 takes any. Empty: there is none.
+	RESPListen string
+	// RESPDatabases are the namespaces that SELECT 0, 1, ... means there. Default: "default" alone.
+	RESPDatabases []string
 	// Access is how the doors know who comes. Zero: everybody who reaches them may do everything, so they stay on loopback.
 	Access Access
 	// Insecure lets doors be opened to other machines without TLS, or without a way to know who comes. Each start logs it.
@@ -158,11 +162,16 @@ func (c *Config) Validate() error {
 		check(c.Redis.URL == "", "-redis-url is set and -engine is %s: say -engine redis", c.Engine)
 	}
 	check(c.Instance >= 0 && c.Instance <= MaxInstance, "-instance is %d: 0 to %d", c.Instance, MaxInstance)
+	check(c.RESPListen == "" || !known || t.users, "-resp-listen is %q: target %s serves no users", c.RESPListen, c.Target)
+	check(c.RESPListen != "" || len(c.RESPDatabases) == 0, "-resp-namespaces is given without -resp-listen")
+	for _, name := range c.RESPDatabases {
+		check(name != "" && len(name) <= key.MaxName, "-resp-namespaces has %q: a name has 1 to %d bytes", name, key.MaxName)
+	}
 	for _, l := range []struct {
 		door Door
 		addr string
-	}{{DoorGRPC, c.GRPCListen}, {DoorREST, c.RESTListen}, {DoorAdmin, c.AdminListen}} {
-		if l.door == DoorREST && l.addr == Off {
+	}{{DoorGRPC, c.GRPCListen}, {DoorREST, c.RESTListen}, {DoorAdmin, c.AdminListen}, {DoorRESP, c.RESPListen}} {
+		if l.door == DoorREST && l.addr == Off || l.door == DoorRESP && l.addr == "" {
 			continue
 		}
 		if _, _, err := net.SplitHostPort(l.addr); err != nil {

@@ -18,7 +18,7 @@ import (
 
 // Access says how the doors know who comes (components/authn/DESIGN.md). The files are followed without a restart.
 type Access struct {
-	// TLS are the files of the gRPC API, REST and the admin port; without Cert both speak plain text.
+	// TLS are the files of the gRPC API, REST, RESP and the admin port; without Cert they speak plain text.
 	TLS authn.ServerFiles
 	// Tokens is the tokens file; with it every call needs a token, on loopback too. "" = no tokens.
 	Tokens string
@@ -151,20 +151,18 @@ func (d *doors) peerClient() *tls.Config {
 }
 
 // adminListener puts TLS on the admin port.
-func (d *doors) adminListener(l net.Listener) net.Listener {
+func (d *doors) adminListener(l net.Listener) net.Listener { return d.listener(l, "http/1.1") }
+
+// listener puts TLS on a door, for the protocols that clients may name there.
+func (d *doors) listener(l net.Listener, protocols ...string) net.Listener {
 	if d.certs == nil {
 		return l
 	}
-	return tls.NewListener(l, d.certs.Config("http/1.1"))
+	return tls.NewListener(l, d.certs.Config(protocols...))
 }
 
 // restListener puts TLS on the REST door.
-func (d *doors) restListener(l net.Listener) net.Listener {
-	if d.certs == nil {
-		return l
-	}
-	return tls.NewListener(l, d.certs.Config("h2", "http/1.1"))
-}
+func (d *doors) restListener(l net.Listener) net.Listener { return d.listener(l, "h2", "http/1.1") }
 
 // notingCreds logs handshakes that fail: gRPC tells nobody.
 type notingCreds struct {

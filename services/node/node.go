@@ -33,6 +33,7 @@ import (
 	"kvstore/services/catalog"
 	"kvstore/services/frontend"
 	"kvstore/services/gateway"
+	"kvstore/services/resp"
 )
 
 // Node is one process. Its doors are open from New on; it serves between the start and the end of Run.
@@ -42,6 +43,7 @@ type Node struct {
 	grpc     net.Listener // nil: the target serves no users
 	rest     net.Listener // nil: so, or it is turned off
 	data     net.Listener // nil: it serves no frontends
+	resp     net.Listener // nil: nobody asked for it
 	admin    net.Listener
 	ready    readiness
 	served   chan struct{} // closed once it serves
@@ -55,7 +57,7 @@ func New(cfg Config) (*Node, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	n := &Node{cfg: cfg, served: make(chan struct{}), failed: make(chan error, 3)}
+	n := &Node{cfg: cfg, served: make(chan struct{}), failed: make(chan error, 4)}
 	n.progress.out = cfg.Progress
 	n.ready.set("starting")
 	var err error
@@ -70,6 +72,7 @@ func New(cfg Config) (*Node, error) {
 		open bool
 	}{
 		{&n.grpc, DoorGRPC, cfg.GRPCListen, t.users}, {&n.rest, DoorREST, cfg.RESTListen, t.users && cfg.RESTListen != Off},
+		{&n.resp, DoorRESP, cfg.RESPListen, cfg.RESPListen != ""},
 		{&n.data, DoorDataPlane, cfg.Cluster.DataListen, t.cluster && t.stores}, {&n.admin, DoorAdmin, cfg.AdminListen, true},
 	} {
 		if !door.open {
@@ -90,7 +93,7 @@ func (n *Node) Close() error {
 }
 
 func (n *Node) closeListeners() {
-	for _, l := range []net.Listener{n.grpc, n.rest, n.data, n.admin} {
+	for _, l := range []net.Listener{n.grpc, n.rest, n.resp, n.data, n.admin} {
 		if l != nil {
 			_ = l.Close() // a second time when it was served
 		}
@@ -106,6 +109,9 @@ func (n *Node) RESTAddr() string { return addressOf(n.rest) }
 // DataAddr is where the data plane is; empty when the target has none.
 func (n *Node) DataAddr() string { return addressOf(n.data) }
 
+// RESPAddr is where the door for Redis's protocol is; empty when there is none.
+func (n *Node) RESPAddr() string { return addressOf(n.resp) }
+
 // AdminAddr is where the admin port is.
 func (n *Node) AdminAddr() string { return addressOf(n.admin) }
 
@@ -119,7 +125,7 @@ func addressOf(l net.Listener) string {
 // describe tells where the doors are.
 func (n *Node) describe() []any {
 	var all []any
-	for _, door := range []struct{ name, at string }{{"grpc", n.GRPCAddr()}, {"rest", n.RESTAddr()}, {"data", n.DataAddr()}, {"admin", n.AdminAddr()}} {
+	for _, door := range []struct{ name, at string }{{"grpc", n.GRPCAddr()}, {"rest", n.RESTAddr()}, {"resp", n.RESPAddr()}, {"data", n.DataAddr()}, {"admin", n.AdminAddr()}} {
 		if door.at != "" {
 			all = append(all, door.name, door.at)
 		}
@@ -260,6 +266,9 @@ func (n *Node) serveUsers(open *closers, shards frontend.Shards, dir frontend.Di
 	if err != nil {
 		return err
 	}
+	if n.resp != nil {
+		open.add(n.serveRESP(front))
+	}
 	open.add(n.serveGRPC(front))
 	if n.rest == nil {
 		return nil
@@ -270,6 +279,25 @@ func (n *Node) serveUsers(open *closers, shards frontend.Shards, dir frontend.Di
 	}
 	open.add(stop)
 	return nil
+}
+
+// serveRESP serves Redis's protocol. It is stopped once the gRPC API is.
+func (n *Node) serveRESP(front *frontend.Server) (stop func(context.Context) error) {
+	srv := resp.New(resp.Config{Databases: n.cfg.RESPDatabases, Version: n.cfg.Version, Log: n.cfg.Log, Refused: n.doors.stranger}, front.Face())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := srv.Serve(n.doors.listener(n.resp)); err != nil {
+			n.failed <- err
+		}
+	}()
+	return func(ctx context.Context) error {
+		patience, cancel := context.WithTimeout(ctx, n.cfg.DrainTimeout/2)
+		defer cancel()
+		srv.Stop(patience)
+		<-done
+		return nil
+	}
 }
 
 // activate brings every shard back, so that the first request does not wait for it. One that fails does not keep the others from
@@ -422,6 +450,7 @@ type addresses struct {
 	GRPC  string `json:"grpc,omitempty"`
 	REST  string `json:"rest,omitempty"`
 	Data  string `json:"data,omitempty"`
+	RESP  string `json:"resp,omitempty"`
 	Admin string `json:"admin"`
 	PID   int    `json:"pid"`
 }
@@ -431,7 +460,7 @@ func (n *Node) writeAddresses() error {
 	if n.cfg.AddressFile == "" {
 		return nil
 	}
-	text, err := json.Marshal(addresses{n.GRPCAddr(), n.RESTAddr(), n.DataAddr(), n.AdminAddr(), os.Getpid()})
+	text, err := json.Marshal(addresses{n.GRPCAddr(), n.RESTAddr(), n.DataAddr(), n.RESPAddr(), n.AdminAddr(), os.Getpid()})
 	if err != nil {
 		return err
 	}

@@ -19,11 +19,12 @@ var (
 	DoorREST      = Door{"rest", 8080, 10} // the same as REST
 	DoorAdmin     = Door{"admin", 2112, 1} // /livez, /readyz, profiles
 	DoorDataPlane = Door{"data", 9085, 1}  // frontends to hosts, and hosts to each other
+	DoorRESP      = Door{"resp", 6380, 1}  // Redis's protocol; open only when -resp-listen says where
 	DoorProbe     = Door{"probe", 8185, 1} // reserved: health for load balancers
 )
 
 // Doors are all of them.
-var Doors = []Door{DoorGRPC, DoorREST, DoorAdmin, DoorDataPlane, DoorProbe}
+var Doors = []Door{DoorGRPC, DoorREST, DoorAdmin, DoorDataPlane, DoorRESP, DoorProbe}
 
 // MaxInstance is the highest instance number: with more, ports of different doors would meet.
 const MaxInstance = 4

@@ -110,7 +110,9 @@ func parse(args []string, stderr io.Writer) (node.Config, error) {
 	f.StringVar(&cfg.GRPCListen, "grpc-listen", "", "`address` of the gRPC API; port 0 takes any (default "+node.DoorGRPC.Loopback(0)+" for instance 0)")
 	f.StringVar(&cfg.RESTListen, "rest-listen", "", "`address` of REST; port 0 takes any, off opens none (default "+node.DoorREST.Loopback(0)+" for instance 0)")
 	f.StringVar(&cfg.AdminListen, "admin-listen", "", "`address` of /livez and /readyz (default "+node.DoorAdmin.Loopback(0)+" for instance 0)")
-	f.StringVar(&cfg.Access.TLS.Cert, "tls-cert", "", "`file` with the server's certificate (PEM): TLS 1.3 on the gRPC API, REST and the admin port; followed without a restart, as all files of doors")
+	f.StringVar(&cfg.RESPListen, "resp-listen", "", "`address` for Redis's protocol, such as "+node.DoorRESP.Loopback(0)+"; port 0 takes any (default: none). Where tokens are wanted, AUTH takes the keyspace as user and a token as password")
+	databases := f.String("resp-namespaces", "", "`names` with commas: the namespaces that SELECT 0, 1, ... means there (default \"default\" alone)")
+	f.StringVar(&cfg.Access.TLS.Cert, "tls-cert", "", "`file` with the server's certificate (PEM): TLS 1.3 on the gRPC API, REST, RESP and the admin port; followed without a restart, as all files of doors")
 	f.StringVar(&cfg.Access.TLS.Key, "tls-key", "", "`file` with its key")
 	f.StringVar(&cfg.Access.TLS.ClientCA, "tls-client-ca", "", "`file` with the CAs (PEM) whose client certificates are accepted")
 	f.BoolVar(&cfg.Access.TLS.RequireClient, "tls-client-required", false, "refuse clients without a certificate of -tls-client-ca; without -tokens such a certificate may do everything")
@@ -143,6 +145,9 @@ func parse(args []string, stderr io.Writer) (node.Config, error) {
 	}
 	if *peers != "" {
 		cfg.Access.Peers.Names = strings.Split(*peers, ",")
+	}
+	if *databases != "" {
+		cfg.RESPDatabases = strings.Split(*databases, ",")
 	}
 	given := map[string]bool{}
 	f.Visit(func(fl *flag.Flag) { given[fl.Name] = true })
@@ -201,6 +206,7 @@ func usage(f *flag.FlagSet, out io.Writer) {
 
   kvstored                                       serve ./kvstore-data on 127.0.0.1:8085
   kvstored -data-dir /var/lib/kvstore            ... another directory
+  kvstored -resp-listen 127.0.0.1:6380           ... and serve Redis's protocol: redis-cli -p 6380
   kvstored -engine memory -grpc-listen 127.0.0.1:0 -address-file addr.json
                                                  a throw-away server for tests
   kvstored -engine redis -redis-url redis://127.0.0.1:6379
