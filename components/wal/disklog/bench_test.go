@@ -95,14 +95,28 @@ func BenchmarkAppend(b *testing.B) {
 	}
 }
 
-// BenchmarkPutObject stores objects of 256 KiB beside a bare write, fdatasync, rename and folder sync of the same bytes.
+// BenchmarkPutObject stores objects beside a bare write, fdatasync, rename and folder sync of the same bytes. Those of an unknown size are files
+// of their own, the others share packs.
 func BenchmarkPutObject(b *testing.B) {
-	const size = 256 << 10
-	for _, c := range []int{1, 16} {
-		b.Run(fmt.Sprintf("c=%d", c), func(b *testing.B) {
+	for _, c := range []struct {
+		name    string
+		size    int
+		callers int
+		file    bool
+	}{
+		{"file/16KiB/c=1", 16 << 10, 1, true},
+		{"pack/16KiB/c=1", 16 << 10, 1, false},
+		{"file/256KiB/c=1", 256 << 10, 1, true},
+		{"pack/256KiB/c=1", 256 << 10, 1, false},
+		{"file/256KiB/c=4", 256 << 10, 4, true},
+		{"pack/256KiB/c=4", 256 << 10, 4, false},
+		{"file/256KiB/c=16", 256 << 10, 16, true},
+		{"pack/256KiB/c=16", 256 << 10, 16, false},
+	} {
+		b.Run(c.name, func(b *testing.B) {
 			dir := b.TempDir()
 			e := mustOpen(b, dir, Config{})
-			data := bytes.Repeat([]byte{7}, size)
+			data := bytes.Repeat([]byte{7}, c.size)
 			start := time.Now()
 			const n = 50
 			for i := range n {
@@ -112,13 +126,17 @@ func BenchmarkPutObject(b *testing.B) {
 				}
 			}
 			raw := time.Since(start) / n
-			b.SetBytes(size)
+			size := int64(c.size)
+			if c.file {
+				size = -1
+			}
+			b.SetBytes(int64(c.size))
 			b.ReportAllocs()
 			b.ResetTimer()
 			var wg sync.WaitGroup
-			for w := range c {
+			for w := range c.callers {
 				wg.Go(func() {
-					for i := w; i < b.N; i += c {
+					for i := w; i < b.N; i += c.callers {
 						if err := e.PutObject(ctx, "s", fmt.Sprintf("v/%d", i), size, bytes.NewReader(data)); err != nil {
 							b.Error(err)
 						}
@@ -129,5 +147,28 @@ func BenchmarkPutObject(b *testing.B) {
 			b.StopTimer()
 			b.ReportMetric(float64(raw)/float64(max(b.Elapsed()/time.Duration(b.N), 1)), "x-raw")
 		})
+	}
+}
+
+// BenchmarkOpenPacks opens a directory with 2,000 objects of 256 KiB: 8 packs.
+func BenchmarkOpenPacks(b *testing.B) {
+	dir := b.TempDir()
+	e := mustOpen(b, dir, Config{})
+	data := bytes.Repeat([]byte{7}, 256<<10)
+	var wg sync.WaitGroup
+	const callers, n = 16, 2000
+	for w := range callers {
+		wg.Go(func() {
+			for i := w; i < n; i += callers {
+				if err := e.PutObject(ctx, "s", fmt.Sprintf("v/%d", i), int64(len(data)), bytes.NewReader(data)); err != nil {
+					b.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for b.Loop() {
+		mustClose(b, e)
+		e = mustOpen(b, dir, Config{})
 	}
 }

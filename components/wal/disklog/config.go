@@ -20,7 +20,12 @@ const (
 	copyChunk        = 256 << 10 // what is copied out of an old segment at a time
 	minLogSegments   = 4         // fewer are never copied out
 	objectBuffer     = 256 << 10
-	checkpointShare  = 0.25 // the part of the reserve that checkpoint objects leave free
+	minPack          = 64 << 10
+	firstPack        = 4 << 20 // new stores begin with small packs, too
+	maxPacked        = 8 << 20 // longer objects are files of their own
+	maxSpares        = 2       // empty packs that are kept
+	packScanners     = 8       // packs that Open reads at once
+	checkpointShare  = 0.25    // the part of the reserve that checkpoint objects leave free
 	manifestShare    = 0.05
 	segmentShare     = 0.05
 	maxManifestBytes = 64 << 20
@@ -34,7 +39,10 @@ type Config struct {
 	// Reserve is the free space in bytes at which appends and value objects are refused with ErrNoSpace; a quarter of it is
 	// kept from checkpoints too. Default: the greater of 256 MiB and 1 % of the file system. Negative: none.
 	Reserve int64
-	// MaxHandles is how many object files are kept open for reading. Default 256.
+	// PackBytes is the length of the files that small objects are packed into, 64 KiB to 1 GiB. An object goes into one when it is at most an
+	// eighth of that and 8 MiB long. Default: SegmentBytes, but at least 64 KiB.
+	PackBytes int64
+	// MaxHandles is how many object files, and how many packs, are kept open for reading. Default 256.
 	MaxHandles int
 	// Warn gets what went wrong behind a call that succeeded, such as a segment that could not be removed. May be nil.
 	Warn func(error)
@@ -46,6 +54,9 @@ type Config struct {
 func (c *Config) EnsureDefaults() {
 	if c.SegmentBytes == 0 {
 		c.SegmentBytes = defaultSegment
+	}
+	if c.PackBytes == 0 {
+		c.PackBytes = max(c.SegmentBytes, minPack)
 	}
 	if c.MaxHandles == 0 {
 		c.MaxHandles = defaultHandles
@@ -63,6 +74,9 @@ func (c *Config) Validate() error {
 	var faults []error
 	if c.SegmentBytes < minSegment || c.SegmentBytes > maxSegment || c.SegmentBytes%4096 != 0 {
 		faults = append(faults, fmt.Errorf("SegmentBytes is %d: must be a multiple of 4096 from %d to %d", c.SegmentBytes, minSegment, maxSegment))
+	}
+	if c.PackBytes < minPack || c.PackBytes > maxSegment || c.PackBytes%4096 != 0 {
+		faults = append(faults, fmt.Errorf("PackBytes is %d: must be a multiple of 4096 from %d to %d", c.PackBytes, minPack, maxSegment))
 	}
 	if c.MaxHandles < 1 {
 		faults = append(faults, fmt.Errorf("MaxHandles is %d: must be at least 1", c.MaxHandles))

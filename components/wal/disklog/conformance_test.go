@@ -18,7 +18,7 @@ const testDisk = 1 << 30
 func newHarness(t testing.TB) *waltest.Harness {
 	disk := faultfs.New(testDisk)
 	rng := rand.New(rand.NewPCG(1, 2))
-	cfg := Config{SegmentBytes: 256 << 10, Reserve: -1}
+	cfg := Config{SegmentBytes: 256 << 10, PackBytes: 4 << 20, Reserve: -1}
 	var open *Engine
 	end := func() {
 		if open != nil {

@@ -19,7 +19,8 @@ import (
 const (
 	shardsDir    = "shards"
 	temporaryDir = "tmp"
-	idFormat     = "kvstore-disk 1" // the number is the version of the layout
+	idFormat     = "kvstore-disk 2" // the number is the version of the layout
+	idBefore     = "kvstore-disk 1" // without packs; it becomes idFormat before its first pack, which older releases would not find
 )
 
 // makeDirs makes the data directory, and the folders above it as far as they are missing.
@@ -53,7 +54,7 @@ func makeAll(f vfs.FS, dir string) error {
 
 // readID reads the directory's id, or makes one if the directory is new. Every checksum of the log depends on it.
 func (e *Engine) readID() error {
-	for _, d := range []string{segmentsDir, shardsDir, temporaryDir} {
+	for _, d := range []string{segmentsDir, shardsDir, packsDir, temporaryDir} {
 		if err := makeAll(e.fs, e.path(d)); err != nil {
 			return err
 		}
@@ -69,28 +70,36 @@ func (e *Engine) readID() error {
 			return fmt.Errorf("%w: %s is missing, and there are log segments", driver.ErrCorrupt, name)
 		}
 		_, _ = rand.Read(e.id[:]) // never fails
-		line := idFormat + " " + hex.EncodeToString(e.id[:])
-		line = fmt.Sprintf("%s %08x\n", line, crc32.Checksum([]byte(line), castagnoli))
-		return writeFile(e.fs, e.path(temporaryDir, "id"), name, []byte(line))
+		return e.writeID()
 	}
 	if err != nil {
 		return err
 	}
 	fields := strings.Fields(string(b))
-	if len(fields) == 4 && fields[0]+" " == idFormat[:len(fields[0])+1] && fields[0]+" "+fields[1] != idFormat {
+	if len(fields) == 4 && fields[0]+" " == idFormat[:len(fields[0])+1] && fields[0]+" "+fields[1] != idFormat && fields[0]+" "+fields[1] != idBefore {
 		return fmt.Errorf("%s: layout version %s, this release knows %q", name, fields[1], idFormat)
 	}
 	line, _, _ := strings.Cut(string(b), "\n")
 	body, sum, ok := cutLast(line, " ")
-	if !ok || sum != fmt.Sprintf("%08x", crc32.Checksum([]byte(body), castagnoli)) || !strings.HasPrefix(body, idFormat+" ") {
+	old := strings.HasPrefix(body, idBefore+" ")
+	if !ok || sum != fmt.Sprintf("%08x", crc32.Checksum([]byte(body), castagnoli)) || !old && !strings.HasPrefix(body, idFormat+" ") {
 		return fmt.Errorf("%w: %s", driver.ErrCorrupt, name)
 	}
-	id, err := hex.DecodeString(strings.TrimPrefix(body, idFormat+" "))
+	_, digits, _ := cutLast(body, " ")
+	id, err := hex.DecodeString(digits)
 	if err != nil || len(id) != len(e.id) {
 		return fmt.Errorf("%w: %s", driver.ErrCorrupt, name)
 	}
 	copy(e.id[:], id)
+	e.packs.absent = old
 	return nil
+}
+
+// writeID says that the directory is of this release's layout.
+func (e *Engine) writeID() error {
+	line := idFormat + " " + hex.EncodeToString(e.id[:])
+	line = fmt.Sprintf("%s %08x\n", line, crc32.Checksum([]byte(line), castagnoli))
+	return writeFile(e.fs, e.path(temporaryDir, "id"), e.path("ID"), []byte(line))
 }
 
 func cutLast(s, sep string) (before, after string, ok bool) {

@@ -1,9 +1,9 @@
 // Package disklog is the log engine of one machine (driver.Engine "disk"): the records of all shards in one log of
-// preallocated, checksummed segment files with one writing goroutine and one fdatasync for whatever gathered, and
-// checkpoints, packed values and manifests as files beside it. DESIGN.md has the formats, what recovery can tell apart, and why.
+// preallocated, checksummed segment files with one writing goroutine and one fdatasync for whatever gathered, short objects packed into files that
+// they share, and checkpoints, long objects and manifests as files beside it. DESIGN.md has the formats, what recovery can tell apart, and why.
 //
-// It is not a database: it knows nothing of what records and objects hold, and keeps no checksums of objects, whose
-// readers have their own. One process at a time may have a data directory open.
+// It is not a database: it knows nothing of what records and objects hold, and verifies no object that is read: its
+// reader has a checksum. One process at a time may have a data directory open.
 //
 //	engine, err := disklog.Open("/var/lib/kvstore", disklog.Config{})
 //	defer engine.Close()
@@ -41,6 +41,7 @@ type Engine struct {
 	preparer  preparer
 	cleaner   cleaner
 	objects   objects
+	packs     packs
 	manifests manifests
 
 	closing  sync.Once
@@ -102,9 +103,13 @@ func (e *Engine) open() error {
 		return err
 	}
 	e.objects.init(e)
+	e.packs.init(e)
 	e.manifests.init(e)
 	e.committer.init(e)
 	if err := e.recover(); err != nil {
+		return err
+	}
+	if err := e.packs.open(); err != nil {
 		return err
 	}
 	e.preparer.start(e)
@@ -241,6 +246,7 @@ func (e *Engine) isClosed() bool {
 }
 
 func (e *Engine) closeFiles() {
+	e.packs.close()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, s := range e.segments {

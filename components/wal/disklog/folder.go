@@ -9,28 +9,55 @@ import (
 	"kvstore/components/wal/disklog/vfs"
 )
 
-// folderSyncs makes folders and their names durable. Callers that come while a folder is being synced share the next
-// sync of it.
+// groupSync runs one sync at a time. Callers that come while one is running share the next.
+type groupSync struct {
+	running sync.Mutex // held by the one that is running
+
+	mu   sync.Mutex  // guards next
+	next *syncWaiter // the sync that is to begin; its first caller runs it
+}
+
+// syncWaiter is one sync to come, for all who came before it began.
+type syncWaiter struct {
+	done chan struct{} // closed when it has ended
+	err  error         // valid after done
+}
+
+// do returns when a run of sync that began after the call has ended, with its error.
+func (g *groupSync) do(run func() error) error {
+	g.mu.Lock()
+	if w := g.next; w != nil {
+		g.mu.Unlock()
+		<-w.done
+		return w.err
+	}
+	w := &syncWaiter{done: make(chan struct{})}
+	g.next = w
+	g.mu.Unlock()
+
+	g.running.Lock() // the sync before this one
+	g.mu.Lock()
+	g.next = nil // who comes from here on takes the next
+	g.mu.Unlock()
+	w.err = run()
+	g.running.Unlock()
+	close(w.done)
+	return w.err
+}
+
+// folderSyncs makes folders and their names durable.
 type folderSyncs struct {
 	fs vfs.FS
 
-	mu    sync.Mutex               // guards what follows
-	made  map[string]bool          // folders known to be there, durably
-	under map[string]*folderWaiter // the sync that is to begin next; its first caller runs it
-	locks map[string]*sync.Mutex   // one sync of a folder at a time
-}
-
-// folderWaiter is one sync to come, for all who came before it began.
-type folderWaiter struct {
-	done chan struct{} // closed when it has ended
-	err  error         // valid after done
+	mu    sync.Mutex            // guards what follows
+	made  map[string]bool       // folders known to be there, durably
+	syncs map[string]*groupSync // of each folder
 }
 
 func (s *folderSyncs) init(f vfs.FS) {
 	s.fs = f
 	s.made = make(map[string]bool)
-	s.under = make(map[string]*folderWaiter)
-	s.locks = make(map[string]*sync.Mutex)
+	s.syncs = make(map[string]*groupSync)
 }
 
 // make makes a folder and those above it.
@@ -57,28 +84,13 @@ func (s *folderSyncs) make(dir string) error {
 // sync makes the names in a folder durable that were there when it was called.
 func (s *folderSyncs) sync(dir string) error {
 	s.mu.Lock()
-	if w := s.under[dir]; w != nil {
-		s.mu.Unlock()
-		<-w.done
-		return w.err
-	}
-	w := &folderWaiter{done: make(chan struct{})}
-	s.under[dir] = w
-	lock := s.locks[dir]
-	if lock == nil {
-		lock = new(sync.Mutex)
-		s.locks[dir] = lock
+	g := s.syncs[dir]
+	if g == nil {
+		g = new(groupSync)
+		s.syncs[dir] = g
 	}
 	s.mu.Unlock()
-
-	lock.Lock() // the sync before this one
-	s.mu.Lock()
-	delete(s.under, dir) // who comes from here on takes the next
-	s.mu.Unlock()
-	w.err = s.fs.SyncDir(dir)
-	lock.Unlock()
-	close(w.done)
-	return w.err
+	return g.do(func() error { return s.fs.SyncDir(dir) })
 }
 
 func (s *folderSyncs) forgetBelow(dir string) {
@@ -87,9 +99,7 @@ func (s *folderSyncs) forgetBelow(dir string) {
 	for d := range s.made {
 		if d == dir || strings.HasPrefix(d, dir+string(os.PathSeparator)) {
 			delete(s.made, d)
-			if s.under[d] == nil {
-				delete(s.locks, d)
-			}
+			delete(s.syncs, d) // who waits for one has it
 		}
 	}
 }

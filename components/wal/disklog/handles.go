@@ -9,7 +9,7 @@ import (
 	"kvstore/components/wal/disklog/vfs"
 )
 
-// handle is one object file open for reading.
+// handle is one file of objects that is open.
 type handle struct {
 	path  string
 	file  vfs.File
@@ -21,19 +21,20 @@ type handle struct {
 type handles struct {
 	fs    vfs.FS
 	limit int
+	flag  int // files are opened with
 
 	mu     sync.Mutex // guards what follows
 	byPath map[string]*handle
 	recent *list.List // of *handle, the most recently used in front
 }
 
-func (s *handles) init(f vfs.FS, limit int) {
-	s.fs, s.limit = f, limit
+func (s *handles) init(f vfs.FS, limit, flag int) {
+	s.fs, s.limit, s.flag = f, limit, flag
 	s.byPath = make(map[string]*handle)
 	s.recent = list.New()
 }
 
-// get returns a file for reading; put gives it back.
+// get returns an open file; put gives it back.
 func (s *handles) get(path string) (*handle, error) {
 	s.mu.Lock()
 	if h := s.byPath[path]; h != nil {
@@ -43,7 +44,7 @@ func (s *handles) get(path string) (*handle, error) {
 		return h, nil
 	}
 	s.mu.Unlock()
-	f, err := s.fs.Open(path, os.O_RDONLY)
+	f, err := s.fs.Open(path, s.flag)
 	if err != nil {
 		return nil, err
 	}
@@ -72,7 +73,7 @@ func (s *handles) put(h *handle) {
 // drop gives up one use. The caller holds mu.
 func (s *handles) drop(h *handle) {
 	if h.users--; h.users == 0 {
-		_ = h.file.Close() // read only
+		_ = h.file.Close() // read, or synced where it matters
 	}
 }
 

@@ -25,7 +25,7 @@ const objectSuffix = ".o"
 // busy with tens of megabytes at once, and commits would wait behind them (BenchmarkCheckpointPause).
 const syncEvery = 1 << 20
 
-// objects stores immutable files. A file is written under a temporary name, synced, renamed, and its folder synced; folders
+// objects stores objects that do not go into packs as immutable files. A file is written under a temporary name, synced, renamed, and its folder synced; folders
 // too are made durably. It is then read through a bounded set of open files.
 type objects struct {
 	e       *Engine
@@ -39,7 +39,7 @@ func (o *objects) init(e *Engine) {
 	o.e = e
 	o.buffers.New = func() any { return new([objectBuffer]byte) }
 	o.folders.init(e.fs)
-	o.open.init(e.fs, e.cfg.MaxHandles)
+	o.open.init(e.fs, e.cfg.MaxHandles, os.O_RDONLY)
 }
 
 func (o *objects) close() {
@@ -66,15 +66,28 @@ func (e *Engine) PutObject(ctx context.Context, shard, name string, size int64, 
 	if e.isClosed() {
 		return driver.ErrClosed
 	}
-	if err := e.objects.put(ctx, shard, name, size, r); err != nil {
+	put := e.objects.put
+	if e.packs.takes(name, size) {
+		put = e.objects.pack
+	}
+	if err := put(ctx, shard, name, size, r); err != nil {
 		return fmt.Errorf("putting object %s of %s: %w", name, shard, err)
 	}
 	return nil
 }
 
+// pack stores an object in a pack.
+func (o *objects) pack(ctx context.Context, shard, name string, size int64, r io.Reader) error {
+	if _, _, err := o.e.fs.Stat(o.path(shard, name)); err == nil {
+		return fmt.Errorf("%w: it exists", driver.ErrRefused)
+	}
+	return o.e.packs.put(ctx, shard, name, size, r)
+}
+
+// put stores an object as a file.
 func (o *objects) put(ctx context.Context, shard, name string, size int64, r io.Reader) (err error) {
 	final := o.path(shard, name)
-	if _, _, err := o.e.fs.Stat(final); err == nil {
+	if _, _, err := o.e.fs.Stat(final); err == nil || o.e.packs.has(shard, name) {
 		return fmt.Errorf("%w: it exists", driver.ErrRefused)
 	}
 	share, every := 1.0, int64(math.MaxInt64)
@@ -168,6 +181,12 @@ func (e *Engine) GetObject(_ context.Context, shard, name string, off int64, p [
 	if e.isClosed() {
 		return driver.ErrClosed
 	}
+	if found, err := e.packs.get(shard, name, off, p); found {
+		if err != nil {
+			return fmt.Errorf("reading object %s of %s: %w", name, shard, err)
+		}
+		return nil
+	}
 	path := e.objects.path(shard, name)
 	h, err := e.objects.open.get(path)
 	if err != nil {
@@ -195,6 +214,11 @@ func (e *Engine) DeleteObject(_ context.Context, shard, name string) error {
 	if e.isClosed() {
 		return driver.ErrClosed
 	}
+	if found, err := e.packs.remove(shard, name); err != nil {
+		return fmt.Errorf("deleting object %s of %s: %w", name, shard, err)
+	} else if found {
+		return nil
+	}
 	path := e.objects.path(shard, name)
 	e.objects.open.forget(path)
 	if err := ignoreNotExist(e.fs.Remove(path)); err != nil {
@@ -207,6 +231,15 @@ func (e *Engine) DeleteObject(_ context.Context, shard, name string) error {
 func (e *Engine) ListObjects(ctx context.Context, shard, prefix string, fn func(name string, size int64) error) error {
 	if err := driver.CheckShard(shard); err != nil {
 		return err
+	}
+	names, sizes := e.packs.list(shard, prefix)
+	for i, name := range names {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := fn(name, sizes[i]); err != nil {
+			return err
+		}
 	}
 	return e.objects.list(ctx, e.path(shardsDir, shard), "", prefix, fn)
 }
@@ -252,6 +285,9 @@ func (o *objects) list(ctx context.Context, dir, before, prefix string, fn func(
 
 // removeShard removes a shard's folder with all in it.
 func (o *objects) removeShard(shard string) error {
+	if err := o.e.packs.removeShard(shard); err != nil {
+		return fmt.Errorf("removing the objects of %s: %w", shard, err)
+	}
 	dir := o.e.path(shardsDir, shard)
 	o.open.forgetBelow(dir)
 	o.folders.forgetBelow(dir)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -52,7 +53,7 @@ func TestPowerCuts(t *testing.T) {
 }
 
 // tally counts what a run has seen.
-type tally struct{ acked, cuts, faults, unknownKept, unknownLost, objects, trims int }
+type tally struct{ acked, cuts, faults, unknownKept, unknownLost, objects, deleted, trims int }
 
 func (a *tally) add(b tally) {
 	a.acked += b.acked
@@ -61,6 +62,7 @@ func (a *tally) add(b tally) {
 	a.unknownKept += b.unknownKept
 	a.unknownLost += b.unknownLost
 	a.objects += b.objects
+	a.deleted += b.deleted
 	a.trims += b.trims
 }
 
@@ -76,6 +78,7 @@ type shardModel struct {
 	mayMan   []byte // a manifest whose outcome is unknown
 	tag      driver.Tag
 	objects  map[string][]byte
+	loose    map[string][]byte // objects that may be there: deleted, or their put failed
 }
 
 type worker struct {
@@ -95,7 +98,7 @@ func (w *worker) life() {
 	if cuts && w.rng.IntN(3) == 0 { // perhaps while opening
 		w.arm(w.rng.IntN(60))
 	}
-	cfg := Config{SegmentBytes: 32 << 10, Reserve: -1, FS: w.disk}
+	cfg := Config{SegmentBytes: 32 << 10, PackBytes: minPack, Reserve: -1, FS: w.disk}
 	e, err := Open("/data", cfg)
 	if err != nil {
 		if !w.gone(err) && !errors.Is(err, syscall.EIO) {
@@ -153,7 +156,7 @@ func (w *worker) arm(n int) {
 			disk.CutFromHook()
 			return nil
 		}
-		if faultIn--; faultIn < 0 && faults.Load() == 0 && strings.Contains(name, segmentsDir) && left%3 == 0 {
+		if faultIn--; faultIn < 0 && faults.Load() == 0 && (strings.Contains(name, segmentsDir) || strings.Contains(name, packsDir)) && left%3 == 0 {
 			switch op {
 			case faultfs.Sync:
 				faults.Add(1)
@@ -226,18 +229,106 @@ func (w *worker) check() bool {
 		if !w.fence(name, m) || !w.checkLog(name, m) {
 			return false
 		}
-		for o, want := range m.objects {
-			b := make([]byte, len(want))
-			err := w.e.GetObject(ctx, name, o, 0, b)
-			if w.gone(err) {
-				return false
-			}
-			if err != nil || !bytes.Equal(b, want) {
-				w.t.Errorf("seed %d: %s: object %s: %v", w.seed, name, o, err)
-			}
+		if !w.checkObjects(name, m) {
+			return false
 		}
 	}
 	return true
+}
+
+func (w *worker) checkObjects(name string, m *shardModel) bool {
+	listed := map[string]int64{}
+	err := w.e.ListObjects(ctx, name, "", func(o string, size int64) error {
+		listed[o] = size
+		return nil
+	})
+	if err == nil {
+		err = w.wantObjects(name, m.objects, func(o string) bool {
+			_, ok := listed[o]
+			delete(listed, o)
+			return ok
+		})
+	}
+	if err == nil {
+		there := maps.Clone(m.loose) // a later cut can bring one back
+		maps.DeleteFunc(there, func(o string, _ []byte) bool { _, ok := listed[o]; return !ok })
+		err = w.wantObjects(name, there, func(o string) bool { delete(listed, o); return true })
+	}
+	if err == nil && len(listed) > 0 {
+		err = fmt.Errorf("listed and never put: %v", listed)
+	}
+	if w.gone(err) {
+		return false
+	}
+	if err != nil {
+		w.t.Errorf("seed %d: %s: %v", w.seed, name, err)
+	}
+	return err == nil
+}
+
+// wantObjects compares objects with the store. Seen tells of each whether it was listed.
+func (w *worker) wantObjects(name string, objects map[string][]byte, seen func(o string) bool) error {
+	for o, want := range objects {
+		if !seen(o) {
+			return fmt.Errorf("object %s is not listed", o)
+		}
+		b := make([]byte, len(want))
+		if err := w.e.GetObject(ctx, name, o, 0, b); err != nil || !bytes.Equal(b, want) {
+			return fmt.Errorf("object %s of %d bytes: %w", o, len(want), err)
+		}
+	}
+	return nil
+}
+
+// putSome stores several objects at once, so that they share syncs, and deletes some.
+func (w *worker) putSome() bool {
+	name, m := w.any()
+	type outcome struct {
+		object string
+		data   []byte
+		err    error
+	}
+	n := 1 + w.rng.IntN(4)
+	results := make(chan outcome, n)
+	for range n {
+		w.counter++
+		o := outcome{object: fmt.Sprintf("v/%d/%d", m.epoch, w.counter), data: w.data()}
+		if w.rng.IntN(3) == 0 {
+			o.data = bytes.Repeat(append(o.data, byte(w.counter)), 4)
+		}
+		go func() {
+			o.err = w.e.PutObject(ctx, name, o.object, int64(len(o.data)), bytes.NewReader(o.data))
+			results <- o
+		}()
+	}
+	alive := true
+	for range n {
+		o := <-results
+		if o.err == nil {
+			m.objects[o.object] = o.data
+			w.tally.objects++
+			continue
+		}
+		m.loose[o.object] = o.data
+		if w.gone(o.err) {
+			alive = false
+		} else {
+			w.tally.faults++
+		}
+	}
+	for _, o := range slices.Sorted(maps.Keys(m.objects)) {
+		if !alive || w.rng.IntN(4) > 0 {
+			continue
+		}
+		m.loose[o] = m.objects[o]
+		delete(m.objects, o)
+		if err := w.e.DeleteObject(ctx, name, o); err == nil {
+			w.tally.deleted++
+		} else if alive = !w.gone(err); alive {
+			w.tally.faults++
+		}
+	}
+	return alive
 }
 
 func (w *worker) checkLog(name string, m *shardModel) bool {
@@ -276,7 +367,7 @@ func (w *worker) step() bool {
 	case k == 0 && len(w.shards) < 5:
 		w.counter++
 		name := fmt.Sprintf("s-%d", w.counter)
-		m := &shardModel{records: map[uint64][][]byte{}, maybe: map[uint64][][]byte{}, objects: map[string][]byte{}}
+		m := &shardModel{records: map[uint64][][]byte{}, maybe: map[uint64][][]byte{}, objects: map[string][]byte{}, loose: map[string][]byte{}}
 		w.shards[name] = m
 		return w.swap(name, m) && w.fence(name, m)
 	case len(w.shards) == 0:
@@ -302,16 +393,7 @@ func (w *worker) step() bool {
 		}
 		return true
 	case k < 19:
-		name, m := w.any()
-		w.counter++
-		o := fmt.Sprintf("v/%d/%d", m.epoch, w.counter)
-		data := w.data()
-		err := w.e.PutObject(ctx, name, o, int64(len(data)), bytes.NewReader(data))
-		if err == nil {
-			m.objects[o] = data
-			w.tally.objects++
-		}
-		return !w.gone(err)
+		return w.putSome()
 	default:
 		name, m := w.any()
 		return w.swap(name, m)

@@ -52,6 +52,14 @@ func (f osFile) Allocate(size int64) error {
 	return nil
 }
 
+func (f osFile) Punch(off, n int64) error {
+	err := ignoringEINTR(f.File, func(fd int) error { return punch(fd, off, n) })
+	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS) {
+		return &os.PathError{Op: "punch", Path: f.Name(), Err: err}
+	}
+	return nil
+}
+
 // ignoringEINTR runs call on f's descriptor, which stays open meanwhile.
 func ignoringEINTR(f *os.File, call func(fd int) error) error {
 	conn, err := f.SyscallConn()

@@ -14,6 +14,9 @@ type File interface {
 	Datasync() error
 	// Allocate makes the file size bytes long with blocks of its own; new bytes read as zeros.
 	Allocate(size int64) error
+	// Punch gives the blocks of n bytes from offset off back, which then read as zeros; both are multiples of a file system's block. Where the
+	// file system cannot do that, nothing happens.
+	Punch(off, n int64) error
 	// Size is the length in bytes.
 	Size() (int64, error)
 }

@@ -41,6 +41,7 @@ const (
 	Write    Op = "write"
 	Sync     Op = "sync"
 	Allocate Op = "allocate"
+	Punch    Op = "punch"
 	Rename   Op = "rename"
 	Remove   Op = "remove"
 	Mkdir    Op = "mkdir"
@@ -53,7 +54,7 @@ const (
 // Changes reports whether an operation changes what is stored.
 func (o Op) Changes() bool {
 	switch o {
-	case Write, Sync, Allocate, Rename, Remove, Mkdir, SyncDir:
+	case Write, Sync, Allocate, Punch, Rename, Remove, Mkdir, SyncDir:
 		return true
 	}
 	return false
@@ -89,9 +90,17 @@ type FS struct {
 // inode is a file or a folder.
 type inode struct {
 	dir    bool
-	data   []byte // what is read
-	synced []byte // what the disk has
-	dirty  []bool // by sector of data: the next sync writes it
+	data   []byte       // what is read
+	synced []byte       // what the disk has
+	dirty  []bool       // by sector of data: the next sync writes it
+	holes  map[int]bool // sectors of data without a place on the disk
+}
+
+func (n *inode) punch(s int) {
+	if n.holes == nil {
+		n.holes = map[int]bool{}
+	}
+	n.holes[s] = true
 }
 
 // change is one change of names.
@@ -188,7 +197,7 @@ func (f *FS) Clone() *FS {
 	copies := map[*inode]*inode{}
 	dup := func(n *inode) *inode {
 		if copies[n] == nil {
-			copies[n] = &inode{dir: n.dir, data: slices.Clone(n.data), synced: slices.Clone(n.synced), dirty: slices.Clone(n.dirty)}
+			copies[n] = &inode{dir: n.dir, data: slices.Clone(n.data), synced: slices.Clone(n.synced), dirty: slices.Clone(n.dirty), holes: maps.Clone(n.holes)}
 		}
 		return copies[n]
 	}
@@ -289,7 +298,7 @@ func (f *FS) used() (n int64) {
 	for _, node := range f.names {
 		if !seen[node] {
 			seen[node] = true
-			n += int64(len(node.data))
+			n += int64(len(node.data)) - sector*int64(len(node.holes))
 		}
 	}
 	return n

@@ -55,9 +55,30 @@ func (f *file) write(p []byte, off int64) error {
 	if err := f.grow(off + int64(len(p))); err != nil {
 		return err
 	}
+	if err := f.fill(off, off+int64(len(p))); err != nil {
+		return err
+	}
 	copy(f.node.data[off:], p)
 	for s := off / sector; s*sector < off+int64(len(p)); s++ {
 		f.mark(int(s))
+	}
+	return nil
+}
+
+// fill gives holes their blocks back, if the disk has the room.
+func (f *file) fill(from, to int64) error {
+	n := f.node
+	if len(n.holes) == 0 {
+		return nil
+	}
+	for s := int(from / sector); int64(s)*sector < to; s++ {
+		if !n.holes[s] {
+			continue
+		}
+		if f.fs.used()+sector > f.fs.capacity {
+			return &fs.PathError{Op: "write", Path: f.name, Err: syscall.ENOSPC}
+		}
+		delete(n.holes, s)
 	}
 	return nil
 }
@@ -111,7 +132,25 @@ func (f *file) Allocate(size int64) error {
 	if err := f.fs.begin(Allocate, f.name); err != nil {
 		return err
 	}
+	if err := f.fill(0, size); err != nil {
+		return err
+	}
 	return f.grow(size)
+}
+
+func (f *file) Punch(off, n int64) error {
+	f.fs.mu.Lock()
+	defer f.fs.mu.Unlock()
+	if err := f.fs.begin(Punch, f.name); err != nil {
+		return err
+	}
+	end := min(off+n, int64(len(f.node.data)))
+	for ; off < end; off += sector {
+		clear(f.node.data[off:min(off+sector, end)])
+		f.mark(int(off / sector))
+		f.node.punch(int(off / sector))
+	}
+	return nil
 }
 
 func (f *file) Size() (int64, error) {
