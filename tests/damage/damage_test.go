@@ -135,7 +135,7 @@ func kind(rel string) string {
 	switch el := strings.Split(rel, string(filepath.Separator)); {
 	case el[0] == "segments":
 		return "segment"
-	case len(el) > 3 && el[2] == "v":
+	case el[0] == "packs", len(el) > 3 && el[2] == "v": // short ones share files, long ones have their own
 		return "values"
 	case len(el) > 3 && el[2] == "c":
 		return "checkpoint"
@@ -181,7 +181,7 @@ func flip(t *testing.T, path string, at func(size int) int) {
 func TestDamage(t *testing.T) {
 	bin := testenv.Bin(t, "e2e")
 	ctx := t.Context()
-	origin := testenv.New(t, bin, "-checkpoint-bytes", "20000", "-segment-bytes", "65536")
+	origin := testenv.New(t, bin, "-checkpoint-bytes", "20000", "-segment-bytes", "262144")
 	origin.Start(t)
 	origin.Ready(ctx, t)
 	c, err := client.Dial(ctx, client.Config{Endpoints: []string{origin.Addr}})

@@ -173,6 +173,32 @@ func TestFullFileSystem(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
+	// Objects fill it once more, and when three of four are deleted there is room for others.
+	put := func(n int) error {
+		return e.PutObject(ctx, "s", fmt.Sprintf("v/2-%x", n), int64(len(data)), bytes.NewReader(data))
+	}
+	objects := 0
+	for err = nil; err == nil; objects++ {
+		err = put(objects)
+	}
+	if !errors.Is(err, driver.ErrNoSpace) || objects < 200 {
+		t.Fatalf("%d objects, then %v", objects, err)
+	}
+	for n := range objects {
+		if n%4 == 0 {
+			continue
+		}
+		if err := e.DeleteObject(ctx, "s", fmt.Sprintf("v/2-%x", n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	waitFor(t, "space of deleted objects", func() bool { return put(objects) == nil })
+	for n := range objects / 3 {
+		if err := put(objects + 1 + n); err != nil {
+			t.Fatalf("%d of %d objects after space was freed: %v", n, objects, err)
+		}
+	}
 }
 
 // waitFor polls until ok; each try does something that takes time itself.
@@ -199,7 +225,16 @@ func TestWriterProcess(t *testing.T) {
 	for range 50 {
 		seq++
 		_, _ = fmt.Fprintf(os.Stdout, "received %d\n", seq)
-		if err := appendRecord(e, ep, seq, bytes.Repeat([]byte{7}, 256)); err != nil {
+		data := bytes.Repeat([]byte{7}, 256)
+		if err := appendRecord(e, ep, seq, data); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = fmt.Fprintf(os.Stdout, "acknowledged %d\n", seq)
+	}
+	for n := range 50 {
+		seq++
+		_, _ = fmt.Fprintf(os.Stdout, "received %d\n", seq)
+		if err := e.PutObject(ctx, "s", fmt.Sprintf("v/1-%x", n), 2000, bytes.NewReader(make([]byte, 2000))); err != nil {
 			t.Fatal(err)
 		}
 		_, _ = fmt.Fprintf(os.Stdout, "acknowledged %d\n", seq)
@@ -216,7 +251,7 @@ var (
 )
 
 // TestSyncBeforeAcknowledgement: between receipt and acknowledgement of every record the kernel has completed a write to a segment and, begun
-// after it, a successful fdatasync of it.
+// after it, a successful fdatasync of it; likewise of every small object and the pack that it is in.
 func TestSyncBeforeAcknowledgement(t *testing.T) {
 	wanted(t, "strace")
 	base := t.TempDir()
@@ -254,6 +289,9 @@ func TestSyncBeforeAcknowledgement(t *testing.T) {
 			continue
 		}
 		segment := strings.Contains(args, "/segments/") && !strings.Contains(args, "next.tmp")
+		if received > 51 { // the fence was the first
+			segment = strings.Contains(args, "/packs/")
+		}
 		switch {
 		case name == "write" && start:
 			m := said.FindStringSubmatch(args)
@@ -267,7 +305,7 @@ func TestSyncBeforeAcknowledgement(t *testing.T) {
 				continue
 			}
 			if n != received || !written || !synced {
-				t.Fatalf("record %d was acknowledged; received %d, written %v, synced %v", n, received, written, synced)
+				t.Fatalf("record or object %d was acknowledged; received %d, written %v, synced %v", n, received, written, synced)
 			}
 			acknowledged++
 		case name == "pwrite64" && end && segment:
@@ -281,7 +319,7 @@ func TestSyncBeforeAcknowledgement(t *testing.T) {
 			}
 		}
 	}
-	if acknowledged != 50 {
-		t.Fatalf("%d acknowledgements were observed, want 50", acknowledged)
+	if acknowledged != 100 {
+		t.Fatalf("%d acknowledgements were observed, want 100", acknowledged)
 	}
 }
