@@ -36,6 +36,8 @@ const (
 	Admin
 	// ServerAdmin is the grant server-admin: keyspaces, and how the server is. It includes no data.
 	ServerAdmin
+	// Metrics is the grant metrics, or ServerAdmin: reading metrics, and nothing else.
+	Metrics
 
 	needs // how many there are
 )
@@ -53,6 +55,8 @@ func (n Need) String() string {
 		return "admin"
 	case ServerAdmin:
 		return serverAdmin
+	case Metrics:
+		return metricsGrant
 	}
 	return "a token"
 }
@@ -71,6 +75,7 @@ var (
 		Write:       denied("the role write in the keyspace"),
 		Admin:       denied("the role admin in the keyspace"),
 		ServerAdmin: denied("the grant " + serverAdmin),
+		Metrics:     denied("the grant " + metricsGrant + " or " + serverAdmin),
 	}
 )
 

@@ -21,6 +21,7 @@ const (
 
 const (
 	serverAdmin  = "server-admin"
+	metricsGrant = "metrics"
 	allKeyspaces = "*"
 	expiresWord  = "expires="
 )
@@ -38,6 +39,7 @@ type Entry struct {
 	all       Need            // role in the keyspaces that are not named; AnyToken = none
 	most      Need            // the highest of all roles; AnyToken = none
 	server    bool
+	metrics   bool
 	passes    [needs]Pass
 }
 
@@ -59,6 +61,8 @@ func (e *Entry) may(need Need, keyspace string) bool {
 		return true
 	case ServerAdmin:
 		return e.server
+	case Metrics:
+		return e.server || e.metrics
 	case See:
 		return e.server || e.role(keyspace) >= Read
 	}
@@ -72,6 +76,8 @@ func (e *Entry) mayAnywhere(need Need) bool {
 		return true
 	case ServerAdmin:
 		return e.server
+	case Metrics:
+		return e.server || e.metrics
 	case See:
 		return e.server || e.most >= Read
 	}
@@ -166,8 +172,8 @@ func parseEntry(words []string) (*Entry, error) {
 	if len(e.keyspaces) > MaxTokenGrants {
 		return nil, fmt.Errorf("%s: it names %d keyspaces; at most %d are allowed", e.Name, len(e.keyspaces), MaxTokenGrants)
 	}
-	if len(e.keyspaces) == 0 && e.all == AnyToken && !e.server {
-		return nil, fmt.Errorf("%s: it grants nothing; want KEYSPACE=read, =write or =admin, *=..., or server-admin", e.Name)
+	if len(e.keyspaces) == 0 && e.all == AnyToken && !e.server && !e.metrics {
+		return nil, fmt.Errorf("%s: it grants nothing; want KEYSPACE=read, =write or =admin, *=..., or server-admin, or metrics", e.Name)
 	}
 	for n := range e.passes {
 		e.passes[n] = Pass{entry: e, need: Need(n)}
@@ -175,10 +181,14 @@ func parseEntry(words []string) (*Entry, error) {
 	return e, nil
 }
 
-// grant takes one word: server-admin, expires=TIME, *=ROLE or KEYSPACE=ROLE.
+// grant takes one word: server-admin, metrics, expires=TIME, *=ROLE or KEYSPACE=ROLE.
 func (e *Entry) grant(word string) error {
-	if word == serverAdmin {
+	switch word {
+	case serverAdmin:
 		e.server = true
+		return nil
+	case metricsGrant:
+		e.metrics = true
 		return nil
 	}
 	if text, ok := strings.CutPrefix(word, expiresWord); ok && looksLikeTime(text) {
@@ -192,7 +202,7 @@ func (e *Entry) grant(word string) error {
 	keyspace, name, ok := strings.Cut(word, "=")
 	role := map[string]Need{"read": Read, "write": Write, "admin": Admin}[name]
 	if !ok || role == AnyToken {
-		return errors.New("a grant is KEYSPACE=read, =write or =admin, *=... for all keyspaces, or " + serverAdmin)
+		return errors.New("a grant is KEYSPACE=read, =write or =admin, *=... for all keyspaces, or " + serverAdmin + ", or " + metricsGrant)
 	}
 	e.most = max(e.most, role)
 	if keyspace == allKeyspaces {

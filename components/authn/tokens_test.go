@@ -37,7 +37,7 @@ func tokensFile(tb testing.TB, lines string) (t *Tokens, file string) {
 func tokenOf(name string) string { return "token-of-" + strings.Repeat(name+"-", 8) }
 
 func hashed(lines string) string {
-	for _, name := range []string{"a", "b", "c", "d", "e"} {
+	for _, name := range []string{"a", "b", "c", "d", "e", "f"} {
 		lines = strings.ReplaceAll(lines, "TOKEN-"+name, HashOf(tokenOf(name)))
 	}
 	return lines
@@ -124,6 +124,7 @@ b TOKEN-b k=write other=read
 c TOKEN-c default=admin
 d TOKEN-d *=write k=read
 e TOKEN-e server-admin
+f TOKEN-f metrics
 `)
 	for _, tc := range []struct {
 		token, keyspace string
@@ -140,7 +141,8 @@ e TOKEN-e server-admin
 		{"c", "k", []Need{AnyToken}},
 		{"d", "k", []Need{AnyToken, See, Read}},
 		{"d", "any", []Need{AnyToken, See, Read, Write}},
-		{"e", "k", []Need{AnyToken, See, ServerAdmin}},
+		{"e", "k", []Need{AnyToken, See, ServerAdmin, Metrics}},
+		{"f", "k", []Need{AnyToken, Metrics}},
 	} {
 		for need := range needs {
 			want := false

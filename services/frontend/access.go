@@ -133,7 +133,7 @@ func (s *Server) keyspace(ctx context.Context, name string) (*Keyspace, *kverr.E
 // errNoKeyspace is for those who have a role in a keyspace that is not there, and need not know which are.
 var errNoKeyspace = &kverr.Error{Kind: kverr.NotFound, Message: "the keyspace does not exist (yet, or any more)"}
 
-// refusals logs refused calls: of strangers at most one a second, and of known callers, whom the strangers do not drown, as many; each with
+// refusals counts refused calls and logs them: of strangers at most one a second, and of known callers, whom the strangers do not drown, as many; each with
 // how many were left out. Never what came in place of a token.
 type refusals struct {
 	cfg *Config
@@ -149,6 +149,7 @@ type turn struct {
 }
 
 func (r *refusals) note(ctx context.Context, method string, err *kverr.Error) {
+	r.cfg.Meter.Refused(err.Kind)
 	now := r.cfg.Now()
 	r.mu.Lock()
 	t := &r.strangers

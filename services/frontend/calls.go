@@ -50,6 +50,9 @@ func (c *Calls) Admit(ctx context.Context, call string, authorization []string, 
 // Note logs an error of a call, if it is the server's fault.
 func (c *Calls) Note(call string, err error) { c.server.faults.note(call, err) }
 
+// Meter is who counts for the face.
+func (c *Calls) Meter() Meter { return c.server.cfg.Meter }
+
 // address is a peer's, as net/http tells it.
 type address string
 

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -69,7 +70,7 @@ func (s *Server) item(where string, err *kverr.Error) *kvv1.Error {
 	return kverr.Item(err)
 }
 
-// guarded is a service whose calls have come by a door, and whose errors are noted. It wraps the handlers themselves, for an
+// guarded is a service whose calls have come by a door and are counted, and whose errors are noted. It wraps the handlers themselves, for an
 // interceptor costs every call two allocations.
 func (s *Server) guarded(d *grpc.ServiceDesc) *grpc.ServiceDesc {
 	out := *d
@@ -77,28 +78,42 @@ func (s *Server) guarded(d *grpc.ServiceDesc) *grpc.ServiceDesc {
 	for i := range out.Methods {
 		m := &out.Methods[i]
 		name, handle := m.MethodName, m.Handler
+		counter := s.cfg.Meter.Call(d.ServiceName, name, false)
 		m.Handler = func(srv any, ctx context.Context, dec func(any) error, in grpc.UnaryServerInterceptor) (any, error) {
 			if err := s.cameByDoor(ctx); err != nil {
 				return nil, err
 			}
+			began := s.since()
+			s.calls.Add(1)
 			resp, err := handle(srv, ctx, dec, in)
+			s.calls.Add(-1)
 			if err != nil {
 				s.faults.note(name, err)
 			}
+			s.count(counter, began, err)
 			return resp, err
 		}
 	}
 	for i := range out.Streams {
 		m := &out.Streams[i]
 		name, handle := m.StreamName, m.Handler
+		lasts, underWay := lasting[name], &s.calls
+		if lasts {
+			underWay = new(atomic.Int64) // they are counted by kind
+		}
+		counter := s.cfg.Meter.Call(d.ServiceName, name, lasts)
 		m.Handler = func(srv any, stream grpc.ServerStream) error {
 			if err := s.cameByDoor(stream.Context()); err != nil {
 				return err
 			}
+			began := s.since()
+			underWay.Add(1)
 			err := handle(srv, stream)
+			underWay.Add(-1)
 			if err != nil {
 				s.faults.note(name, err)
 			}
+			s.count(counter, began, err)
 			return err
 		}
 	}

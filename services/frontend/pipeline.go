@@ -6,6 +6,7 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/mem"
@@ -62,8 +63,9 @@ type visit struct {
 
 // inbound is a frame received, kept until its last operation is answered.
 type inbound struct {
-	buf  mem.Buffer
-	left int // operations not answered; the writer's
+	buf   mem.Buffer
+	began time.Duration // when it came, by Server.since
+	left  int           // operations not answered; the writer's
 }
 
 // operation is one operation of a stream, from decoding to its result on the wire. It comes from a pool.
@@ -136,6 +138,8 @@ func (k *kvService) Pipeline(stream grpc.BidiStreamingServer[kvv1.PipelineReques
 		}
 		poke(p.wake)
 	}()
+	k.pipelines.Add(1)
+	defer p.end()
 	// When the handler returns first, the stream's context ends and with it the reader.
 	return p.write()
 }
@@ -199,12 +203,12 @@ func (p *pipeline) accept(buf mem.Buffer) error {
 	if err := p.waitForRoom(int64(n), int64(len(b))); err != nil {
 		return err
 	}
-	in := &inbound{buf: buf, left: n}
+	in := &inbound{buf: buf, began: p.server.since(), left: n}
 	ns, fault := p.server.namespace(p.ctx, p.head.keyspace, p.head.namespace, kvv1.NamespaceKind_NAMESPACE_KIND_KV)
 	if fault != nil && fault.Kind == kverr.Unauthenticated {
 		// The stream came with a token that is good no more. It ends once all that was taken before is answered; nothing of this frame
 		// was applied, and the client may come again with another token.
-		p.ops.Add(-int64(n))
+		p.answered(int64(n))
 		p.size.Add(-int64(len(b)))
 		return fault
 	}
@@ -246,6 +250,7 @@ func (p *pipeline) waitForRoom(ops, bytes int64) error {
 			return errStopping
 		case now+ops <= maxOutstandingOps && (size == 0 || size+bytes <= maxOutstandingBytes):
 			if p.ops.CompareAndSwap(now, now+ops) {
+				p.server.operations.Add(ops)
 				p.size.Add(bytes)
 				return nil
 			}
@@ -257,6 +262,19 @@ func (p *pipeline) waitForRoom(ops, bytes int64) error {
 			return kverr.From(p.ctx.Err())
 		}
 	}
+}
+
+// answered counts operations as outstanding no more.
+func (p *pipeline) answered(n int64) {
+	if p.ops.Add(-n) >= 0 { // otherwise end has taken them off
+		p.server.operations.Add(-n)
+	}
+}
+
+// end takes off what nobody will answer any more, and lets nothing more in. The writer calls it.
+func (p *pipeline) end() {
+	p.server.operations.Add(-max(0, p.ops.Swap(stopped)))
+	p.server.pipelines.Add(-1)
 }
 
 // begin validates an operation and sends it on its way: unless it returns an error, the operation is no longer the

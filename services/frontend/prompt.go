@@ -247,6 +247,7 @@ func (p *promptService) Lookup(ctx context.Context, req *kvv1.LookupRequest) (*k
 	}
 	resp := &kvv1.LookupResponse{Bitmap: make([]byte, (len(keys)+7)/8)}
 	if len(found) == 0 {
+		p.lookups.add(0, len(keys))
 		resp.Header = p.headerOf(sc.ns, nil)
 		return resp, nil
 	}
@@ -281,6 +282,7 @@ func (p *promptService) Lookup(ctx context.Context, req *kvv1.LookupRequest) (*k
 		resp.Blocks = append(resp.Blocks, &infos[n])
 	}
 	resp.Count = uint32(len(resp.Blocks))
+	p.lookups.add(len(resp.Blocks), len(keys)-len(resp.Blocks))
 	if req.LeaseMs > 0 && resp.Count > 0 {
 		resp.Lease, resp.LeaseExpiresMs = g.lease(lease)
 	}

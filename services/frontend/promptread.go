@@ -46,8 +46,10 @@ func (p *promptService) Read(req *kvv1.ReadRequest, stream grpc.ServerStreamingS
 			return err
 		}
 		if there {
+			p.reads.add(1, 0)
 			continue
 		}
+		p.reads.add(0, 1)
 		if err := r.message(uint32(i), nil, nil, kvv1.BlockStatus_BLOCK_STATUS_MISS); err != nil {
 			return err
 		}

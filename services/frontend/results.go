@@ -115,12 +115,14 @@ func (p *pipeline) encode(first *operation) (buf mem.Buffer, last *operation) {
 	return mem.NewBuffer(room, pool), last
 }
 
-// retire frees the operations from first to last and returns what comes after.
+// retire counts and frees the operations from first to last and returns what comes after.
 func (p *pipeline) retire(first, last *operation) *operation {
 	var ops, bytes, held int64
+	t := tally{server: p.server, now: p.server.since()}
 	for o := first; ; {
 		next, end := o.next, o == last
 		ops++
+		t.add(o)
 		held += o.held
 		if o.frame.left--; o.frame.left == 0 {
 			bytes += int64(o.frame.buf.Len())
@@ -132,8 +134,9 @@ func (p *pipeline) retire(first, last *operation) *operation {
 			if held > 0 {
 				p.fetches.give(held)
 			}
+			t.flush()
 			p.size.Add(-bytes)
-			p.ops.Add(-ops)
+			p.answered(ops)
 			poke(p.room)
 			return next
 		}

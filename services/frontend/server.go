@@ -51,6 +51,8 @@ type Config struct {
 	// Log gets what goes wrong here by no fault of the requests, with its cause, which users are not told; never keys or values.
 	// Default: nowhere.
 	Log *slog.Logger
+	// Meter counts what requests do. Default: nobody.
+	Meter Meter
 	// Now is the clock; default time.Now.
 	Now func() time.Time
 }
@@ -77,6 +79,9 @@ func (c *Config) EnsureDefaults() {
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Meter == nil {
+		c.Meter = uncounted{}
 	}
 	if c.Now == nil {
 		c.Now = time.Now
@@ -116,6 +121,14 @@ type Server struct {
 	catalog   atomic.Pointer[catalog]
 	reloading sync.Mutex // held while the catalog is made anew
 
+	epoch          time.Time // of since
+	verbs          [len(verbNames)]Counter
+	calls          atomic.Int64 // under way, but for lasting ones
+	pipelines      atomic.Int64 // Pipeline streams
+	operations     atomic.Int64 // of them, not answered
+	resyncs        atomic.Int64 // ever
+	lookups, reads foundCount   // of blocks
+
 	watches  atomic.Int64  // Watch streams
 	stopping chan struct{} // closed by Stop, with stopped
 	stopped  context.Context
@@ -132,6 +145,10 @@ func New(cfg Config, shards Shards, dir Directory) (*Server, error) {
 		cfg: cfg, shards: shards, dir: dir, started: cfg.Now(), faults: faults{log: cfg.Log, now: cfg.Now}, stopping: make(chan struct{}),
 	}
 	s.refusals.cfg = &s.cfg
+	s.epoch = time.Now()
+	for v, name := range verbNames {
+		s.verbs[v] = cfg.Meter.Operation("pipeline", name)
+	}
 	stopped, cancel := context.WithCancel(context.Background())
 	s.stopped = stopped
 	s.stop = sync.OnceFunc(func() {

@@ -260,6 +260,7 @@ func (w *watcher) finish(x *watching, err error) error {
 
 // resync begins a watch anew, with the state of all its shards, when one of them has to tell its own anew: the client knows no shards. Mutex held.
 func (w *watcher) resync(x *watching) error {
+	w.server.resyncs.Add(1)
 	w.follower.Remove(x.number)
 	delete(w.all, x.number)
 	w.add(x, x.anew())

@@ -21,6 +21,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+	"unicode"
 
 	"kvstore/components/kverr"
 	"kvstore/services/frontend"
@@ -104,6 +105,7 @@ type Gateway struct {
 	cfg       Config
 	calls     *frontend.Calls
 	resources []resource
+	counters  map[string]frontend.Counter // by operation id; none for watches
 	server    *http.Server
 	origins   *http.CrossOriginProtection
 
@@ -119,6 +121,12 @@ func New(cfg Config, calls *frontend.Calls) (*Gateway, error) {
 		return nil, err
 	}
 	g := &Gateway{cfg: cfg, calls: calls, resources: newResources(routes), origins: http.NewCrossOriginProtection()}
+	g.counters = make(map[string]frontend.Counter)
+	for i := range routes {
+		if !routes[i].watch {
+			g.counters[routes[i].id] = calls.Meter().Operation("rest", operationName(routes[i].id))
+		}
+	}
 	g.server = &http.Server{
 		Handler: g, ReadHeaderTimeout: cfg.HeaderTimeout, IdleTimeout: cfg.IdleTimeout, MaxHeaderBytes: netMaxHeader, ErrorLog: cfg.ErrorLog,
 		ConnState: g.count,
@@ -189,7 +197,7 @@ func (q *request) extend(set func(time.Time) error) {
 	_ = set(time.Now().Add(q.g.cfg.StallTimeout))
 }
 
-// serve finds the operation, lets the caller in, and carries it out.
+// serve finds the operation, carries it out and counts it.
 func (q *request) serve() error {
 	if err := q.sane(); err != nil {
 		return err
@@ -198,6 +206,40 @@ func (q *request) serve() error {
 	if err != nil || rt == nil {
 		return err
 	}
+	began := time.Now()
+	err = q.answer(rt)
+	if c := q.g.counters[rt.id]; c != nil {
+		if err == nil {
+			c.Done(1, time.Since(began))
+		} else {
+			c.Failed(1, time.Since(began), kindOf(err))
+		}
+	}
+	return err
+}
+
+// kindOf is the kind of an error that a request ended with. Those that HTTP alone has are about the request.
+func kindOf(err error) kverr.Kind {
+	if ref, ok := errors.AsType[*refusal](err); ok && ref.status < http.StatusInternalServerError {
+		return kverr.InvalidArgument
+	}
+	return kverr.KindOf(err)
+}
+
+// operationName is put_key for putKey.
+func operationName(id string) string {
+	var name strings.Builder
+	for _, c := range id {
+		if unicode.IsUpper(c) {
+			name.WriteByte('_')
+		}
+		name.WriteRune(unicode.ToLower(c))
+	}
+	return name.String()
+}
+
+// answer lets the caller in and carries the operation out.
+func (q *request) answer(rt *route) (err error) {
 	ctx := q.r.Context()
 	if rt.call != "" {
 		if ctx, err = q.g.calls.Admit(ctx, rt.call, q.r.Header["Authorization"], q.r.RemoteAddr); err != nil {

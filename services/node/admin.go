@@ -47,9 +47,9 @@ func (r *readiness) err() error {
 }
 
 // newAdmin is the admin port: /livez says that the process runs, /readyz that it serves reads and writes, or why not. With tokens
-// both tell those without one nothing more than that, and profiles need the grant server-admin; without tokens profiles are for callers
-// on this machine alone.
-func newAdmin(ready *readiness, d *doors) *http.Server {
+// both tell those without one nothing more than that, metrics need the grant metrics or server-admin, and profiles server-admin; without tokens
+// metrics are for whoever reaches the port, and profiles for callers on this machine alone.
+func newAdmin(ready *readiness, d *doors, metrics http.Handler) *http.Server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
@@ -63,6 +63,13 @@ func newAdmin(ready *readiness, d *doors) *http.Server {
 		}
 		fmt.Fprintln(w, "ok")
 	})
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
+		if err := d.may(r, authn.Metrics); err != nil {
+			refuse(w, err)
+			return
+		}
+		metrics.ServeHTTP(w, r)
+	})
 	for path, h := range map[string]http.HandlerFunc{
 		"/debug/pprof/": pprof.Index, "/debug/pprof/cmdline": pprof.Cmdline, "/debug/pprof/profile": pprof.Profile,
 		"/debug/pprof/symbol": pprof.Symbol, "/debug/pprof/trace": pprof.Trace,
@@ -75,12 +82,23 @@ func newAdmin(ready *readiness, d *doors) *http.Server {
 }
 
 // mayAdmin tells whether a request comes from who may administer the server.
-func (d *doors) mayAdmin(r *http.Request) *kverr.Error {
-	pass, err := d.tokens.Admit(r.Header["Authorization"], authn.ServerAdmin)
+func (d *doors) mayAdmin(r *http.Request) *kverr.Error { return d.may(r, authn.ServerAdmin) }
+
+// may tells whether a request comes with a token that has what is needed, which no keyspace is named for.
+func (d *doors) may(r *http.Request, need authn.Need) *kverr.Error {
+	pass, err := d.tokens.Admit(r.Header["Authorization"], need)
 	if err != nil {
 		return err
 	}
 	return d.tokens.Check(pass, "")
+}
+
+// refuse answers who may not come in.
+func refuse(w http.ResponseWriter, err *kverr.Error) {
+	if err.Kind == kverr.Unauthenticated {
+		w.Header().Set("WWW-Authenticate", "Bearer")
+	}
+	http.Error(w, err.Message, err.Kind.HTTPStatus())
 }
 
 // operatorsOnly refuses callers who may not administer the server; without tokens, those on other machines. The address is that of the
@@ -90,10 +108,7 @@ func (d *doors) operatorsOnly(h http.HandlerFunc) http.HandlerFunc {
 		err := d.mayAdmin(r)
 		switch {
 		case err != nil:
-			if err.Kind == kverr.Unauthenticated {
-				w.Header().Set("WWW-Authenticate", "Bearer")
-			}
-			http.Error(w, err.Message, err.Kind.HTTPStatus())
+			refuse(w, err)
 		case d.tokens.Open() && !loopback(r.RemoteAddr):
 			http.Error(w, "profiles are served to this machine alone", http.StatusForbidden)
 		default:
@@ -103,8 +118,8 @@ func (d *doors) operatorsOnly(h http.HandlerFunc) http.HandlerFunc {
 }
 
 // serveAdmin serves until stop is called.
-func serveAdmin(l net.Listener, ready *readiness, d *doors) (stop func(context.Context) error) {
-	srv := newAdmin(ready, d)
+func serveAdmin(l net.Listener, ready *readiness, d *doors, metrics http.Handler) (stop func(context.Context) error) {
+	srv := newAdmin(ready, d, metrics)
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(d.adminListener(l)) }()
 	return func(ctx context.Context) error {

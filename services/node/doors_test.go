@@ -85,7 +85,8 @@ func TestDoorsToOtherMachines(t *testing.T) {
 // TestAdminDoor: who is told what on the admin port, with tokens and without.
 func TestAdminDoor(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "tokens")
-	lines := "ops " + authn.HashOf(strings.Repeat("ops", 10)) + " server-admin\napp " + authn.HashOf(strings.Repeat("app", 10)) + " *=admin\n"
+	lines := "ops " + authn.HashOf(strings.Repeat("ops", 10)) + " server-admin\napp " + authn.HashOf(strings.Repeat("app", 10)) + " *=admin\nprom " +
+		authn.HashOf(strings.Repeat("prom", 10)) + " metrics\n"
 	if err := os.WriteFile(file, []byte(lines), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +104,7 @@ func TestAdminDoor(t *testing.T) {
 		if token != "" {
 			r.Header.Set("Authorization", "Bearer "+strings.Repeat(token, 10))
 		}
-		newAdmin(&ready, &doors{tokens: tokens, log: slog.New(slog.NewTextHandler(&log, nil))}).Handler.ServeHTTP(w, r)
+		newAdmin(&ready, &doors{tokens: tokens, log: slog.New(slog.NewTextHandler(&log, nil))}, http.NotFoundHandler()).Handler.ServeHTTP(w, r)
 		return w.Code, w.Body.String()
 	}
 	const here, there = "127.0.0.1:5", "10.0.0.9:5"
@@ -116,6 +117,13 @@ func TestAdminDoor(t *testing.T) {
 		{authn.Anyone, "/readyz", here, "", 503, true},
 		{authn.Anyone, "/debug/pprof/cmdline", here, "", 200, false},
 		{authn.Anyone, "/debug/pprof/cmdline", there, "", 403, false},
+		{authn.Anyone, "/metrics", there, "", 404, false}, // whoever reaches the port
+		{tokens, "/metrics", here, "", 401, false},
+		{tokens, "/metrics", here, "app", 403, false},
+		{tokens, "/metrics", there, "prom", 404, false},
+		{tokens, "/metrics", there, "ops", 404, false},
+		{tokens, "/debug/pprof/heap", there, "prom", 403, false},
+		{tokens, "/readyz", there, "prom", 503, false},
 		{tokens, "/livez", there, "", 200, false},
 		{tokens, "/readyz", here, "", 503, false},
 		{tokens, "/readyz", there, "app", 503, false},

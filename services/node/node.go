@@ -34,6 +34,7 @@ import (
 	"kvstore/services/frontend"
 	"kvstore/services/gateway"
 	"kvstore/services/resp"
+	"kvstore/services/telemetry"
 )
 
 // Node is one process. Its doors are open from New on; it serves between the start and the end of Run.
@@ -49,6 +50,7 @@ type Node struct {
 	served   chan struct{} // closed once it serves
 	failed   chan error    // gets what ends a server unasked
 	progress progress
+	metrics  *telemetry.Telemetry
 }
 
 // New checks the configuration, reads the doors' files and opens the doors, so that a taken port or a bad certificate is known at once. Run must be called, or Close.
@@ -58,6 +60,7 @@ func New(cfg Config) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{cfg: cfg, served: make(chan struct{}), failed: make(chan error, 4)}
+	n.metrics = telemetry.New(telemetry.Info{Version: cfg.Version, Target: cfg.Target, Engine: cfg.Engine})
 	n.progress.out = cfg.Progress
 	n.ready.set("starting")
 	var err error
@@ -170,7 +173,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	}()
 
 	open.add(n.doors.watch())
-	open.add(serveAdmin(n.admin, &n.ready, n.doors))
+	open.add(serveAdmin(n.admin, &n.ready, n.doors, n.metrics.Handler(log)))
 	if n.cfg.Insecure {
 		log.Warn("insecure: doors may be open to other machines without TLS, or without a way to know who comes",
 			append(n.doors.describe(), n.describe()...)...)
@@ -261,7 +264,7 @@ func (n *Node) keeperConfig() keeper.Config {
 func (n *Node) serveUsers(open *closers, shards frontend.Shards, dir frontend.Directory, status func(context.Context) (*kvv1.StatusResponse, error)) error {
 	front, err := frontend.New(frontend.Config{
 		Access:        n.doors.tokens,
-		MaxValueBytes: n.cfg.MaxValueBytes, Version: n.cfg.Version, Log: n.cfg.Log, Status: status,
+		MaxValueBytes: n.cfg.MaxValueBytes, Version: n.cfg.Version, Log: n.cfg.Log, Status: status, Meter: n.metrics.Requests(),
 	}, shards, dir)
 	if err != nil {
 		return err
@@ -269,6 +272,7 @@ func (n *Node) serveUsers(open *closers, shards frontend.Shards, dir frontend.Di
 	if n.resp != nil {
 		open.add(n.serveRESP(front))
 	}
+
 	open.add(n.serveGRPC(front))
 	if n.rest == nil {
 		return nil
@@ -382,7 +386,7 @@ func (n *Node) serveGRPC(front *frontend.Server) (stop func(context.Context) err
 // serveREST serves the same by HTTP.
 func (n *Node) serveREST(front *frontend.Server) (stop func(context.Context) error, err error) {
 	g, err := gateway.New(gateway.Config{
-		Local: n.doors.tokens.Open() && loopback(n.RESTAddr()), ErrorLog: log.New(n.doors, "", 0),
+		Local: n.doors.tokens.Open() && loopback(n.RESTAddr()), ErrorLog: log.New(n.doors, "", 0), Metrics: n.metrics.Handler(n.cfg.Log),
 	}, front.Calls())
 	if err != nil {
 		return nil, err

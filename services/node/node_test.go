@@ -232,7 +232,7 @@ func TestReadinessTellsWhy(t *testing.T) {
 		w := httptest.NewRecorder()
 		req := httptest.NewRequest(http.MethodGet, path, nil)
 		req.RemoteAddr = from
-		newAdmin(&r, &doors{tokens: authn.Anyone}).Handler.ServeHTTP(w, req)
+		newAdmin(&r, &doors{tokens: authn.Anyone}, http.NotFoundHandler()).Handler.ServeHTTP(w, req)
 		return w.Code, w.Body.String()
 	}
 	const here, there = "127.0.0.1:5", "10.0.0.9:5"

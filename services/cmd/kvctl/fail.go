@@ -106,7 +106,7 @@ func hint(s *session, err error) string {
 		}
 		return "set KVSTORE_TOKEN, or name a file with --token-file; kvctl token new makes tokens for the server's tokens file"
 	case kverr.PermissionDenied:
-		return "whoever keeps the server's tokens file can grant it: KEYSPACE=read, =write or =admin, or server-admin"
+		return "whoever keeps the server's tokens file can grant it: KEYSPACE=read, =write or =admin, or server-admin, or metrics"
 	case kverr.InvalidArgument:
 		if s.c == nil && s.door.exposed() {
 			return "--ca FILE or --tls turns TLS on; --insecure sends the token nevertheless"

@@ -20,7 +20,7 @@ output; the token itself, which nobody can find out again, to standard error, or
 changed file within a second.
 
 A grant is KEYSPACE=read, =write or =admin (each includes the one before), *=... for all keyspaces that are not named, or
-server-admin, which makes and removes keyspaces and sees how the server is.
+server-admin, which makes and removes keyspaces and sees how the server is, or metrics, which reads /metrics and nothing else.
 
   kvctl token new app --grant default=write >> tokens
   kvctl token new ops --grant '*=admin,server-admin' --for 720h --out ops.token >> tokens

@@ -109,7 +109,7 @@ func parse(args []string, stderr io.Writer) (node.Config, error) {
 	f.IntVar(&cfg.Instance, "instance", 0, fmt.Sprintf("shifts the default ports by this `number`, 0 to %d, for several servers on one machine", node.MaxInstance))
 	f.StringVar(&cfg.GRPCListen, "grpc-listen", "", "`address` of the gRPC API; port 0 takes any (default "+node.DoorGRPC.Loopback(0)+" for instance 0)")
 	f.StringVar(&cfg.RESTListen, "rest-listen", "", "`address` of REST; port 0 takes any, off opens none (default "+node.DoorREST.Loopback(0)+" for instance 0)")
-	f.StringVar(&cfg.AdminListen, "admin-listen", "", "`address` of /livez and /readyz (default "+node.DoorAdmin.Loopback(0)+" for instance 0)")
+	f.StringVar(&cfg.AdminListen, "admin-listen", "", "`address` of /livez, /readyz and /metrics (default "+node.DoorAdmin.Loopback(0)+" for instance 0)")
 	f.StringVar(&cfg.RESPListen, "resp-listen", "", "`address` for Redis's protocol, such as "+node.DoorRESP.Loopback(0)+"; port 0 takes any (default: none). Where tokens are wanted, AUTH takes the keyspace as user and a token as password")
 	databases := f.String("resp-namespaces", "", "`names` with commas: the namespaces that SELECT 0, 1, ... means there (default \"default\" alone)")
 	f.StringVar(&cfg.Access.TLS.Cert, "tls-cert", "", "`file` with the server's certificate (PEM): TLS 1.3 on the gRPC API, REST, RESP and the admin port; followed without a restart, as all files of doors")
@@ -220,7 +220,7 @@ Try it with kvctl, from another terminal:
   kvctl put greeting hello && kvctl get greeting
 
 A signal (Ctrl-C, SIGTERM) ends it in order; kill -9 loses nothing that was acknowledged.
-/livez and /readyz on the admin port tell how it is; kvstored healthcheck asks, for containers.
+/livez, /readyz and /metrics on the admin port tell how it is; kvstored healthcheck asks, for containers.
 
 On loopback it needs no credentials, unless -tokens is given. To serve other machines it needs TLS and a way to know who
 comes:
