@@ -98,8 +98,6 @@ func (r *rules) frontends(t *testing.T) {
 	if err != nil || found.Count != 1 {
 		t.Fatal(found, err)
 	}
-	before := r.owners.all(t.Context(), t)
-
 	// One that cannot find shards says so, and no other one does. Without placement nobody finds any, and all go on with what they know.
 	r.c.Frontends[0].Sidecar.Kill()
 	unready(t, r.c.Frontends[0], "its daprd does not answer")
@@ -121,6 +119,7 @@ func (r *rules) frontends(t *testing.T) {
 	}
 	r.c.Placement.Start(t)
 	r.c.Await(t.Context(), t)
+	before := r.owners.settled(t.Context(), t, nil)
 
 	// A chain of writes, each upon the version of the one before: if one was lost, or done twice, the next is refused.
 	ctx, cancel := context.WithCancel(t.Context())
