@@ -17,6 +17,7 @@ import (
 	"kvstore/actors/host/daprhost"
 	"kvstore/actors/shard"
 	"kvstore/components/kverr"
+	"kvstore/components/wal"
 	kvv1 "kvstore/proto/gen/kvstore/v1"
 	"kvstore/services/catalog"
 	"kvstore/services/dataplane"
@@ -129,13 +130,25 @@ func (n *Node) startShard(ctx context.Context, open *closers) (ready func() erro
 		return nil
 	})
 	shards.Begin()
-	open.add(func(ctx context.Context) error { return shards.Close(ctx, true) }) // first of all: shards are handed over while they are served
+	open.add(func(ctx context.Context) error { return n.handOver(ctx, store, shards) }) // first of all: shards are handed over while they are served
 	return func() error {
 		if err := shards.Ready(); err != nil {
 			return fmt.Errorf("no way from Dapr to this host: %w", err)
 		}
 		return whyNotReady(store, shards.Host)
 	}, nil
+}
+
+// handOver closes the shards. A store that does not answer cannot be told of it, nor take checkpoints: then their leases end by themselves, and waiting for it
+// would take all of DrainTimeout, as when docker compose restart takes the network away from those whom it stops next.
+func (n *Node) handOver(ctx context.Context, store *wal.Store, shards *daprhost.Host) error {
+	if err := answers(store); err != nil {
+		n.cfg.Log.Warn("the store does not answer: shards are given up without telling it", "error", err)
+		bounded, cancel := context.WithTimeout(ctx, probeTimeout)
+		defer cancel()
+		ctx = bounded
+	}
+	return shards.Close(ctx, true)
 }
 
 // chores are the shards as the directory's chores need them, wherever they are: Create and Remove are done here, on the store that all

@@ -431,11 +431,17 @@ func (n *Node) stopGRPC(ctx context.Context, srv *grpc.Server) {
 // the time that kvstored healthcheck takes.
 const probeTimeout = time.Second
 
-// whyNotReady tells what keeps shards from serving reads and writes.
-func whyNotReady(store *wal.Store, shards *memhost.Host) error {
+// answers tells why a store does not answer what every engine answers, nil when it does.
+func answers(store *wal.Store) error {
 	ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
 	defer cancel()
-	if _, err := store.Holder(ctx, keeper.ShardID); err != nil { // the one read that every engine answers, and a store that is away does not
+	_, err := store.Holder(ctx, keeper.ShardID)
+	return err
+}
+
+// whyNotReady tells what keeps shards from serving reads and writes.
+func whyNotReady(store *wal.Store, shards *memhost.Host) error {
+	if err := answers(store); err != nil {
 		return fmt.Errorf("the store does not answer: %w", err)
 	}
 	if free, reserve := store.Engine().Space(); reserve > 0 && free < reserve {
