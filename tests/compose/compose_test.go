@@ -2,8 +2,11 @@ package compose
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,6 +16,7 @@ import (
 	"time"
 
 	"kvstore/client"
+	"kvstore/components/authn/ca"
 	"kvstore/services/node"
 	"kvstore/tests/testenv"
 )
@@ -36,6 +40,7 @@ func TestCompose(t *testing.T) {
 		{"containers may do little", containersMayDoLittle},
 		{"either frontend serves", eitherFrontendServes},
 		{"strangers are refused", strangersAreRefused},
+		{"credentials of others are refused", othersAreRefused},
 		{"the trace has its exact ratio", traceRatio},
 		{"writes go on when a part is killed", killed},
 		{"a restart keeps the data", restarted},
@@ -184,6 +189,71 @@ func strangersAreRefused(t *testing.T, p *project) {
 	}
 }
 
+// othersAreRefused: a token that is good in another keyspace, and certificates of our own authority that are over, or not for the data plane.
+func othersAreRefused(t *testing.T, p *project) {
+	ctl, tokens := filepath.Join(os.Getenv("KVSTORE_BIN"), "kvctl"), filepath.Join(t.TempDir(), "tokens")
+	p.must("cp", "credentials:/credentials/frontend/tokens", tokens)
+	mine := filepath.Join(t.TempDir(), "token")
+	line, err := p.run(t.Context(), nil, nil, ctl, "token", "new", "elsewhere", "--grant", "elsewhere=admin", "--out", mine)
+	if err != nil {
+		t.Fatal(err)
+	}
+	known, err := os.ReadFile(tokens)
+	if err == nil {
+		err = errors.Join(os.WriteFile(tokens, append(known, line+"\n"...), 0o644), os.Chmod(tokens, 0o644))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.must("cp", tokens, "credentials:/credentials/frontend/tokens")
+	env := []string{"KVSTORE_CA=" + filepath.Join(p.credentials, "ca.crt"), "KVSTORE_TOKEN_FILE=" + mine, "KVSTORE_ENDPOINT=" + p.frontend(1)}
+	deadline := time.Now().Add(patience)
+	for { // the server takes the file within a second; before, it does not know the token
+		out, err := p.run(t.Context(), nil, env, ctl, "get", "either/7", "--timeout", "3s")
+		if out != "" || err == nil {
+			t.Fatalf("a token of another keyspace reads %q, %v", out, err)
+		}
+		if strings.Contains(err.Error(), "does not have") {
+			t.Logf("a token of another keyspace: %v", err)
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("a token of another keyspace: %v", err)
+		}
+	}
+
+	authority := filepath.Join(t.TempDir(), "authority")
+	p.must("cp", "credentials:/credentials/ca", authority)
+	c, err := ca.Read(filepath.Join(authority, "ca"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := net.JoinHostPort(p.address("shard-1-pod"), "9085")
+	for _, tc := range []struct {
+		name string
+		leaf ca.Leaf
+		want string // "": it is let in
+	}{
+		{"a frontend's", ca.Leaf{Name: "frontend", DNS: []string{"frontend.kvstore"}, Life: time.Hour}, ""},
+		{"a frontend's that is over", ca.Leaf{Name: "frontend", DNS: []string{"frontend.kvstore"}, Life: -time.Hour}, "expired"},
+		{"a stranger's", ca.Leaf{Name: "stranger", DNS: []string{"stranger.kvstore"}, Life: time.Hour}, "bad certificate"},
+	} {
+		pair, err := c.Issue(tc.leaf, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		cert, err := tls.X509KeyPair(pair.Cert, pair.Key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = tlsCall(data, cert)
+		t.Logf("the data plane, with the certificate of %s: %v", tc.name, err)
+		if (tc.want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("the data plane, with the certificate of %s: %v, want %q", tc.name, err, tc.want)
+		}
+	}
+}
+
 // traceRatio: the trace, half of it through each frontend, has the ratio that it must have.
 func traceRatio(t *testing.T, p *project) {
 	var through []func(...string) ([]byte, error)
@@ -222,7 +292,7 @@ func restarted(t *testing.T, p *project) {
 	if got := p.mustKvctl(p.frontend(2), "ls", "-o", "json"); got != want {
 		t.Errorf("after a restart there is\n%s\nwant\n%s", got, want)
 	}
-	p.must("down")
+	p.down()
 	p.up()
 	if got := p.mustKvctl(p.frontend(1), "ls", "-o", "json"); got != want {
 		t.Errorf("after down and up there is\n%s\nwant\n%s", got, want)

@@ -75,7 +75,7 @@ func mutual(t *testing.T, p *project) {
 		if err := plainCall(t.Context(), addr); err == nil || status.Code(err) == codes.Unimplemented {
 			t.Errorf("%s answers in plain text: %v", name, err)
 		}
-		if err := namelessCall(addr); err == nil {
+		if err := tlsCall(addr); err == nil {
 			t.Errorf("%s answers a client without a certificate", name)
 		}
 	}
@@ -151,9 +151,9 @@ func plainCall(ctx context.Context, addr string) error {
 	return err
 }
 
-// namelessCall begins TLS without a certificate; the server's refusal comes with the first read.
-func namelessCall(addr string) error {
-	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: 10 * time.Second}, "tcp", addr, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+// tlsCall begins TLS with these certificates, or none; the server's refusal comes with the first read, as its greeting does.
+func tlsCall(addr string, certs ...tls.Certificate) error {
+	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: 10 * time.Second}, "tcp", addr, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}, Certificates: certs})
 	if err != nil {
 		return err
 	}

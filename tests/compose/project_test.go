@@ -62,11 +62,30 @@ func newProject(t *testing.T) *project {
 			out, _ = p.compose("--profile", "*", "logs", "--no-color", "--tail", "12")
 			t.Log(out)
 		}
-		if out, err := p.compose("--profile", "*", "down", "--volumes", "--timeout", "10"); err != nil {
-			t.Errorf("%v\n%s", err, out)
-		}
+		p.down("--volumes", "--timeout", "10")
 	})
 	return p
+}
+
+// down takes everything down. The engine now and then keeps an endpoint of a container that is gone, and then cannot remove the network, which is
+// nothing of ours: it is told to drop it.
+func (p *project) down(args ...string) {
+	p.t.Helper()
+	down := append([]string{"--profile", "*", "down"}, args...)
+	_, err := p.compose(down...)
+	if err != nil && strings.Contains(err.Error(), "has active endpoints") {
+		network := projectName + "_default"
+		ctx := context.WithoutCancel(p.t.Context()) // the test may have ended
+		names, _ := p.docker(ctx, nil, "network", "inspect", "--format", "{{range .Containers}}{{.Name}} {{end}}", network)
+		p.t.Logf("%v; it has %s", err, names)
+		for _, name := range strings.Fields(names) {
+			_, _ = p.docker(ctx, nil, "network", "disconnect", "--force", network, name)
+		}
+		_, err = p.compose(down...)
+	}
+	if err != nil {
+		p.t.Errorf("%v", err)
+	}
 }
 
 // build builds our image by the Dockerfile.
