@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"kvstore/tests/testenv"
 )
 
 // report is what a run measured.
@@ -38,8 +40,8 @@ func (r *report) of(f *fault) (times int, moved, stayed, whole []time.Duration) 
 func (r *report) missed() (all []string) {
 	for i := range faults {
 		f := &faults[i]
-		if _, moved, _, _ := r.of(f); f.target > 0 && percentile(moved, 99) > f.target {
-			all = append(all, fmt.Sprintf("%s: writes to shards that moved were away for %v at p99, wanted at most %v", f.name, percentile(moved, 99), f.target))
+		if _, moved, _, _ := r.of(f); f.target > 0 && percentile(moved, 99) > testenv.AtMost(f.target) {
+			all = append(all, fmt.Sprintf("%s: writes to shards that moved were away for %v at p99, wanted at most %v", f.name, percentile(moved, 99), testenv.AtMost(f.target)))
 		}
 	}
 	return all
@@ -63,7 +65,7 @@ func (r *report) String() string {
 		}
 		wanted := "-"
 		if f.target > 0 {
-			wanted = fmt.Sprint(f.target)
+			wanted = fmt.Sprint(testenv.AtMost(f.target))
 		}
 		fmt.Fprintf(&b, "| %s | %d | %d | %s | %s | %s | %s | %s | %s | %s |\n", f.name, times, len(moved), short(percentile(moved, 50)), short(percentile(moved, 99)),
 			short(percentile(moved, 100)), wanted, short(percentile(stayed, 99)), short(percentile(stayed, 100)), short(percentile(whole, 50)))

@@ -49,7 +49,7 @@ func TestHostKilled(t *testing.T) {
 	l.steady(5)
 	c.await("the host that was killed serves again", func() bool { return len(c.held()[victim]) > 0 })
 	l.steady(5)
-	if gap := l.stop("kill -9 of a host"); gap > mostPause {
+	if gap := l.stop("kill -9 of a host"); gap > testenv.AtMost(mostPause) {
 		t.Errorf("a shard was not written for %v", gap)
 	}
 }
@@ -64,7 +64,7 @@ func TestSidecarKilled(t *testing.T) {
 	c.await("the sidecar is back", func() bool { return victim.sidecar.Starts() == 2 })
 	c.await("its host is placed on again", func() bool { return locate(t, c.locator, c.shards[0]).Address == victim.address })
 	l.steady(5)
-	if gap := l.stop("kill -9 of a sidecar"); gap > mostPause {
+	if gap := l.stop("kill -9 of a sidecar"); gap > testenv.AtMost(mostPause) {
 		t.Errorf("a shard was not written for %v", gap)
 	}
 }
@@ -82,7 +82,7 @@ func TestPlacementKilled(t *testing.T) {
 	l.steady(5)
 	gap := l.stop("kill -9 of placement")
 	t.Logf("50 writes to each shard without placement took %v", during)
-	if gap > mostPause {
+	if gap > testenv.AtMost(mostPause) {
 		t.Errorf("a shard was not written for %v", gap)
 	}
 }
@@ -99,7 +99,7 @@ func TestGracefulMove(t *testing.T) {
 	victim.Start(t) // comes back, and gets its shards back from those who serve them
 	c.await("the host serves again", func() bool { return len(c.held()[victim]) > 0 })
 	l.steady(5)
-	if gap := l.stop("a host that leaves and comes back"); gap > time.Second {
+	if gap := l.stop("a host that leaves and comes back"); gap > testenv.AtMost(time.Second) {
 		t.Errorf("a shard was not written for %v: that is as long as if the host had been killed", gap)
 	}
 }
@@ -112,7 +112,7 @@ func TestSecured(t *testing.T) {
 	l := c.load()
 	victim.Crash()
 	l.steady(5)
-	if gap := l.stop("kill -9 of a host, secured"); gap > mostPause {
+	if gap := l.stop("kill -9 of a host, secured"); gap > testenv.AtMost(mostPause) {
 		t.Errorf("a shard was not written for %v", gap)
 	}
 	for _, token := range []string{"", "wrong"} {
@@ -126,7 +126,7 @@ func TestSecured(t *testing.T) {
 		}
 		began := time.Now()
 		_, err = stranger.Locate(t.Context(), c.shards[0])
-		if err == nil || !strings.Contains(err.Error(), "refuses the call: Unauthenticated") || strings.Contains(err.Error(), "correct-horse") || time.Since(began) > 2*time.Second {
+		if err == nil || !strings.Contains(err.Error(), "refuses the call: Unauthenticated") || strings.Contains(err.Error(), "correct-horse") || time.Since(began) > testenv.AtMost(2*time.Second) {
 			t.Errorf("with token %q: %v, after %v", token, err, time.Since(began))
 		}
 		link.Close()

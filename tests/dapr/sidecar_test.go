@@ -97,7 +97,7 @@ func TestWedgedSidecar(t *testing.T) {
 	t.Logf("the wedged sidecar was noticed, ended and started again after %v", took)
 	c.await("the host is routed to again", func() bool { return bytes.Count(victim.Tail(1<<20), []byte("ready after")) > 1 })
 	l.steady(5)
-	if gap := l.stop("wedged sidecar"); gap > mostPause {
+	if gap := l.stop("wedged sidecar"); gap > testenv.AtMost(mostPause) {
 		t.Errorf("a shard was not written for %v", gap)
 	}
 	if !bytes.Contains(victim.Tail(1<<20), []byte("ended the sidecar")) {
@@ -189,7 +189,7 @@ func TestNobodyThere(t *testing.T) {
 	ctx, cancel = context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	_, err = c.locatorBy(n.sidecar).Locate(ctx, c.shards[0])
-	if took := time.Since(began); kind(err) != kverr.Unavailable || took > 15*time.Second {
+	if took := time.Since(began); kind(err) != kverr.Unavailable || took > testenv.AtMost(15*time.Second) {
 		t.Errorf("a locator with a budget of 10 s: %v, after %v", err, took)
 	}
 }
