@@ -21,5 +21,5 @@ FROM scratch
 COPY --from=build /out/ /
 COPY --from=build --chown=65532:65532 /owned/ /
 USER 65532:65532
-EXPOSE 8085 9085
+EXPOSE 8085 8080 9085
 ENTRYPOINT ["/kvstored"]

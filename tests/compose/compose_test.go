@@ -75,21 +75,22 @@ func portsOfTheTable(t *testing.T, p *project) {
 	if err := json.Unmarshal([]byte(plain.must("--profile", "*", "config", "--format", "json")), &cfg); err != nil {
 		t.Fatal(err)
 	}
-	published := make(map[string]string)
+	published := make(map[string][]string)
 	for name, s := range cfg.Services {
 		for _, port := range s.Ports {
 			if port.HostIP != "127.0.0.1" {
 				t.Errorf("%s is published on %q", name, port.HostIP)
 			}
-			if port.Target != node.DoorGRPC.Port(0) {
-				t.Errorf("%s publishes port %d", name, port.Target)
-			}
-			published[name] = port.Published
+			published[name] = append(published[name], fmt.Sprint(port.Published, ":", port.Target))
 		}
 	}
 	for i, f := range frontends {
-		if want := fmt.Sprint(node.DoorGRPC.Port(i)); published[f+"-pod"] != want {
-			t.Errorf("%s is published as %q, want %s", f, published[f+"-pod"], want)
+		var want []string
+		for _, d := range []node.Door{node.DoorGRPC, node.DoorREST} {
+			want = append(want, fmt.Sprint(d.Port(i), ":", d.Port(0)))
+		}
+		if got := published[f+"-pod"]; !slices.Equal(got, want) {
+			t.Errorf("%s is published as %q, want %q", f, got, want)
 		}
 	}
 	if len(published) != len(frontends) {

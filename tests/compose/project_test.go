@@ -44,6 +44,7 @@ func newProject(t *testing.T) *project {
 	}
 	p := &project{engine: findEngine(t), t: t, env: filepath.Join(t.TempDir(), "env"), settings: map[string]string{
 		"KVSTORE_IMAGE": "kvstore:compose-test", "KVSTORE_PORT_1": freePort(t), "KVSTORE_PORT_2": freePort(t),
+		"KVSTORE_REST_PORT_1": freePort(t), "KVSTORE_REST_PORT_2": freePort(t),
 		"REDIS_MAXMEMORY": "640mb", "REDIS_MEMORY": "1280m", // enough for all of the trace
 	}}
 	p.configure(nil)

@@ -2,7 +2,9 @@ package dapr
 
 import (
 	"context"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -65,6 +67,71 @@ func TestInvocation(t *testing.T) {
 		}
 		if strings.Contains(string(out), token) || strings.Contains(string(out), apiToken) {
 			t.Errorf("%s: a token is in the output: %s", tc.name, out)
+		}
+	}
+}
+
+// TestInvocationOverHTTP: the same from an app that has no gRPC, by the sidecars' HTTP API and the store's REST door.
+func TestInvocationOverHTTP(t *testing.T) {
+	sentry := testenv.NewSentry(t)
+	appID := "kvstore-" + strings.ToLower(strings.ReplaceAll(filepath.Base(t.TempDir()), "_", "")) + "-" + freePort(t)
+	token := authn.NewToken()
+	tokens := filepath.Join(t.TempDir(), "tokens")
+	if err := os.WriteFile(tokens, []byte("shop "+authn.HashOf(token)+" default=write\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	store := testenv.New(t, testenv.Bin(t, "dapr"), "-tokens", tokens)
+	store.Start(t)
+	store.Ready(t.Context(), t)
+	_, port, err := net.SplitHostPort(store.REST)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const apiToken = "the sidecars' own token"
+	env := []string{"DAPR_API_TOKEN=" + apiToken}
+	testenv.NewSidecar(t, testenv.SidecarConfig{AppID: appID, Sentry: sentry, Env: env, Args: []string{"--app-port", port, "--app-protocol", "http"}})
+	shop := testenv.NewSidecar(t, testenv.SidecarConfig{AppID: appID + "-shop", Sentry: sentry, Env: env})
+	ask := func(method, path, body, apiToken, token string) (int, string, http.Header) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), testenv.Patience)
+		defer cancel()
+		req, err := http.NewRequestWithContext(ctx, method, "http://"+shop.HTTP+"/v1.0/invoke/"+appID+"/method/api/v1"+path, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("dapr-api-token", apiToken)
+		if token != "" {
+			req.Header.Set("Authorization", "Bearer "+token)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.StatusCode, string(text), resp.Header
+	}
+	for _, tc := range []struct {
+		line, body, apiToken, token string
+		status                      int
+		want                        string
+	}{
+		{"PUT /keys/cart/1", "one", apiToken, token, 201, `"created":true`},
+		{"GET /keys/cart/1", "", apiToken, token, 200, "one"},
+		{"GET /keys?prefix=cart/&values=true", "", apiToken, token, 200, `"value":"one"`},
+		{"POST /batch/get", `{"gets":[{"key":"cart/1"}]}`, apiToken, token, 200, `"value":"one"`},
+		{"GET /keys/none", "", apiToken, token, 404, `"reason":"NOT_FOUND"`},
+		{"DELETE /keys/cart/1", "", apiToken, token, 200, `"deleted":true`},
+		{"GET /keys/cart/1", "", apiToken, "", 401, `"reason":"UNAUTHENTICATED"`},
+		{"GET /keys/cart/1", "", "guessed", token, 401, ""},
+	} {
+		method, path, _ := strings.Cut(tc.line, " ")
+		status, body, header := ask(method, path, tc.body, tc.apiToken, tc.token)
+		if status != tc.status || !strings.Contains(body, tc.want) {
+			t.Errorf("%s: %d %s %v, want %d and %s", tc.line, status, body, header, tc.status, tc.want)
 		}
 	}
 }

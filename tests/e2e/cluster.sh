@@ -9,7 +9,7 @@ HOSTS=3 FRONTENDS=2 SHARDS=${SHARDS:-64}
 # Go takes it that a process has the machine to itself. Here they share it: each may run on twice its part of the cores, rounded up, so that threads
 # are not woken for cores which the others need.
 PROCS=${GOMAXPROCS:-$(((2 * $(nproc) + HOSTS + FRONTENDS - 1) / (HOSTS + FRONTENDS)))}
-# Beside the port table of services/node (gRPC 8085+n, admin 2112+n, data 9085+n): nothing of these is taken by dapr init.
+# Beside the port table of services/node (gRPC 8085+n, REST 8080+10n, admin 2112+n, data 9085+n): nothing of these is taken by dapr init.
 REDIS=6390 PLACEMENT=50105 HEALTHZ=50106 RAFT=50107
 dapr_grpc() { echo $((50110 + $1)); }
 dapr_http() { echo $((50120 + $1)); }
@@ -77,7 +77,7 @@ up() {
   done
   cat <<T
 A cluster runs: $SHARDS shards on $HOSTS hosts, $FRONTENDS frontends, Redis with a sync before each answer. Logs and process ids are in $DIR.
-  frontends  127.0.0.1:8085  127.0.0.1:8086
+  frontends  127.0.0.1:8085  127.0.0.1:8086   REST at 127.0.0.1:8080 and :8090
 Try:
   $BIN/kvctl put greeting hello
   KVSTORE_ENDPOINT=127.0.0.1:8086 $BIN/kvctl get greeting
