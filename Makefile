@@ -15,6 +15,7 @@ BUF        := $(TOOLCACHE)/buf-$(BUF_V)
 LINT       := $(TOOLCACHE)/golangci-lint-$(LINT_V)
 COMPOSE_V  := $(shell awk '$$1=="github.com/docker/compose/v2"{print $$2}' tools/compose/go.mod)
 SIDECARS   := $(TOOLCACHE)/sidecars-$(DAPRD_V)-$(PLACEMENT_V)
+REDISPY    := $(TOOLCACHE)/redis-py-8.1.0
 FUZZTIME   ?= 30s
 ROUNDS     ?= 20
 TRACE      ?= 500
@@ -72,9 +73,10 @@ fault: build ## Disk faults with real kernels: full ext4, strace-observed syncs 
 	KVSTORE_FAULT=1 $(GO) test -count=1 -timeout 10m ./tests/fault/...
 
 .PHONY: redis
-redis: ## The Redis engine on real redis-servers that are killed, cut short, filled up and disturbed.
+redis: $(REDISPY) ## The Redis engine on real redis-servers that are killed, cut short, filled up and disturbed; our RESP beside one, and with its clients.
 	KVSTORE_REDIS=1 $(GO) test -count=1 -timeout 10m ./components/wal/redislog/...
 	KVSTORE_REDIS=1 $(GO) test -count=1 -timeout 10m -run 'TestRedis|/redis$$' ./services/node ./services/cmd/kvctl
+	KVSTORE_REDIS=1 KVSTORE_REDISPY=$(REDISPY) $(GO) test -count=1 -timeout 5m -run TestRedis ./services/resp
 
 .PHONY: crash
 crash: build ## ROUNDS (20) rounds of kill -9 under 32 checked clients, on disk and on Redis; make crash ROUNDS=200 is the full run.
@@ -169,3 +171,7 @@ $(SIDECARS)/placement:
 $(LINT):
 	@echo "building golangci-lint $(LINT_V) (once, some minutes)"; mkdir -p $(TOOLCACHE)
 	cd tools/lint && $(GO) build -o $(LINT) github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+# Some seconds, once. Debian's python3-redis is tested too.
+$(REDISPY):
+	rm -rf $@.part && /usr/bin/python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore --no-deps --target $@.part redis==$(REDISPY:$(TOOLCACHE)/redis-py-%=%) && mv $@.part $@

@@ -62,9 +62,9 @@ func TestDoorsToOtherMachines(t *testing.T) {
 		{"required by nobody", Access{TLS: authn.ServerFiles{Cert: "c", Key: "k", RequireClient: true}}, "127.0.0.1:0", false, []string{"-tls-client-required"}},
 		{"half a peer", Access{Peers: authn.PeerFiles{Cert: "c", Key: "k", CA: "ca"}}, "127.0.0.1:0", false, []string{"-peer-names"}},
 	} {
-		for _, door := range []string{"-grpc-listen", "-rest-listen", "-admin-listen"} {
+		for _, door := range []string{"-grpc-listen", "-rest-listen", "-admin-listen", "-resp-listen"} {
 			cfg := Config{Engine: EngineMemory, GRPCListen: "127.0.0.1:0", RESTListen: "127.0.0.1:0", AdminListen: "127.0.0.1:0", Access: tc.access, Insecure: tc.insecure}
-			*map[string]*string{"-grpc-listen": &cfg.GRPCListen, "-rest-listen": &cfg.RESTListen, "-admin-listen": &cfg.AdminListen}[door] = tc.addr
+			*map[string]*string{"-grpc-listen": &cfg.GRPCListen, "-rest-listen": &cfg.RESTListen, "-admin-listen": &cfg.AdminListen, "-resp-listen": &cfg.RESPListen}[door] = tc.addr
 			cfg.EnsureDefaults()
 			err := cfg.Validate()
 			if (err == nil) != (len(tc.want) == 0) {

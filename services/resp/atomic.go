@@ -65,7 +65,8 @@ type step struct {
 	cmd  *command
 	in   intent
 	args [][]byte // of one that is not about keys
-	text string   // why it fails, found when it was queued and told when it is done
+	text string   // why it fails, told when it is done
+	said []byte   // its reply, if it is about keys; the others are done once these are committed
 }
 
 // transact does requests as one. Broken tells that a watched key was written. Replies are one after the other.
@@ -75,19 +76,39 @@ func (c *conn) transact(ns *frontend.Namespace, steps []step, watches []watched)
 		return nil, false, err
 	}
 	for range maxAttempts {
-		reply, err = t.try(steps)
-		if err != nil {
+		if err := t.try(steps); err != nil {
 			return nil, false, err
 		}
 		again, broken, err := t.commit(watches)
-		if err != nil || broken || !again {
-			return reply, broken, err
+		if err != nil || broken {
+			return nil, broken, err
+		}
+		if !again {
+			return c.replies(steps), false, nil
 		}
 		if c.s.ctx.Err() != nil {
 			return nil, false, errLate
 		}
 	}
 	return nil, false, errContention
+}
+
+// replies are those of a transaction that was committed.
+func (c *conn) replies(steps []step) (reply []byte) {
+	for i := range steps {
+		s := &steps[i]
+		switch {
+		case s.text != "":
+			reply = appendError(reply, s.text)
+		case s.cmd.says != nil:
+			reply = s.cmd.says(c, reply, s.args)
+		case s.cmd.run != nil:
+			reply = s.cmd.run(c, reply, s.args)
+		default:
+			reply = append(reply, s.said...)
+		}
+	}
+	return reply
 }
 
 // place finds the keys and the shard of all of them.
@@ -133,14 +154,14 @@ func (t *transaction) place(steps []step, watches []watched) *kverr.Error {
 }
 
 // try reads what is there and does the requests on it.
-func (t *transaction) try(steps []step) (reply []byte, err *kverr.Error) {
+func (t *transaction) try(steps []step) (err *kverr.Error) {
 	queries := make([]*shard.Query, len(t.cells))
 	for i, x := range t.cells {
 		queries[i] = &shard.Query{Op: shard.QueryGet, Namespace: t.ns.ID, Key: x.key}
 	}
 	if len(queries) > 0 {
 		if err := t.c.ask(t.shard, queries...); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	room := int64(key.MaxTransaction)
@@ -155,11 +176,11 @@ func (t *transaction) try(steps []step) (reply []byte, err *kverr.Error) {
 			continue
 		}
 		if room -= a.Entry.Value.Ref.Length; room < 0 && len(t.cells) > 1 || a.Entry.Value.Ref.Length > key.MaxValue {
-			return nil, kverr.TooBig("values", key.MaxTransaction-room, int64(key.MaxTransaction), "bytes of a transaction together")
+			return kverr.TooBig("values", key.MaxTransaction-room, int64(key.MaxTransaction), "bytes of a transaction together")
 		}
 		e, value, found, err := t.c.s.face.Fetch(t.c.ctx, t.ns, t.shard, x.key, a, func(n int) []byte { return make([]byte, n) })
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if x.was, x.found, x.exists, x.value, x.expires = e, found, found, value, e.ExpiresMS; !found {
 			*x = cell{key: x.key, slot: x.slot}
@@ -168,20 +189,14 @@ func (t *transaction) try(steps []step) (reply []byte, err *kverr.Error) {
 	t.now = t.c.s.face.Now()
 	for i := range steps {
 		s := &steps[i]
-		switch {
-		case s.text != "":
-			reply = appendError(reply, s.text)
-		case s.cmd.says != nil:
-			reply = s.cmd.says(t.c, reply, s.args)
-		case s.cmd.run != nil:
-			reply = s.cmd.run(t.c, reply, s.args)
-		default:
-			if reply, err = t.do(reply, &s.in); err != nil {
-				return nil, err
-			}
+		if s.text != "" || s.cmd.parse == nil {
+			continue
+		}
+		if s.said, err = t.do(nil, &s.in); err != nil {
+			return err
 		}
 	}
-	return reply, nil
+	return nil
 }
 
 // needs tells whether the bytes of a value are needed: not for one that is only overwritten, removed or measured.

@@ -139,8 +139,10 @@ func runReset(c *conn, b []byte, _ [][]byte) []byte {
 func runSelect(c *conn, b []byte, args [][]byte) []byte {
 	n, ok := integer(args[1])
 	switch {
-	case !ok || n > math.MaxInt32 || n < math.MinInt32:
+	case !ok:
 		return appendError(b, errNotInteger)
+	case n > math.MaxInt32 || n < math.MinInt32:
+		return appendError(b, "ERR value is out of range, value must between -2147483648 and 2147483647")
 	case n < 0 || n >= int64(len(c.s.cfg.Databases)):
 		return appendError(b, "ERR DB index is out of range")
 	}

@@ -138,13 +138,10 @@ func errExpire(name string) string { return "ERR invalid expire time in '" + nam
 
 func parseSet(c *command, args [][]byte, in *intent, now int64) string {
 	in.verb, in.keys, in.step, in.value = verbSet, args[1:2], 1, args[2]
-	expires := false
 	var amount []byte
-	var unit int64
-	var absolute bool
+	var as *setExpiry
 	for i := 3; i < len(args); i++ {
 		a := args[i]
-		next := i+1 < len(args)
 		switch {
 		case word(a, "NX") && in.when != shard.CheckPresent:
 			in.when = shard.CheckAbsent
@@ -152,33 +149,45 @@ func parseSet(c *command, args [][]byte, in *intent, now int64) string {
 			in.when = shard.CheckPresent
 		case word(a, "GET"):
 			in.old = true
-		case word(a, "KEEPTTL") && !expires:
+		case word(a, "KEEPTTL") && as == nil:
 			in.keep = true
-		case word(a, "EX") && !in.keep && !expires && next:
-			unit, expires = 1000, true
-		case word(a, "PX") && !in.keep && !expires && next:
-			unit, expires = 1, true
-		case word(a, "EXAT") && !in.keep && !expires && next:
-			unit, absolute, expires = 1000, true, true
-		case word(a, "PXAT") && !in.keep && !expires && next:
-			unit, absolute, expires = 1, true, true
-		default:
-			return errSyntax
-		}
-		if expires && amount == nil {
+		default: // said again in the same way, the last counts
+			e := findExpiry(a)
+			if e == nil || as != nil && e != as || in.keep || i+1 == len(args) {
+				return errSyntax
+			}
+			as = e
 			i++
 			amount = args[i]
 		}
 	}
-	if !expires {
+	if as == nil {
 		return ""
 	}
-	if text := expiry(amount, unit, absolute, now, in); text == "invalid" {
+	if text := expiry(amount, as.unit, as.absolute, now, in); text == "invalid" {
 		return errExpire(c.name)
 	} else if text != "" {
 		return text
 	}
 	return ""
+}
+
+// setExpiry is a way to say when a key expires.
+type setExpiry struct {
+	word     string
+	unit     int64 // milliseconds
+	absolute bool
+}
+
+var setExpiries = []setExpiry{{"EX", 1000, false}, {"PX", 1, false}, {"EXAT", 1000, true}, {"PXAT", 1, true}}
+
+func findExpiry(a []byte) *setExpiry {
+	for i := range setExpiries {
+		if word(a, setExpiries[i].word) {
+			return &setExpiries[i]
+		}
+	}
+	return nil
 }
 
 func parseSetNX(_ *command, args [][]byte, in *intent, _ int64) string {
