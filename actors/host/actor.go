@@ -50,6 +50,7 @@ type Actor[C Command] struct {
 	waiting    []waiter[C]   // outcomes that may not leave yet, in order
 	replies    []Gated[C]    // room for Machine.Replies
 	turn       uint64        // counts calls that stepped
+	stepped    int           // commands since the last flight began
 	ticked     time.Time     // what the machine was told last
 	queue      []C           // commands not stepped yet because the next body is full
 	queueBytes int           // Size of them together
@@ -66,6 +67,10 @@ type flight struct {
 	state State
 	body  []byte // until the append begins
 	turn  uint64 // outcomes up to this turn were stepped before the append began
+
+	began    time.Time
+	commands int // stepped since the flight before
+	bytes    int // of body
 }
 
 // waiter is an outcome that waits to be durable or for the gate.
@@ -163,6 +168,7 @@ func (a *Actor[C]) take(c C, ahead int) error {
 	}
 	if len(a.queue) == 0 && a.machine.Pending() < a.cfg.MaxBody {
 		a.machine.Step(c)
+		a.stepped++
 		return nil
 	}
 	size := c.Size()
@@ -196,7 +202,11 @@ func (a *Actor[C]) begin(now time.Time, out *outcomes[C]) (*flight, *outcomes[C]
 	if len(r.Body) == 0 {
 		return nil, out
 	}
-	a.flight = &flight{state: State{Tree: a.machine.Tree().Clone(), Revision: r.Head, TimeMS: r.TimeMS}, body: r.Body, turn: a.turn}
+	a.flight = &flight{
+		state: State{Tree: a.machine.Tree().Clone(), Revision: r.Head, TimeMS: r.TimeMS}, body: r.Body, turn: a.turn,
+		began: now, commands: a.stepped, bytes: len(r.Body),
+	}
+	a.stepped = 0
 	return a.flight, out
 }
 
@@ -209,6 +219,7 @@ func (a *Actor[C]) drain() {
 	for n < len(a.queue) && a.machine.Pending() < a.cfg.MaxBody {
 		a.queueBytes -= a.queue[n].Size()
 		a.machine.Step(a.queue[n])
+		a.stepped++
 		n++
 	}
 	a.queue = slices.Delete(a.queue, 0, n)
@@ -274,6 +285,9 @@ func (a *Actor[C]) land(seq uint64, err error) {
 	var out *outcomes[C]
 	var over *kverr.Error
 	what := wal.OutcomeOf(err)
+	if a.hooks.Committed != nil {
+		a.hooks.Committed(Committed{Outcome: what, Took: now.Sub(f.began), Commands: f.commands, Bytes: f.bytes, Waiting: len(a.waiting) + len(a.queue)})
+	}
 	if what == wal.Written {
 		f.state.Seq = seq
 		a.publish(&f.state)

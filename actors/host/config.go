@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"kvstore/components/kverr"
+	"kvstore/components/wal"
 )
 
 // Defaults and limits of Config.
@@ -107,8 +108,19 @@ type Hooks struct {
 	// with kverr.Exhausted, others pass. (A machine keeps its own shard's budget itself.) It is asked for each command that
 	// grows the state.
 	Starved func() bool
+	// Committed tells of every append that has ended.
+	Committed func(c Committed)
 	// Jumped tells that the clock was moved forward by more than 10 s (D12).
 	Jumped func(by time.Duration)
 	// Over says that the actor's ownership ended, and why. It is called once, without the mutex.
 	Over func(why *kverr.Error)
+}
+
+// Committed is an append that has ended.
+type Committed struct {
+	Outcome  wal.Outcome
+	Took     time.Duration // from its beginning
+	Commands int           // stepped since the one before: at most those whose effects it holds
+	Bytes    int           // of the record's body
+	Waiting  int           // commands that have no outcome yet, or may not have it, behind this append
 }

@@ -25,6 +25,7 @@ type Log struct {
 
 	// Fixed by Open.
 	ackAfter  time.Time
+	tookOver  bool
 	fenceSeq  uint64
 	meta      []byte
 	prefix    []byte      // recordPrefix of every record after the fence
@@ -81,6 +82,10 @@ func (l *Log) Meta() []byte { return l.meta }
 // AckAfter is the earliest moment, on the clock of OpenOptions, at which anything may be acknowledged and linearizable reads
 // may be served: an earlier holder that did not yield may still serve until then. The zero time means at once.
 func (l *Log) AckAfter() time.Time { return l.ackAfter }
+
+// TookOver tells that the shard had a holder who had not given it up when this epoch took it: one that crashed, was cut off, or yielded while
+// it was still waiting for the lease of another such. Moves in good order, sleep and a first opening are not that.
+func (l *Log) TookOver() bool { return l.tookOver }
 
 // Seq returns the number of the last durable record.
 func (l *Log) Seq() uint64 {

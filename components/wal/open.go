@@ -130,7 +130,8 @@ func (s *Store) take(ctx context.Context, shard string, before *stored, mark Mar
 		// Our epoch is visible from here on, so the holder confirmed its own for the last time before now: a full term from now
 		// outlasts its lease, whatever its clock says.
 		l := newLog(s, shard, epoch, opts.Clock)
-		if term := s.engine.Term(); term > 0 && contended > 0 && !before.manifest.Yielded {
+		l.tookOver = contended > 0 && !before.manifest.Yielded
+		if term := s.engine.Term(); term > 0 && l.tookOver {
 			l.ackAfter = l.clock().Add(term)
 		}
 		l.meta = next.Meta

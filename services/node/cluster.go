@@ -96,6 +96,7 @@ func (n *Node) startShard(ctx context.Context, open *closers) (ready func() erro
 		return nil, err
 	}
 	open.add(func(ctx context.Context) error { return shards.Close(ctx, true) }) // again, when what follows fails
+	n.metrics.WatchHost(store.Engine(), shards.Host)
 	server = dataplane.NewServer(shards, dataplane.ServerConfig{Status: func() *kvv1.StatusResponse { return statusOf(store, shards.Host) }})
 	here, err := keeper.New(shards, chores{shards, elsewhere}, n.keeperConfig())
 	if err != nil {

@@ -12,10 +12,10 @@ import (
 // events turns what shards tell into the log. What comes often is for -log-level debug.
 func (n *Node) events() memhost.Events {
 	log := n.cfg.Log
-	return memhost.Events{
+	return n.metrics.Shards(memhost.Events{
 		Activating: n.progress.note,
-		Activated: func(shard string, epoch uint64, took time.Duration) {
-			log.Debug("shard active", "shard", shard, "epoch", epoch, "took", took.Round(time.Millisecond).String())
+		Activated: func(shard string, a memhost.Activation) {
+			log.Debug("shard active", "shard", shard, "epoch", a.Epoch, "took", a.Took.Round(time.Millisecond).String(), "took_over", a.TookOver)
 		},
 		Slept: func(shard string) { log.Debug("shard asleep", "shard", shard) },
 		Over: func(shard string, why *kverr.Error) {
@@ -31,5 +31,5 @@ func (n *Node) events() memhost.Events {
 		Jumped: func(shard string, by time.Duration) {
 			log.Warn("the clock was moved forward", "shard", shard, "by", by.String())
 		},
-	}
+	})
 }

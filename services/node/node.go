@@ -212,6 +212,7 @@ func (n *Node) startAll(ctx context.Context, open *closers) (ready func() error,
 		return nil, err
 	}
 	open.add(func(ctx context.Context) error { return shards.Close(ctx, true) })
+	n.metrics.WatchHost(store.Engine(), shards)
 
 	dir, err := keeper.New(shards, shards, n.keeperConfig())
 	if err != nil {
@@ -238,7 +239,7 @@ func (n *Node) openStore(ctx context.Context, open *closers) (*wal.Store, error)
 		return nil, err
 	}
 	open.add(func(context.Context) error { return engine.Close() })
-	return wal.NewStore(engine, wal.Config{})
+	return wal.NewStore(n.metrics.Engine(engine), wal.Config{})
 }
 
 // hostConfig is how shards run here.

@@ -79,8 +79,8 @@ func (a *app) run() error {
 	dials := make(map[string]*grpc.ClientConn)
 	h, err := daprhost.New(store, sidecar, daprhost.Config{
 		Shards: memhost.Config{Address: a.Address, Events: memhost.Events{
-			Activated: func(id string, epoch uint64, took time.Duration) {
-				say("%s active, epoch %d, took %v", id, epoch, took)
+			Activated: func(id string, now memhost.Activation) {
+				say("%s active, epoch %d, took %v", id, now.Epoch, now.Took)
 			},
 			Over:   func(id string, why *kverr.Error) { say("%s over: %v", id, why) },
 			Failed: func(id, what string, err error) { say("%s: %s failed: %v", id, what, err) },

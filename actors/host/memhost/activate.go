@@ -229,7 +229,7 @@ func (h *Host) open(s *slot) (*live, error) {
 		h.sweep(s, l)
 	}
 	if f := h.cfg.Events.Activated; f != nil {
-		f(s.id, l.epoch, h.cfg.Actor.Clock.Now().Sub(began))
+		f(s.id, Activation{Epoch: l.epoch, Took: h.cfg.Actor.Clock.Now().Sub(began), TookOver: l.Log().TookOver()})
 	}
 	return l, nil
 }
@@ -247,6 +247,7 @@ func (h *Host) openLive(s *slot, mark *wal.Mark) (*live, error) {
 		limit := h.cfg.MemoryBudget - h.cfg.MemoryReserve
 		hooks.Starved = func() bool { return h.memory.Load() >= limit }
 	}
+	hooks.Committed = h.cfg.Events.Committed
 	if f := h.cfg.Events.Jumped; f != nil {
 		hooks.Jumped = func(by time.Duration) { f(s.id, by) }
 	}

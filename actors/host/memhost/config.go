@@ -61,8 +61,12 @@ type Config struct {
 type Events struct {
 	// Activating tells how far a shard's activation has come, now and then.
 	Activating func(shardID string, p wal.Progress)
-	// Activated tells that a shard is active, and how long that took.
-	Activated func(shardID string, epoch uint64, took time.Duration)
+	// Activated tells that a shard is active.
+	Activated func(shardID string, a Activation)
+	// Yielded tells that a shard was given up for another host that asked.
+	Yielded func(shardID string)
+	// Committed tells of every append of every shard, and is called on its path.
+	Committed func(c host.Committed)
 	// Slept tells that an idle shard went to sleep.
 	Slept func(shardID string)
 	// Over tells that a shard's ownership ended unasked.
@@ -75,6 +79,14 @@ type Events struct {
 	Failed func(shardID, what string, err error)
 	// Jumped tells that the clock was moved forward.
 	Jumped func(shardID string, by time.Duration)
+}
+
+// Activation is how a shard became active.
+type Activation struct {
+	Epoch uint64
+	Took  time.Duration
+	// TookOver: its holder before had not given it up; see wal.Log.TookOver.
+	TookOver bool
 }
 
 // EnsureDefaults fills in what is zero.

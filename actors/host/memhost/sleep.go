@@ -148,6 +148,9 @@ func (h *Host) Yield(ctx context.Context, shardID string, epoch driver.Epoch) bo
 	s.state.Store(&condition{name: StateAsleep, reason: why, peace: h.cfg.Actor.Clock.Now().Add(h.cfg.Peace)})
 	err := l.End(ctx, true)
 	h.timers.set(&s.wish, 0)
+	if f := h.cfg.Events.Yielded; f != nil {
+		f(s.id)
+	}
 	// Also with an error: it means that the manifest does not say so, not that anything goes on here.
 	return err == nil || l.Err() != nil
 }
