@@ -1,17 +1,22 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"iter"
+	"maps"
+	"strings"
 	"time"
 
 	kvstorev1 "kvstore/proto/gen/kvstore/v1"
 )
 
-// WatchOptions choose what Watch tells. The zero value is every change of the namespace from now on, the latest of each key.
+// WatchOptions choose what Watch tells. The zero value is every change of the namespace from now on, the latest of each key, or of each block when it is a
+// namespace of prompts.
 type WatchOptions struct {
 	Key    string // this key alone
 	Prefix string // only keys that begin with this; not together with Key
+	Scope  Scope  // in a namespace of prompts: only blocks of this scope; nil = of all
 
 	State bool   // tell what is there first
 	Token []byte // go on after the batch that had this token; or after ListResponse.watch_token. Not together with State
@@ -26,12 +31,14 @@ type EventType uint8
 
 // Kinds of changes.
 const (
-	EventPut    EventType = iota + 1 // the key has a new value
-	EventDelete                      // the key was deleted
-	EventExpire                      // the key's time was over
+	EventPut     EventType = iota + 1 // the key has a new value
+	EventDelete                       // the key was deleted
+	EventExpire                       // the key's time was over
+	EventStored                       // of prompts: a block can be read
+	EventRemoved                      // of prompts: a block is gone
 )
 
-// String is the name of the kind: PUT, DELETE or EXPIRE.
+// String is the name of the kind: PUT, DELETE, EXPIRE, STORED or REMOVED.
 func (t EventType) String() string {
 	switch t {
 	case EventPut:
@@ -40,6 +47,10 @@ func (t EventType) String() string {
 		return "DELETE"
 	case EventExpire:
 		return "EXPIRE"
+	case EventStored:
+		return "STORED"
+	case EventRemoved:
+		return "REMOVED"
 	}
 	return "UNKNOWN"
 }
@@ -56,6 +67,17 @@ type Event struct {
 	Size         int64  // length of the value in bytes
 	ValueLeftOut bool   // the value is over 1 MiB long, or was replaced before it could be read: Get brings the latest
 	PrevValue    []byte // with WatchOptions.PrevValue; nil when there was none or it is not known
+	// Block is set in a namespace of prompts. Key is then opaque bytes that no other block has, Size the block's length.
+	Block *BlockEvent
+}
+
+// BlockEvent is the block of an EventStored or EventRemoved.
+type BlockEvent struct {
+	ScopeID [16]byte // names the scope
+	Scope   Scope    // its fields; nil when it has been emptied since and they are not known any more
+	Ref     BlockRef
+	Parent  []byte // id of the one before it; empty for the first
+	Why     string // of EventRemoved: DELETED, EVICTED, EXPIRED, DAMAGED or CLEARED
 }
 
 // WatchBatch is what Watch tells at a time: changes, or where it stands. Changes of one transaction and one shard are in one batch.
@@ -126,8 +148,12 @@ func (c *Client) newWatch(o *WatchOptions) (*watch, error) {
 		return nil, invalid("watch", "Key and Prefix are both given")
 	case o.State && len(o.Token) > 0:
 		return nil, invalid("watch", "State and Token are both given")
+	case o.Scope != nil && (o.Key != "" || o.Prefix != ""):
+		return nil, invalid("watch", "Scope is of prompts, Key and Prefix are not")
 	case o.Key != "":
 		req.Target = &kvstorev1.WatchRequest_Key{Key: []byte(o.Key)}
+	case o.Scope != nil:
+		req.Target = &kvstorev1.WatchRequest_Scope{Scope: &kvstorev1.Scope{Fields: o.Scope}}
 	case o.Prefix != "":
 		req.Target = &kvstorev1.WatchRequest_Prefix{Prefix: []byte(o.Prefix)}
 	}
@@ -215,8 +241,19 @@ func (w *watch) tell(resp received, yield func(WatchBatch, error) bool) bool {
 }
 
 func fromEvent(e *kvstorev1.WatchEvent) Event {
-	return Event{
+	ev := Event{
 		Type: EventType(e.Type), Key: string(e.Key), Version: e.Version, PrevVersion: e.PrevVersion, Created: e.Created, Initial: e.Initial,
 		Size: e.Size, ValueLeftOut: e.ValueLeftOut,
 	}
+	if b := e.Block; b != nil {
+		ev.Block = &BlockEvent{
+			Scope: maps.Clone(b.Scope.GetFields()), Parent: bytes.Clone(b.Parent),
+			Ref: BlockRef{ID: bytes.Clone(b.Block.GetId()), Rank: b.Block.GetRank(), Group: b.Block.GetGroup(), Depth: b.Block.GetDepth()},
+		}
+		copy(ev.Block.ScopeID[:], b.ScopeId)
+		if b.Removal != 0 {
+			ev.Block.Why = strings.TrimPrefix(b.Removal.String(), "WATCH_REMOVAL_")
+		}
+	}
+	return ev
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -262,5 +263,57 @@ func TestWatchesShareAStream(t *testing.T) {
 	all.Wait()
 	if streams.Load() == 0 {
 		t.Error("the stream never broke")
+	}
+}
+
+// TestWatchBlocks: blocks that are stored and removed, of a scope or all; what is there first; from a token.
+func TestWatchBlocks(t *testing.T) {
+	p, _, c := newPrompt(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	write := func(p *client.Prompt, id string) {
+		t.Helper()
+		if _, err := p.Write(ctx, []client.NewBlock{{BlockRef: client.BlockRef{ID: []byte(id)}, Parent: []byte("up"), Data: []byte("12345")}}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(p, "a")
+	write(c.Prompt(client.Scope{"model": "other"}), "b")
+	var got []string
+	var token []byte
+	for b, err := range c.Watch(ctx, &client.WatchOptions{Scope: client.Scope{"model": "m"}, State: true}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range b.Events {
+			got = append(got, fmt.Sprintf("%v %v %s %d %s %s %v", e.Type, e.Block.Scope, e.Block.Ref.ID, e.Size, e.Block.Parent, e.Block.Why, e.Initial))
+		}
+		if b.Synced {
+			token = b.Token
+			break
+		}
+	}
+	if _, err := p.Delete(ctx, []client.BlockRef{{ID: []byte("a")}}); err != nil {
+		t.Fatal(err)
+	}
+	for b, err := range c.Watch(ctx, &client.WatchOptions{Token: token, All: true}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range b.Events {
+			got = append(got, fmt.Sprintf("%v %s %s", e.Type, e.Block.Ref.ID, e.Block.Why))
+		}
+		if len(got) == 2 {
+			break
+		}
+	}
+	if want := []string{"STORED map[model:m] a 5 up  true", "REMOVED a DELETED"}; !slices.Equal(got, want) {
+		t.Errorf("told %q, want %q", got, want)
+	}
+	for _, err := range c.Watch(ctx, &client.WatchOptions{Key: "a"}) {
+		wantKind(t, err, kverr.WrongKind)
+	}
+	for _, err := range c.Watch(ctx, &client.WatchOptions{Key: "a", Scope: client.Scope{}}) {
+		wantKind(t, err, kverr.InvalidArgument)
 	}
 }

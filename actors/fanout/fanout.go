@@ -44,6 +44,8 @@ type Watch struct {
 	Before bool
 	// KeysOnly leaves values out.
 	KeysOnly bool
+	// Blocks: it is a namespace of prompts.
+	Blocks bool
 }
 
 // Concerns tells whether a change is what the watcher wants to know.
@@ -60,7 +62,7 @@ func (w *Watch) Concerns(ns shard.NamespaceID, key []byte) bool {
 // Same tells whether two watches want to know the same.
 func (w *Watch) Same(o *Watch) bool {
 	return w == o || w.Namespace == o.Namespace && w.Prefix == o.Prefix && w.Mode == o.Mode && w.Before == o.Before && w.KeysOnly == o.KeysOnly &&
-		bytes.Equal(w.Key, o.Key)
+		w.Blocks == o.Blocks && bytes.Equal(w.Key, o.Key)
 }
 
 // Cursor is how far a watcher has come in a shard. While Listing, he knows the keys up to and with Boundary as they were at Revision, and
@@ -152,6 +154,8 @@ type Event struct {
 	// BeforeKnown: Before is the value that was replaced; asked for by Watch.Before.
 	BeforeKnown bool
 	Before      shard.Value
+	// Scope is the canonical form of a block's scope; nil when the scope has been emptied since and what emptied it was not looked at yet.
+	Scope []byte
 }
 
 // Batch is what a watcher is told by one step, in this order: Resync, Events, Synced, Err.
@@ -190,6 +194,9 @@ func (w *Watch) Next(v shard.View, at Cursor, budget Budget) (b Batch) {
 	if s.merged {
 		s.events = slices.DeleteFunc(s.events, func(e Event) bool { return e.Kind == 0 })
 	}
+	if s.watch.Blocks {
+		s.nameScopes()
+	}
 	b.Events, b.Cursor = s.events, s.at
 	b.More = b.Err == nil && (b.Cursor.Listing || b.Cursor.Revision < v.Revision())
 	return b
@@ -203,8 +210,9 @@ type step struct {
 	at     Cursor
 	events []Event
 	bytes  int64
-	places map[string]int // Latest: where in events the change of a key is, plus one
-	merged bool           // some of events are void
+	places map[string]int           // Latest: where in events the change of a key is, plus one
+	merged bool                     // some of events are void
+	scopes map[shard.ScopeID][]byte // canonical forms, of those that were looked up or whose first or last block was met
 }
 
 func (s *step) left() bool { return s.bytes < s.budget.Bytes && s.budget.Changes > 0 }
@@ -242,6 +250,12 @@ func (s *step) changes(b *Batch) {
 			reached = e.Revision
 		}
 		s.budget.Changes--
+		if e.Kind == shard.EventScopeChanged && s.watch.Blocks && e.Namespace == s.watch.Namespace {
+			if s.scopes == nil {
+				s.scopes = make(map[shard.ScopeID][]byte)
+			}
+			s.scopes[shard.ScopeID(e.Key)] = e.Attached
+		}
 		switch {
 		case e.Kind == shard.EventDrop && e.Namespace == s.watch.Namespace:
 			b.Err = errDropped
@@ -276,6 +290,43 @@ func (s *step) add(e *shard.Event) {
 	s.bytes += out.size()
 }
 
+// nameScopes tells with each block's event the fields of its scope.
+func (s *step) nameScopes() {
+	if s.scopes == nil {
+		s.scopes = make(map[shard.ScopeID][]byte)
+	}
+	for i := range s.events {
+		e := &s.events[i]
+		if len(e.Key) < len(shard.ScopeID{}) {
+			continue
+		}
+		id := shard.ScopeID(e.Key[:len(shard.ScopeID{})])
+		form, ok := s.scopes[id]
+		if !ok {
+			if u, there := s.view.Scope(s.watch.Namespace, id); there {
+				form = u.Fields
+			}
+			s.scopes[id] = form
+		}
+		e.Scope = form
+	}
+}
+
+// wasThere tells whether there was something under the key before a change.
+func (e *Event) wasThere() bool {
+	switch e.Kind {
+	case shard.EventBlockStored:
+		return !e.Created
+	case shard.EventBlockRemoved:
+		return true
+	default:
+		return e.Previous != 0
+	}
+}
+
+// stores tells whether there is something under the key after a change.
+func (e *Event) stores() bool { return e.Kind == shard.EventPut || e.Kind == shard.EventBlockStored }
+
 // merge lets a change take the place of the one before it of the same key. It is false when nothing is left to tell: the key was not there
 // and is not there.
 func (s *step) merge(e *Event) bool {
@@ -286,10 +337,11 @@ func (s *step) merge(e *Event) bool {
 		first := &s.events[at-1]
 		s.bytes -= first.size()
 		e.Previous, e.Before, e.BeforeKnown = first.Previous, first.Before, first.BeforeKnown
-		e.Created = e.Kind == shard.EventPut && first.Previous == 0
+		was := first.wasThere()
+		e.Created = e.stores() && !was
 		*first = Event{}
 		s.merged = true
-		if e.Previous == 0 && e.Kind != shard.EventPut {
+		if !was && !e.stores() {
 			delete(s.places, string(e.Key))
 			return false
 		}
@@ -304,6 +356,10 @@ func (s *step) list(b *Batch) {
 	var page []shard.Entry
 	var more bool
 	var err *kverr.Error
+	if w.Blocks {
+		s.listBlocks(b)
+		return
+	}
 	if w.Prefix {
 		room := max(1, s.budget.Bytes-s.bytes)
 		q := shard.ListQuery{
@@ -329,6 +385,21 @@ func (s *step) list(b *Batch) {
 	case err != nil:
 		b.Err = err
 	case !more:
+		s.at.Listing, s.at.Boundary, b.Synced = false, nil, true
+	}
+}
+
+// listBlocks is list for a namespace of prompts.
+func (s *step) listBlocks(b *Batch) {
+	limit := int(min(1+max(1, s.budget.Bytes-s.bytes)/(2*EventOverhead), shard.DefaultListLimit))
+	page, more := s.view.BlockEvents(s.watch.Namespace, s.watch.Key, s.at.Boundary, limit)
+	for i := range page {
+		out := Event{Initial: true, Event: page[i]}
+		s.events = append(s.events, out)
+		s.bytes += out.size()
+		s.at.Boundary = out.Key
+	}
+	if !more {
 		s.at.Listing, s.at.Boundary, b.Synced = false, nil, true
 	}
 }

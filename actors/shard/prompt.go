@@ -355,7 +355,7 @@ func (m *Machine) stepClear(c *Command) {
 		}
 		m.begin(c)
 		dep = c.Result.Revision
-		m.remove(dep, typed, removedDeleted)
+		m.remove(dep, typed, removedCleared)
 		if it != nil {
 			sp.forget(it, false)
 		}

@@ -186,6 +186,7 @@ const (
 	removedEvicted = 2
 	removedExpired = 3
 	removedDamaged = 4
+	removedCleared = 5
 )
 
 // markEffect is Effect.BlockRemoved, BlockTouched and BlockPinned: a typed key and up to three numbers.
@@ -322,14 +323,18 @@ func (m *Machine) dropBlock(ns NamespaceID, scope ScopeID, typed, item []byte) (
 // namespace; attached are size, depth, why it was removed (0 for stored) and the parent.
 func (m *Machine) recordBlock(k EventKind, revision uint64, ns NamespaceID, typed []byte, b *Block, why uint64) {
 	p := &m.prompt
-	a := binary.AppendUvarint(p.attached[:0], uint64(b.Size))
-	a = binary.AppendUvarint(a, uint64(b.Depth))
-	a = binary.AppendUvarint(a, why)
-	p.attached = append(a, b.Parent...)
+	p.attached = b.appendAttached(p.attached[:0], why)
 	m.record(&Event{
 		Kind: k, Namespace: ns, Key: typed[1+uvarintLen(uint64(ns)):], Revision: revision, Created: k == EventBlockStored,
 		Attached: p.attached,
 	})
+}
+
+func (b *Block) appendAttached(a []byte, why uint64) []byte {
+	a = binary.AppendUvarint(a, uint64(b.Size))
+	a = binary.AppendUvarint(a, uint64(b.Depth))
+	a = binary.AppendUvarint(a, why)
+	return append(a, b.Parent...)
 }
 
 func (m *Machine) applyTouched(e *markEffect) {

@@ -138,7 +138,7 @@ type BlockEvent struct {
 	Depth       uint32
 	Size        int64
 	Parent      []byte
-	// Reason of a removal: 1 deleted, 2 evicted, 3 expired, 4 damaged.
+	// Reason of a removal: 1 deleted, 2 evicted, 3 expired, 4 damaged, 5 cleared.
 	Reason uint8
 }
 

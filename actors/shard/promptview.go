@@ -37,6 +37,30 @@ func (v View) Blocks(ns NamespaceID, scope ScopeID, after []byte, limit int) (bl
 	return blocks, typed, false
 }
 
+// BlockEvents lists up to limit blocks of a namespace as the events that store them, in the order of their keys: those that begin with prefix, after one
+// key, nil at the beginning.
+func (v View) BlockEvents(ns NamespaceID, prefix, after []byte, limit int) (events []Event, more bool) {
+	head := appendSpaceKey(nil, prefixBlock, ns)
+	from := append(bytes.Clone(head), prefix...)
+	to := rangeEnd(from)
+	if bytes.Compare(after, prefix) >= 0 && after != nil {
+		from = append(append(bytes.Clone(head), after...), 0)
+	}
+	for typed, item := range v.tree.Ascend(from, to) {
+		if len(events) == limit {
+			return events, true
+		}
+		var b Block
+		if !b.decode(item) {
+			continue
+		}
+		events = append(events, Event{
+			Kind: EventBlockStored, Namespace: ns, Key: typed[len(head):], Revision: b.Revision, Created: true, Attached: b.appendAttached(nil, 0),
+		})
+	}
+	return events, false
+}
+
 // ScopeUsage is a scope with what its blocks take.
 type ScopeUsage struct {
 	Scope         ScopeID

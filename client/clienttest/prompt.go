@@ -220,6 +220,7 @@ func (s *Server) store(
 	if old == nil {
 		old = &block{scope: head.Scope, ref: hdr.Block, parent: hdr.Parent, data: data, sum: sum}
 		sp.blocks[k] = old
+		s.blockChanged(sp, k, old, kvstorev1.WatchRemoval_WATCH_REMOVAL_UNSPECIFIED)
 		s.applied++
 		s.touch(old)
 		s.evict(sp, s.namespaces[or(head.Keyspace, "default")+"/"+or(head.Namespace, "default")].CapacityBlocks)
@@ -241,6 +242,7 @@ func (s *Server) evict(sp *space, capacity int64) {
 		if victim == "" {
 			return
 		}
+		s.blockChanged(sp, victim, sp.blocks[victim], kvstorev1.WatchRemoval_WATCH_REMOVAL_EVICTED)
 		delete(sp.blocks, victim)
 	}
 }
@@ -333,6 +335,7 @@ func (s prompt) Delete(
 			return
 		}
 		resp.Outcomes[i] = kvstorev1.DeleteOutcome_DELETE_OUTCOME_DELETED
+		s.blockChanged(sp, k, b, kvstorev1.WatchRemoval_WATCH_REMOVAL_DELETED)
 		delete(sp.blocks, k)
 	})
 	return resp, err
@@ -353,6 +356,7 @@ func (s prompt) Clear(_ context.Context, r *kvstorev1.ClearRequest) (*kvstorev1.
 		case b.leases > 0:
 			resp.Leased++
 		default:
+			s.blockChanged(sp, k, b, kvstorev1.WatchRemoval_WATCH_REMOVAL_CLEARED)
 			delete(sp.blocks, k)
 			resp.Deleted++
 		}

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 
 	"kvstore/components/kverr"
+	"kvstore/components/promptcache"
 	kvstorev1 "kvstore/proto/gen/kvstore/v1"
 )
 
@@ -26,6 +27,25 @@ func (s *Server) changed(sp *space, e *kvstorev1.WatchEvent) {
 	s.changes = append(s.changes, change{sp, e})
 	close(s.news)
 	s.news = make(chan struct{})
+}
+
+// blockChanged notes that a block was stored, or removed and why; mu is held.
+func (s *Server) blockChanged(sp *space, name string, b *block, why kvstorev1.WatchRemoval) {
+	s.revision++
+	s.changed(sp, blockEvent(s.revision, name, b, why))
+}
+
+func blockEvent(revision uint64, name string, b *block, why kvstorev1.WatchRemoval) *kvstorev1.WatchEvent {
+	form, _ := promptcache.Canonical(b.scope.GetFields()) // the tests' scopes are good
+	id := promptcache.ScopeOf(form)
+	e := &kvstorev1.WatchEvent{
+		Type: kvstorev1.WatchEventType_WATCH_EVENT_TYPE_STORED, Key: append(id[:], name...), Version: revision, Size: int64(len(b.data)), Created: true,
+		Block: &kvstorev1.WatchBlock{ScopeId: id[:], Scope: b.scope, Block: b.ref, Parent: b.parent, Removal: why},
+	}
+	if why != kvstorev1.WatchRemoval_WATCH_REMOVAL_UNSPECIFIED {
+		e.Type, e.Created = kvstorev1.WatchEventType_WATCH_EVENT_TYPE_REMOVED, false
+	}
+	return e
 }
 
 // Compact forgets all changes up to now: watches that are behind cannot go on.
@@ -104,6 +124,17 @@ func (s kv) Watches(stream grpc.BidiStreamingServer[kvstorev1.WatchesRequest, kv
 
 // watch is one watch; send takes what it is told.
 func (s kv) watch(ctx context.Context, r *kvstorev1.WatchRequest, to func(*kvstorev1.WatchResponse) error) error {
+	byKey := false
+	switch r.Target.(type) {
+	case *kvstorev1.WatchRequest_Key, *kvstorev1.WatchRequest_Prefix:
+		byKey = true
+	}
+	s.mu.Lock()
+	ns := s.namespaces[or(r.Keyspace, "default")+"/"+or(r.Namespace, "default")]
+	s.mu.Unlock()
+	if byKey && ns.GetKind() == kvstorev1.NamespaceKind_NAMESPACE_KIND_PROMPT {
+		return kverr.New(kverr.WrongKind, "", "blocks are watched by scope, not by key")
+	}
 	at, state := -1, false
 	switch f := r.From.(type) {
 	case *kvstorev1.WatchRequest_InitialState:
@@ -121,8 +152,11 @@ func (s kv) watch(ctx context.Context, r *kvstorev1.WatchRequest, to func(*kvsto
 		}
 		return to(resp)
 	}
-	concerns := func(k []byte) bool {
+	concerns := func(e *kvstorev1.WatchEvent) bool {
+		k := e.Key
 		switch t := r.Target.(type) {
+		case *kvstorev1.WatchRequest_Scope:
+			return scopeKey(t.Scope) == scopeKey(e.Block.GetScope())
 		case *kvstorev1.WatchRequest_Key:
 			return bytes.Equal(k, t.Key)
 		case *kvstorev1.WatchRequest_Prefix:
@@ -147,19 +181,23 @@ func (s kv) watch(ctx context.Context, r *kvstorev1.WatchRequest, to func(*kvsto
 			at = end
 		case at >= 0:
 			for ; at < end && len(events) < 3; at++ {
-				if c := s.changes[at-s.forgotten]; c.space == sp && concerns(c.event.Key) {
+				if c := s.changes[at-s.forgotten]; c.space == sp && concerns(c.event) {
 					events = append(events, c.event)
 				}
 			}
 		}
 		if state {
-			for k, e := range sp.entries {
-				if concerns([]byte(k)) {
-					events = append(events, &kvstorev1.WatchEvent{
-						Type: kvstorev1.WatchEventType_WATCH_EVENT_TYPE_PUT, Key: e.Key, Value: e.Value, Version: e.Version, Initial: true, Size: e.Size,
-					})
-				}
+			for _, e := range sp.entries {
+				events = append(events, &kvstorev1.WatchEvent{
+					Type: kvstorev1.WatchEventType_WATCH_EVENT_TYPE_PUT, Key: e.Key, Value: e.Value, Version: e.Version, Initial: true, Size: e.Size,
+				})
 			}
+			for name, b := range sp.blocks {
+				e := blockEvent(b.seq, name, b, kvstorev1.WatchRemoval_WATCH_REMOVAL_UNSPECIFIED)
+				e.Initial = true
+				events = append(events, e)
+			}
+			events = slices.DeleteFunc(events, func(e *kvstorev1.WatchEvent) bool { return !concerns(e) })
 			slices.SortFunc(events, func(a, b *kvstorev1.WatchEvent) int { return strings.Compare(string(a.Key), string(b.Key)) })
 			at = end
 		}

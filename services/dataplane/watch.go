@@ -61,12 +61,14 @@ func (s *Server) Watch(stream grpc.BidiStreamingServer[dataplanev1.WatchRequest,
 func watchOf(h *dataplanev1.WatchRequest_Head) *fanout.Watch {
 	return &fanout.Watch{
 		Namespace: shard.NamespaceID(h.Namespace), Key: h.Key, Prefix: h.Prefix, Mode: fanout.Mode(h.Mode), Before: h.Before, KeysOnly: h.KeysOnly,
+		Blocks: h.Blocks,
 	}
 }
 
 func protoHead(w *fanout.Watch) *dataplanev1.WatchRequest_Head {
 	return &dataplanev1.WatchRequest_Head{
 		Namespace: uint32(w.Namespace), Key: w.Key, Prefix: w.Prefix, Mode: uint32(w.Mode), Before: w.Before, KeysOnly: w.KeysOnly,
+		Blocks: w.Blocks,
 	}
 }
 
@@ -100,7 +102,7 @@ func protoTold(t *fanout.Told) *dataplanev1.WatchResponse {
 		e, to := &t.Events[i], &events[i]
 		m.Events[i] = to
 		to.Kind, to.Key, to.Revision, to.Previous, to.Created, to.Initial = uint32(e.Kind), e.Key, e.Revision, e.Previous, e.Created, e.Initial
-		to.Size, to.Value, to.Attached = e.Size, e.Value.Inline, e.Attached
+		to.Size, to.Value, to.Attached, to.Scope = e.Size, e.Value.Inline, e.Attached, e.Scope
 		if e.Value.Ref.Object != (shard.ObjectID{}) {
 			to.Ref = protoRef(e.Value.Ref)
 		}
@@ -121,7 +123,7 @@ func toldOf(m *dataplanev1.WatchResponse) *fanout.Told {
 	for i, e := range m.Events {
 		to := &t.Events[i]
 		to.Kind, to.Key, to.Revision, to.Previous, to.Created, to.Initial = shard.EventKind(e.Kind), e.Key, e.Revision, e.Previous, e.Created, e.Initial
-		to.Size, to.Value.Inline, to.Attached = e.Size, e.Value, e.Attached
+		to.Size, to.Value.Inline, to.Attached, to.Scope = e.Size, e.Value, e.Attached, e.Scope
 		if e.Ref != nil {
 			to.Value.Ref = refOf(e.Ref)
 		}

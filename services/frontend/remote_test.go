@@ -86,6 +86,8 @@ var apiTests = map[string]func(*testing.T){
 	"Watches":                         TestWatches,
 	"WatchesCredit":                   TestWatchesCredit,
 	"WatchesRefusals":                 TestWatchesRefusals,
+	"WatchPrompts":                    TestWatchPrompts,
+	"WatchEvictions":                  TestWatchEvictions,
 	"SlowWatcher":                     TestSlowWatcher,
 }
 

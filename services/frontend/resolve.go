@@ -189,8 +189,8 @@ func (ks *Keyspace) namespace(name string) (*Namespace, *kverr.Error) {
 	return nil, noSuch("namespace", name, ks.spaces)
 }
 
-// namespace finds the namespace of a request and holds it to a kind. Empty names mean "default".
-func (s *Server) namespace(ctx context.Context, keyspace, name string, kind kvv1.NamespaceKind) (*Namespace, *kverr.Error) {
+// namespace finds the namespace of a request and holds it to one of some kinds. Empty names mean "default".
+func (s *Server) namespace(ctx context.Context, keyspace, name string, kinds ...kvv1.NamespaceKind) (*Namespace, *kverr.Error) {
 	ks, err := s.keyspace(ctx, keyspace)
 	if err != nil {
 		return nil, err
@@ -199,9 +199,9 @@ func (s *Server) namespace(ctx context.Context, keyspace, name string, kind kvv1
 	if err != nil {
 		return nil, err
 	}
-	if ns.Kind != kind {
+	if !slices.Contains(kinds, ns.Kind) {
 		return nil, &kverr.Error{Kind: kverr.WrongKind, Message: fmt.Sprintf(
-			"namespace %q is of kind %s, this call needs %s", ns.Name, kindName(ns.Kind), kindName(kind))}
+			"namespace %q is of kind %s, this call needs %s", ns.Name, kindName(ns.Kind), kindName(kinds[0]))}
 	}
 	return ns, nil
 }

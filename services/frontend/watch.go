@@ -18,6 +18,7 @@ import (
 	"kvstore/components/authn"
 	"kvstore/components/key"
 	"kvstore/components/kverr"
+	"kvstore/components/promptcache"
 	kvv1 "kvstore/proto/gen/kvstore/v1"
 )
 
@@ -212,7 +213,7 @@ func (w *watcher) take(ctx context.Context, m *kvv1.WatchesRequest) error {
 // begin begins a watch.
 func (w *watcher) begin(ctx context.Context, id uint64, req *kvv1.WatchRequest, credit int64) error {
 	k := w.server
-	ns, refused := k.namespace(ctx, req.Keyspace, req.Namespace, kvv1.NamespaceKind_NAMESPACE_KIND_KV)
+	ns, refused := k.namespace(ctx, req.Keyspace, req.Namespace, kvv1.NamespaceKind_NAMESPACE_KIND_KV, kvv1.NamespaceKind_NAMESPACE_KIND_PROMPT)
 	if refused != nil {
 		return refused
 	}
@@ -386,18 +387,37 @@ func (w *watcher) progress() {
 	w.timer.Reset(w.server.cfg.WatchProgress / sweeps)
 }
 
+var errBlocksByScope = &kverr.Error{Kind: kverr.WrongKind, Message: "the namespace is of kind prompt: its blocks are watched by scope, or all of them, not by key"}
+
 // newWatching checks a request.
 func newWatching(ns *Namespace, req *kvv1.WatchRequest) (*watching, []fanout.Start, error) {
 	w := &watching{ns: ns, shards: ns.keyspace.Shards}
 	w.watch = fanout.Watch{Namespace: ns.ID, Before: req.PrevValue, KeysOnly: req.KeysOnly}
+	w.watch.Blocks = ns.Kind == kvv1.NamespaceKind_NAMESPACE_KIND_PROMPT
 	switch t := req.Target.(type) {
+	case *kvv1.WatchRequest_Scope:
+		if !w.watch.Blocks {
+			return nil, nil, &kverr.Error{Kind: kverr.WrongKind, Message: "the namespace is not of kind prompt, and has no scopes"}
+		}
+		form, err := promptcache.Canonical(t.Scope.GetFields())
+		if err != nil {
+			return nil, nil, err
+		}
+		id := promptcache.ScopeOf(form)
+		w.watch.Key, w.watch.Prefix = id[:], true
 	case *kvv1.WatchRequest_Key:
+		if w.watch.Blocks {
+			return nil, nil, errBlocksByScope
+		}
 		if err := checkKey("key", t.Key); err != nil {
 			return nil, nil, err
 		}
 		w.watch.Key = t.Key
 		w.shards = []*Shard{ns.ShardOf(t.Key)}
 	case *kvv1.WatchRequest_Prefix:
+		if w.watch.Blocks {
+			return nil, nil, errBlocksByScope
+		}
 		if len(t.Prefix) > key.MaxKey {
 			return nil, nil, kverr.TooBig("prefix", len(t.Prefix), key.MaxKey, "bytes")
 		}
@@ -405,7 +425,7 @@ func newWatching(ns *Namespace, req *kvv1.WatchRequest) (*watching, []fanout.Sta
 	default:
 		w.watch.Prefix = true
 	}
-	if w.watch.Prefix && ns.rule.Whole() {
+	if w.watch.Prefix && ns.rule.Whole() && !w.watch.Blocks {
 		w.shards = []*Shard{ns.ShardOf(w.watch.Key)}
 	}
 	switch req.Mode {
@@ -503,13 +523,24 @@ func (w *watching) token() []byte {
 
 var eventTypes = map[shard.EventKind]kvv1.WatchEventType{
 	shard.EventPut: kvv1.WatchEventType_WATCH_EVENT_TYPE_PUT, shard.EventDelete: kvv1.WatchEventType_WATCH_EVENT_TYPE_DELETE,
-	shard.EventExpire: kvv1.WatchEventType_WATCH_EVENT_TYPE_EXPIRE,
+	shard.EventExpire:      kvv1.WatchEventType_WATCH_EVENT_TYPE_EXPIRE,
+	shard.EventBlockStored: kvv1.WatchEventType_WATCH_EVENT_TYPE_STORED, shard.EventBlockRemoved: kvv1.WatchEventType_WATCH_EVENT_TYPE_REMOVED,
 }
 
 func (w *watching) fill(to *kvv1.WatchEvent, e *fanout.Event) {
 	to.Type, to.Key, to.Version, to.PrevVersion = eventTypes[e.Kind], e.Key, e.Revision, e.Previous
 	to.Created, to.Initial, to.Size, to.Value = e.Created, e.Initial, e.Size, e.Value.Inline
 	to.ValueLeftOut = apart(&e.Value)
+	if b, ok := e.Block(); ok {
+		to.Size = b.Size
+		to.Block = &kvv1.WatchBlock{
+			ScopeId: b.Scope[:], Parent: b.Parent, Removal: kvv1.WatchRemoval(b.Reason),
+			Block: &kvv1.BlockRef{Id: b.ID, Rank: b.Rank, Group: b.Group, Depth: b.Depth},
+		}
+		if fields, err := promptcache.Fields(e.Scope); e.Scope != nil && err == nil {
+			to.Block.Scope = &kvv1.Scope{Fields: fields}
+		}
+	}
 	if e.BeforeKnown && !apart(&e.Before) && !w.watch.KeysOnly {
 		to.PrevValue = append(make([]byte, 0, len(e.Before.Inline)), e.Before.Inline...) // not nil: an empty value is one
 	}

@@ -338,7 +338,8 @@ func TestWatchRefusals(t *testing.T) {
 		"token cut":        {&kvv1.WatchRequest{From: &kvv1.WatchRequest_Token{Token: token[:len(token)-1]}}, codes.InvalidArgument, "token"},
 		"token of another": {&kvv1.WatchRequest{From: &kvv1.WatchRequest_Token{Token: other}}, codes.InvalidArgument, "another keyspace"},
 		"no namespace":     {&kvv1.WatchRequest{Namespace: "nope"}, codes.NotFound, "nope"},
-		"prompts":          {&kvv1.WatchRequest{Namespace: "prompts"}, codes.FailedPrecondition, "prompt"},
+		"prompts by key":   {&kvv1.WatchRequest{Namespace: "prompts", Target: &kvv1.WatchRequest_Prefix{}}, codes.FailedPrecondition, "scope"},
+		"keys by scope":    {&kvv1.WatchRequest{Target: &kvv1.WatchRequest_Scope{Scope: &kvv1.Scope{}}}, codes.FailedPrecondition, "scope"},
 	} {
 		stream, err := r.KV.Watch(ctx, c.req)
 		if err == nil {

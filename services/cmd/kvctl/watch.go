@@ -3,8 +3,11 @@ package main
 import (
 	"context"
 	"encoding/base64"
+	"encoding/hex"
 	"flag"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -22,7 +25,8 @@ from is part of every line of -o json. Without --all, changes to one key that co
   kvctl watch config --exact --prev      one key, with what it was before
   kvctl watch service/ --state --once    what is there, and no more
   kvctl watch --all -o json | tee changes.jsonl
-  kvctl watch --all -o json --from AQAB...   the token of the last line`,
+  kvctl watch --all -o json --from AQAB...   the token of the last line
+  kvctl watch --namespace prompts --scope model=llama   blocks that are stored and removed, of a scope or all`,
 	setup: func(fs *flag.FlagSet) func(context.Context, *session, []string) error {
 		o := new(client.WatchOptions)
 		exact := fs.Bool("exact", false, "the argument is a key, not a prefix")
@@ -31,6 +35,8 @@ from is part of every line of -o json. Without --all, changes to one key that co
 		fs.BoolVar(&o.All, "all", false, "tell every change, or end with COMPACTED")
 		fs.BoolVar(&o.PrevValue, "prev", false, "tell what was there before")
 		fs.BoolVar(&o.KeysOnly, "keys-only", false, "leave values out")
+		scope := pairs{}
+		fs.Var(scope, "scope", "of prompts: a field `name=value` of the scope whose blocks are watched; may be repeated")
 		from := fs.String("from", "", "go on after this `token` of an earlier watch")
 		count := fs.Int("count", 0, "end after this `number` of changes; 0 = never")
 		return func(ctx context.Context, s *session, args []string) error {
@@ -45,6 +51,8 @@ from is part of every line of -o json. Without --all, changes to one key that co
 				return usagef("--from: %v", err)
 			}
 			switch {
+			case len(scope) > 0 && len(args) > 0:
+				return usagef("--scope is of prompts, a prefix is of keys")
 			case *exact && o.Key == "":
 				return usagef("--exact wants a key")
 			case o.State && *from != "":
@@ -53,6 +61,9 @@ from is part of every line of -o json. Without --all, changes to one key that co
 				return usagef("--once wants --state")
 			case *count < 0:
 				return usagef("--count %d is negative", *count)
+			}
+			if len(scope) > 0 {
+				o.Scope = client.Scope(scope)
 			}
 			c, err := s.connect(ctx)
 			if err != nil {
@@ -65,7 +76,7 @@ from is part of every line of -o json. Without --all, changes to one key that co
 
 // changeJSON is a change, or where a watch stands, as -o json prints it.
 type changeJSON struct {
-	Type        string  `json:"type"` // PUT, DELETE, EXPIRE; STARTED, SYNCED, RESYNC
+	Type        string  `json:"type"` // PUT, DELETE, EXPIRE; STORED, REMOVED; STARTED, SYNCED, RESYNC
 	Key         string  `json:"key,omitempty"`
 	Value       *string `json:"value,omitempty"`
 	ValueBase64 []byte  `json:"value_base64,omitempty"` // instead of value, when that is no UTF-8
@@ -78,6 +89,27 @@ type changeJSON struct {
 	Size        int64   `json:"size,omitempty"`
 	LeftOut     bool    `json:"value_left_out,omitempty"`
 	Token       []byte  `json:"token,omitempty"` // of the last line of what comes together
+
+	Scope   client.Scope `json:"scope,omitempty"` // of a block, as is all below; the key is left out
+	ScopeID string       `json:"scope_id,omitempty"`
+	ID      string       `json:"id,omitempty"`
+	Rank    uint32       `json:"rank,omitempty"`
+	Group   uint32       `json:"group,omitempty"`
+	Depth   uint32       `json:"depth,omitempty"`
+	Parent  string       `json:"parent,omitempty"`
+	Why     string       `json:"why,omitempty"`
+}
+
+// scopeText is a scope for a line of a terminal.
+func scopeText(b *client.BlockEvent) string {
+	if b.Scope == nil {
+		return hex.EncodeToString(b.ScopeID[:])
+	}
+	var all []string
+	for _, k := range slices.Sorted(maps.Keys(b.Scope)) {
+		all = append(all, k+"="+b.Scope[k])
+	}
+	return strings.Join(all, ",")
 }
 
 // textOr is b as text, or as bytes when it is none.
@@ -160,9 +192,28 @@ func (s *session) tellChange(e *client.Event, token []byte) error {
 			j.Value, j.ValueBase64 = textOr(append([]byte{}, e.Value...))
 		}
 		j.Prev, j.PrevBase64 = textOr(e.PrevValue)
+		if b := e.Block; b != nil {
+			j.Key, j.Scope, j.ScopeID, j.ID, j.Rank, j.Group = "", b.Scope, hex.EncodeToString(b.ScopeID[:]), idText(b.Ref.ID), b.Ref.Rank, b.Ref.Group
+			j.Depth, j.Why = b.Ref.Depth, b.Why
+			if len(b.Parent) > 0 {
+				j.Parent = idText(b.Parent)
+			}
+		}
 		return s.jsonLine(j)
 	case "raw":
-		fmt.Fprintln(s.stdout, e.Key)
+		name := e.Key
+		if e.Block != nil {
+			name = idText(e.Block.Ref.ID)
+		}
+		fmt.Fprintln(s.stdout, name)
+		return nil
+	}
+	if b := e.Block; b != nil {
+		line := fmt.Sprintf("%-7s %8d  %s  %s  (%s)", e.Type, e.Version, scopeText(b), idText(b.Ref.ID), bytesText(e.Size))
+		if b.Why != "" {
+			line += "  " + b.Why
+		}
+		fmt.Fprintln(s.stdout, cut(line, s.width))
 		return nil
 	}
 	line := fmt.Sprintf("%-6s %8d  %s", e.Type, e.Version, e.Key)

@@ -86,6 +86,10 @@ const (
 	WatchEventType_WATCH_EVENT_TYPE_DELETE WatchEventType = 2
 	// The key's time was over.
 	WatchEventType_WATCH_EVENT_TYPE_EXPIRE WatchEventType = 3
+	// In a namespace of prompts: a block can be read.
+	WatchEventType_WATCH_EVENT_TYPE_STORED WatchEventType = 4
+	// A block is gone, and why is told.
+	WatchEventType_WATCH_EVENT_TYPE_REMOVED WatchEventType = 5
 )
 
 // Enum value maps for WatchEventType.
@@ -95,12 +99,16 @@ var (
 		1: "WATCH_EVENT_TYPE_PUT",
 		2: "WATCH_EVENT_TYPE_DELETE",
 		3: "WATCH_EVENT_TYPE_EXPIRE",
+		4: "WATCH_EVENT_TYPE_STORED",
+		5: "WATCH_EVENT_TYPE_REMOVED",
 	}
 	WatchEventType_value = map[string]int32{
 		"WATCH_EVENT_TYPE_UNSPECIFIED": 0,
 		"WATCH_EVENT_TYPE_PUT":         1,
 		"WATCH_EVENT_TYPE_DELETE":      2,
 		"WATCH_EVENT_TYPE_EXPIRE":      3,
+		"WATCH_EVENT_TYPE_STORED":      4,
+		"WATCH_EVENT_TYPE_REMOVED":     5,
 	}
 )
 
@@ -129,6 +137,71 @@ func (x WatchEventType) Number() protoreflect.EnumNumber {
 // Deprecated: Use WatchEventType.Descriptor instead.
 func (WatchEventType) EnumDescriptor() ([]byte, []int) {
 	return file_kvstore_v1_kv_proto_rawDescGZIP(), []int{1}
+}
+
+// WatchRemoval is why a block is gone.
+type WatchRemoval int32
+
+const (
+	// It is not.
+	WatchRemoval_WATCH_REMOVAL_UNSPECIFIED WatchRemoval = 0
+	// Delete.
+	WatchRemoval_WATCH_REMOVAL_DELETED WatchRemoval = 1
+	// There was no room.
+	WatchRemoval_WATCH_REMOVAL_EVICTED WatchRemoval = 2
+	// Its time was over.
+	WatchRemoval_WATCH_REMOVAL_EXPIRED WatchRemoval = 3
+	// It was found damaged; the next Write stores it anew.
+	WatchRemoval_WATCH_REMOVAL_DAMAGED WatchRemoval = 4
+	// Clear.
+	WatchRemoval_WATCH_REMOVAL_CLEARED WatchRemoval = 5
+)
+
+// Enum value maps for WatchRemoval.
+var (
+	WatchRemoval_name = map[int32]string{
+		0: "WATCH_REMOVAL_UNSPECIFIED",
+		1: "WATCH_REMOVAL_DELETED",
+		2: "WATCH_REMOVAL_EVICTED",
+		3: "WATCH_REMOVAL_EXPIRED",
+		4: "WATCH_REMOVAL_DAMAGED",
+		5: "WATCH_REMOVAL_CLEARED",
+	}
+	WatchRemoval_value = map[string]int32{
+		"WATCH_REMOVAL_UNSPECIFIED": 0,
+		"WATCH_REMOVAL_DELETED":     1,
+		"WATCH_REMOVAL_EVICTED":     2,
+		"WATCH_REMOVAL_EXPIRED":     3,
+		"WATCH_REMOVAL_DAMAGED":     4,
+		"WATCH_REMOVAL_CLEARED":     5,
+	}
+)
+
+func (x WatchRemoval) Enum() *WatchRemoval {
+	p := new(WatchRemoval)
+	*p = x
+	return p
+}
+
+func (x WatchRemoval) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (WatchRemoval) Descriptor() protoreflect.EnumDescriptor {
+	return file_kvstore_v1_kv_proto_enumTypes[2].Descriptor()
+}
+
+func (WatchRemoval) Type() protoreflect.EnumType {
+	return &file_kvstore_v1_kv_proto_enumTypes[2]
+}
+
+func (x WatchRemoval) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use WatchRemoval.Descriptor instead.
+func (WatchRemoval) EnumDescriptor() ([]byte, []int) {
+	return file_kvstore_v1_kv_proto_rawDescGZIP(), []int{2}
 }
 
 // WatchControl tells where a watch stands.
@@ -176,11 +249,11 @@ func (x WatchControl) String() string {
 }
 
 func (WatchControl) Descriptor() protoreflect.EnumDescriptor {
-	return file_kvstore_v1_kv_proto_enumTypes[2].Descriptor()
+	return file_kvstore_v1_kv_proto_enumTypes[3].Descriptor()
 }
 
 func (WatchControl) Type() protoreflect.EnumType {
-	return &file_kvstore_v1_kv_proto_enumTypes[2]
+	return &file_kvstore_v1_kv_proto_enumTypes[3]
 }
 
 func (x WatchControl) Number() protoreflect.EnumNumber {
@@ -189,7 +262,7 @@ func (x WatchControl) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use WatchControl.Descriptor instead.
 func (WatchControl) EnumDescriptor() ([]byte, []int) {
-	return file_kvstore_v1_kv_proto_rawDescGZIP(), []int{2}
+	return file_kvstore_v1_kv_proto_rawDescGZIP(), []int{3}
 }
 
 // PutOp stores a value under a key.
@@ -2236,12 +2309,13 @@ type WatchRequest struct {
 	Keyspace string `protobuf:"bytes,1,opt,name=keyspace,proto3" json:"keyspace,omitempty"`
 	// Namespace; empty means "default".
 	Namespace string `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	// What is watched; none: all keys of the namespace.
+	// What is watched; none: all keys of the namespace, or all blocks if it is one of prompts.
 	//
 	// Types that are valid to be assigned to Target:
 	//
 	//	*WatchRequest_Key
 	//	*WatchRequest_Prefix
+	//	*WatchRequest_Scope
 	Target isWatchRequest_Target `protobuf_oneof:"target"`
 	// Where to begin; none: now, after everything that is acknowledged.
 	//
@@ -2329,6 +2403,15 @@ func (x *WatchRequest) GetPrefix() []byte {
 	return nil
 }
 
+func (x *WatchRequest) GetScope() *Scope {
+	if x != nil {
+		if x, ok := x.Target.(*WatchRequest_Scope); ok {
+			return x.Scope
+		}
+	}
+	return nil
+}
+
 func (x *WatchRequest) GetFrom() isWatchRequest_From {
 	if x != nil {
 		return x.From
@@ -2389,9 +2472,16 @@ type WatchRequest_Prefix struct {
 	Prefix []byte `protobuf:"bytes,4,opt,name=prefix,proto3,oneof"`
 }
 
+type WatchRequest_Scope struct {
+	// In a namespace of prompts: blocks of this scope.
+	Scope *Scope `protobuf:"bytes,10,opt,name=scope,proto3,oneof"`
+}
+
 func (*WatchRequest_Key) isWatchRequest_Target() {}
 
 func (*WatchRequest_Prefix) isWatchRequest_Target() {}
+
+func (*WatchRequest_Scope) isWatchRequest_Target() {}
 
 type isWatchRequest_From interface {
 	isWatchRequest_From()
@@ -2412,36 +2502,120 @@ func (*WatchRequest_InitialState) isWatchRequest_From() {}
 
 func (*WatchRequest_Token) isWatchRequest_From() {}
 
+// WatchBlock is the block of an event.
+type WatchBlock struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names the scope: xxh3-128 of its canonical form.
+	ScopeId []byte `protobuf:"bytes,1,opt,name=scope_id,json=scopeId,proto3" json:"scope_id,omitempty"`
+	// The scope. Not told when the last of its blocks has gone since, unless the event is near that.
+	Scope *Scope `protobuf:"bytes,2,opt,name=scope,proto3" json:"scope,omitempty"`
+	// The block in it, with its depth.
+	Block *BlockRef `protobuf:"bytes,3,opt,name=block,proto3" json:"block,omitempty"`
+	// Id of the block before it in its chain; empty for the first.
+	Parent []byte `protobuf:"bytes,4,opt,name=parent,proto3" json:"parent,omitempty"`
+	// Of REMOVED.
+	Removal       WatchRemoval `protobuf:"varint,5,opt,name=removal,proto3,enum=kvstore.v1.WatchRemoval" json:"removal,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchBlock) Reset() {
+	*x = WatchBlock{}
+	mi := &file_kvstore_v1_kv_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchBlock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchBlock) ProtoMessage() {}
+
+func (x *WatchBlock) ProtoReflect() protoreflect.Message {
+	mi := &file_kvstore_v1_kv_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchBlock.ProtoReflect.Descriptor instead.
+func (*WatchBlock) Descriptor() ([]byte, []int) {
+	return file_kvstore_v1_kv_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *WatchBlock) GetScopeId() []byte {
+	if x != nil {
+		return x.ScopeId
+	}
+	return nil
+}
+
+func (x *WatchBlock) GetScope() *Scope {
+	if x != nil {
+		return x.Scope
+	}
+	return nil
+}
+
+func (x *WatchBlock) GetBlock() *BlockRef {
+	if x != nil {
+		return x.Block
+	}
+	return nil
+}
+
+func (x *WatchBlock) GetParent() []byte {
+	if x != nil {
+		return x.Parent
+	}
+	return nil
+}
+
+func (x *WatchBlock) GetRemoval() WatchRemoval {
+	if x != nil {
+		return x.Removal
+	}
+	return WatchRemoval_WATCH_REMOVAL_UNSPECIFIED
+}
+
 // WatchEvent is one change of one key.
 type WatchEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The kind.
 	Type WatchEventType `protobuf:"varint,1,opt,name=type,proto3,enum=kvstore.v1.WatchEventType" json:"type,omitempty"`
-	// The key.
+	// The key. Of a block: opaque bytes that no other block of the namespace has.
 	Key []byte `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
 	// The new value of a PUT, unless keys_only or value_left_out.
 	Value []byte `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`
 	// The key's version since a PUT; the revision of a removal. Greater than that of any earlier event of the key.
 	Version uint64 `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
-	// The key's version before; 0 = it was not there. Not told with initial.
+	// The key's version before; 0 = it was not there. Not told with initial, or of blocks.
 	PrevVersion uint64 `protobuf:"varint,5,opt,name=prev_version,json=prevVersion,proto3" json:"prev_version,omitempty"`
-	// A PUT of a key that was not there.
+	// A PUT of a key that was not there, or a block that was not there. One that is stored anew, after it was removed unseen, is not.
 	Created bool `protobuf:"varint,6,opt,name=created,proto3" json:"created,omitempty"`
 	// Not a change, but what was there when the watch began, or after RESYNC.
 	Initial bool `protobuf:"varint,7,opt,name=initial,proto3" json:"initial,omitempty"`
-	// Length of the value in bytes, also when it was left out.
+	// Length of the value in bytes, also when it was left out; or of the block, also when it is removed.
 	Size int64 `protobuf:"varint,8,opt,name=size,proto3" json:"size,omitempty"`
 	// The value is not here: it is over 1 MiB long, or lay apart from its key and was replaced before it could be read. Get tells the latest.
 	ValueLeftOut bool `protobuf:"varint,9,opt,name=value_left_out,json=valueLeftOut,proto3" json:"value_left_out,omitempty"`
 	// With WatchRequest.prev_value: the value before. Not told of values that lay apart from their keys, or to a watcher who is far behind.
-	PrevValue     []byte `protobuf:"bytes,10,opt,name=prev_value,json=prevValue,proto3,oneof" json:"prev_value,omitempty"`
+	PrevValue []byte `protobuf:"bytes,10,opt,name=prev_value,json=prevValue,proto3,oneof" json:"prev_value,omitempty"`
+	// In a namespace of prompts: the block. Its bytes are read by PromptCacheService.
+	Block         *WatchBlock `protobuf:"bytes,11,opt,name=block,proto3" json:"block,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchEvent) Reset() {
 	*x = WatchEvent{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[29]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2453,7 +2627,7 @@ func (x *WatchEvent) String() string {
 func (*WatchEvent) ProtoMessage() {}
 
 func (x *WatchEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[29]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2466,7 +2640,7 @@ func (x *WatchEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEvent.ProtoReflect.Descriptor instead.
 func (*WatchEvent) Descriptor() ([]byte, []int) {
-	return file_kvstore_v1_kv_proto_rawDescGZIP(), []int{29}
+	return file_kvstore_v1_kv_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WatchEvent) GetType() WatchEventType {
@@ -2539,6 +2713,13 @@ func (x *WatchEvent) GetPrevValue() []byte {
 	return nil
 }
 
+func (x *WatchEvent) GetBlock() *WatchBlock {
+	if x != nil {
+		return x.Block
+	}
+	return nil
+}
+
 // WatchResponse carries events, or a control.
 type WatchResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2554,7 +2735,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[30]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2566,7 +2747,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[30]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2579,7 +2760,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_kvstore_v1_kv_proto_rawDescGZIP(), []int{30}
+	return file_kvstore_v1_kv_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WatchResponse) GetControl() WatchControl {
@@ -2620,7 +2801,7 @@ type WatchesRequest struct {
 
 func (x *WatchesRequest) Reset() {
 	*x = WatchesRequest{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[31]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2632,7 +2813,7 @@ func (x *WatchesRequest) String() string {
 func (*WatchesRequest) ProtoMessage() {}
 
 func (x *WatchesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[31]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2645,7 +2826,7 @@ func (x *WatchesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchesRequest.ProtoReflect.Descriptor instead.
 func (*WatchesRequest) Descriptor() ([]byte, []int) {
-	return file_kvstore_v1_kv_proto_rawDescGZIP(), []int{31}
+	return file_kvstore_v1_kv_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *WatchesRequest) GetAsk() isWatchesRequest_Ask {
@@ -2722,7 +2903,7 @@ type WatchesResponse struct {
 
 func (x *WatchesResponse) Reset() {
 	*x = WatchesResponse{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[32]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2734,7 +2915,7 @@ func (x *WatchesResponse) String() string {
 func (*WatchesResponse) ProtoMessage() {}
 
 func (x *WatchesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[32]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2747,7 +2928,7 @@ func (x *WatchesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchesResponse.ProtoReflect.Descriptor instead.
 func (*WatchesResponse) Descriptor() ([]byte, []int) {
-	return file_kvstore_v1_kv_proto_rawDescGZIP(), []int{32}
+	return file_kvstore_v1_kv_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *WatchesResponse) GetWatchIds() []uint64 {
@@ -2787,7 +2968,7 @@ type BatchPutResponse_Item struct {
 
 func (x *BatchPutResponse_Item) Reset() {
 	*x = BatchPutResponse_Item{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[37]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2799,7 +2980,7 @@ func (x *BatchPutResponse_Item) String() string {
 func (*BatchPutResponse_Item) ProtoMessage() {}
 
 func (x *BatchPutResponse_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[37]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2874,7 +3055,7 @@ type BatchGetResponse_Item struct {
 
 func (x *BatchGetResponse_Item) Reset() {
 	*x = BatchGetResponse_Item{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[38]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2886,7 +3067,7 @@ func (x *BatchGetResponse_Item) String() string {
 func (*BatchGetResponse_Item) ProtoMessage() {}
 
 func (x *BatchGetResponse_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[38]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2961,7 +3142,7 @@ type BatchDeleteResponse_Item struct {
 
 func (x *BatchDeleteResponse_Item) Reset() {
 	*x = BatchDeleteResponse_Item{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[39]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2973,7 +3154,7 @@ func (x *BatchDeleteResponse_Item) String() string {
 func (*BatchDeleteResponse_Item) ProtoMessage() {}
 
 func (x *BatchDeleteResponse_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[39]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3045,7 +3226,7 @@ type TransactionRequest_Condition struct {
 
 func (x *TransactionRequest_Condition) Reset() {
 	*x = TransactionRequest_Condition{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[40]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3057,7 +3238,7 @@ func (x *TransactionRequest_Condition) String() string {
 func (*TransactionRequest_Condition) ProtoMessage() {}
 
 func (x *TransactionRequest_Condition) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[40]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3103,7 +3284,7 @@ type TransactionRequest_Op struct {
 
 func (x *TransactionRequest_Op) Reset() {
 	*x = TransactionRequest_Op{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[41]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3115,7 +3296,7 @@ func (x *TransactionRequest_Op) String() string {
 func (*TransactionRequest_Op) ProtoMessage() {}
 
 func (x *TransactionRequest_Op) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[41]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3191,7 +3372,7 @@ type TransactionResponse_Failure struct {
 
 func (x *TransactionResponse_Failure) Reset() {
 	*x = TransactionResponse_Failure{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[42]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3203,7 +3384,7 @@ func (x *TransactionResponse_Failure) String() string {
 func (*TransactionResponse_Failure) ProtoMessage() {}
 
 func (x *TransactionResponse_Failure) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[42]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3263,7 +3444,7 @@ type TransactionResponse_OpResult struct {
 
 func (x *TransactionResponse_OpResult) Reset() {
 	*x = TransactionResponse_OpResult{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[43]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3275,7 +3456,7 @@ func (x *TransactionResponse_OpResult) String() string {
 func (*TransactionResponse_OpResult) ProtoMessage() {}
 
 func (x *TransactionResponse_OpResult) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[43]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3355,7 +3536,7 @@ type PipelineRequest_Op struct {
 
 func (x *PipelineRequest_Op) Reset() {
 	*x = PipelineRequest_Op{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[44]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3367,7 +3548,7 @@ func (x *PipelineRequest_Op) String() string {
 func (*PipelineRequest_Op) ProtoMessage() {}
 
 func (x *PipelineRequest_Op) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[44]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3476,7 +3657,7 @@ type PipelineResponse_Result struct {
 
 func (x *PipelineResponse_Result) Reset() {
 	*x = PipelineResponse_Result{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[45]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3488,7 +3669,7 @@ func (x *PipelineResponse_Result) String() string {
 func (*PipelineResponse_Result) ProtoMessage() {}
 
 func (x *PipelineResponse_Result) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[45]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3607,7 +3788,7 @@ type PutStreamRequest_Head struct {
 
 func (x *PutStreamRequest_Head) Reset() {
 	*x = PutStreamRequest_Head{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[46]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3619,7 +3800,7 @@ func (x *PutStreamRequest_Head) String() string {
 func (*PutStreamRequest_Head) ProtoMessage() {}
 
 func (x *PutStreamRequest_Head) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[46]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3692,7 +3873,7 @@ type WatchesRequest_Begin struct {
 
 func (x *WatchesRequest_Begin) Reset() {
 	*x = WatchesRequest_Begin{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[47]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3704,7 +3885,7 @@ func (x *WatchesRequest_Begin) String() string {
 func (*WatchesRequest_Begin) ProtoMessage() {}
 
 func (x *WatchesRequest_Begin) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[47]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3717,7 +3898,7 @@ func (x *WatchesRequest_Begin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchesRequest_Begin.ProtoReflect.Descriptor instead.
 func (*WatchesRequest_Begin) Descriptor() ([]byte, []int) {
-	return file_kvstore_v1_kv_proto_rawDescGZIP(), []int{31, 0}
+	return file_kvstore_v1_kv_proto_rawDescGZIP(), []int{32, 0}
 }
 
 func (x *WatchesRequest_Begin) GetWatchId() uint64 {
@@ -3755,7 +3936,7 @@ type WatchesRequest_Credit struct {
 
 func (x *WatchesRequest_Credit) Reset() {
 	*x = WatchesRequest_Credit{}
-	mi := &file_kvstore_v1_kv_proto_msgTypes[48]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3767,7 +3948,7 @@ func (x *WatchesRequest_Credit) String() string {
 func (*WatchesRequest_Credit) ProtoMessage() {}
 
 func (x *WatchesRequest_Credit) ProtoReflect() protoreflect.Message {
-	mi := &file_kvstore_v1_kv_proto_msgTypes[48]
+	mi := &file_kvstore_v1_kv_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3780,7 +3961,7 @@ func (x *WatchesRequest_Credit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchesRequest_Credit.ProtoReflect.Descriptor instead.
 func (*WatchesRequest_Credit) Descriptor() ([]byte, []int) {
-	return file_kvstore_v1_kv_proto_rawDescGZIP(), []int{31, 1}
+	return file_kvstore_v1_kv_proto_rawDescGZIP(), []int{32, 1}
 }
 
 func (x *WatchesRequest_Credit) GetWatchId() uint64 {
@@ -3802,7 +3983,7 @@ var File_kvstore_v1_kv_proto protoreflect.FileDescriptor
 const file_kvstore_v1_kv_proto_rawDesc = "" +
 	"\n" +
 	"\x13kvstore/v1/kv.proto\x12\n" +
-	"kvstore.v1\x1a\x17kvstore/v1/common.proto\"\xc2\x03\n" +
+	"kvstore.v1\x1a\x17kvstore/v1/common.proto\x1a\x17kvstore/v1/prompt.proto\"\xc2\x03\n" +
 	"\x05PutOp\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value\x12!\n" +
@@ -4010,12 +4191,14 @@ const file_kvstore_v1_kv_proto_rawDesc = "" +
 	"\x04part\"v\n" +
 	"\x11PutStreamResponse\x122\n" +
 	"\x06header\x18\x01 \x01(\v2\x1a.kvstore.v1.ResponseHeaderR\x06header\x12-\n" +
-	"\x06result\x18\x02 \x01(\v2\x15.kvstore.v1.PutResultR\x06result\"\xae\x02\n" +
+	"\x06result\x18\x02 \x01(\v2\x15.kvstore.v1.PutResultR\x06result\"\xd9\x02\n" +
 	"\fWatchRequest\x12\x1a\n" +
 	"\bkeyspace\x18\x01 \x01(\tR\bkeyspace\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x03key\x18\x03 \x01(\fH\x00R\x03key\x12\x18\n" +
-	"\x06prefix\x18\x04 \x01(\fH\x00R\x06prefix\x12%\n" +
+	"\x06prefix\x18\x04 \x01(\fH\x00R\x06prefix\x12)\n" +
+	"\x05scope\x18\n" +
+	" \x01(\v2\x11.kvstore.v1.ScopeH\x00R\x05scope\x12%\n" +
 	"\rinitial_state\x18\x05 \x01(\bH\x01R\finitialState\x12\x16\n" +
 	"\x05token\x18\x06 \x01(\fH\x01R\x05token\x12)\n" +
 	"\x04mode\x18\a \x01(\x0e2\x15.kvstore.v1.WatchModeR\x04mode\x12\x1d\n" +
@@ -4023,7 +4206,14 @@ const file_kvstore_v1_kv_proto_rawDesc = "" +
 	"prev_value\x18\b \x01(\bR\tprevValue\x12\x1b\n" +
 	"\tkeys_only\x18\t \x01(\bR\bkeysOnlyB\b\n" +
 	"\x06targetB\x06\n" +
-	"\x04from\"\xc2\x02\n" +
+	"\x04from\"\xc8\x01\n" +
+	"\n" +
+	"WatchBlock\x12\x19\n" +
+	"\bscope_id\x18\x01 \x01(\fR\ascopeId\x12'\n" +
+	"\x05scope\x18\x02 \x01(\v2\x11.kvstore.v1.ScopeR\x05scope\x12*\n" +
+	"\x05block\x18\x03 \x01(\v2\x14.kvstore.v1.BlockRefR\x05block\x12\x16\n" +
+	"\x06parent\x18\x04 \x01(\fR\x06parent\x122\n" +
+	"\aremoval\x18\x05 \x01(\x0e2\x18.kvstore.v1.WatchRemovalR\aremoval\"\xf0\x02\n" +
 	"\n" +
 	"WatchEvent\x12.\n" +
 	"\x04type\x18\x01 \x01(\x0e2\x1a.kvstore.v1.WatchEventTypeR\x04type\x12\x10\n" +
@@ -4037,7 +4227,8 @@ const file_kvstore_v1_kv_proto_rawDesc = "" +
 	"\x0evalue_left_out\x18\t \x01(\bR\fvalueLeftOut\x12\"\n" +
 	"\n" +
 	"prev_value\x18\n" +
-	" \x01(\fH\x00R\tprevValue\x88\x01\x01B\r\n" +
+	" \x01(\fH\x00R\tprevValue\x88\x01\x01\x12,\n" +
+	"\x05block\x18\v \x01(\v2\x16.kvstore.v1.WatchBlockR\x05blockB\r\n" +
 	"\v_prev_value\"\x89\x01\n" +
 	"\rWatchResponse\x122\n" +
 	"\acontrol\x18\x01 \x01(\x0e2\x18.kvstore.v1.WatchControlR\acontrol\x12.\n" +
@@ -4062,12 +4253,21 @@ const file_kvstore_v1_kv_proto_rawDesc = "" +
 	"\tWatchMode\x12\x1a\n" +
 	"\x16WATCH_MODE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11WATCH_MODE_LATEST\x10\x01\x12\x12\n" +
-	"\x0eWATCH_MODE_ALL\x10\x02*\x86\x01\n" +
+	"\x0eWATCH_MODE_ALL\x10\x02*\xc1\x01\n" +
 	"\x0eWatchEventType\x12 \n" +
 	"\x1cWATCH_EVENT_TYPE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14WATCH_EVENT_TYPE_PUT\x10\x01\x12\x1b\n" +
 	"\x17WATCH_EVENT_TYPE_DELETE\x10\x02\x12\x1b\n" +
-	"\x17WATCH_EVENT_TYPE_EXPIRE\x10\x03*\x98\x01\n" +
+	"\x17WATCH_EVENT_TYPE_EXPIRE\x10\x03\x12\x1b\n" +
+	"\x17WATCH_EVENT_TYPE_STORED\x10\x04\x12\x1c\n" +
+	"\x18WATCH_EVENT_TYPE_REMOVED\x10\x05*\xb4\x01\n" +
+	"\fWatchRemoval\x12\x1d\n" +
+	"\x19WATCH_REMOVAL_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15WATCH_REMOVAL_DELETED\x10\x01\x12\x19\n" +
+	"\x15WATCH_REMOVAL_EVICTED\x10\x02\x12\x19\n" +
+	"\x15WATCH_REMOVAL_EXPIRED\x10\x03\x12\x19\n" +
+	"\x15WATCH_REMOVAL_DAMAGED\x10\x04\x12\x19\n" +
+	"\x15WATCH_REMOVAL_CLEARED\x10\x05*\x98\x01\n" +
 	"\fWatchControl\x12\x1d\n" +
 	"\x19WATCH_CONTROL_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15WATCH_CONTROL_STARTED\x10\x01\x12\x18\n" +
@@ -4104,171 +4304,180 @@ func file_kvstore_v1_kv_proto_rawDescGZIP() []byte {
 	return file_kvstore_v1_kv_proto_rawDescData
 }
 
-var file_kvstore_v1_kv_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_kvstore_v1_kv_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_kvstore_v1_kv_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_kvstore_v1_kv_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_kvstore_v1_kv_proto_goTypes = []any{
 	(WatchMode)(0),                       // 0: kvstore.v1.WatchMode
 	(WatchEventType)(0),                  // 1: kvstore.v1.WatchEventType
-	(WatchControl)(0),                    // 2: kvstore.v1.WatchControl
-	(*PutOp)(nil),                        // 3: kvstore.v1.PutOp
-	(*GetOp)(nil),                        // 4: kvstore.v1.GetOp
-	(*DeleteOp)(nil),                     // 5: kvstore.v1.DeleteOp
-	(*Entry)(nil),                        // 6: kvstore.v1.Entry
-	(*PutResult)(nil),                    // 7: kvstore.v1.PutResult
-	(*DeleteResult)(nil),                 // 8: kvstore.v1.DeleteResult
-	(*PutRequest)(nil),                   // 9: kvstore.v1.PutRequest
-	(*PutResponse)(nil),                  // 10: kvstore.v1.PutResponse
-	(*GetRequest)(nil),                   // 11: kvstore.v1.GetRequest
-	(*GetResponse)(nil),                  // 12: kvstore.v1.GetResponse
-	(*DeleteRequest)(nil),                // 13: kvstore.v1.DeleteRequest
-	(*DeleteResponse)(nil),               // 14: kvstore.v1.DeleteResponse
-	(*BatchPutRequest)(nil),              // 15: kvstore.v1.BatchPutRequest
-	(*BatchPutResponse)(nil),             // 16: kvstore.v1.BatchPutResponse
-	(*BatchGetRequest)(nil),              // 17: kvstore.v1.BatchGetRequest
-	(*BatchGetResponse)(nil),             // 18: kvstore.v1.BatchGetResponse
-	(*BatchDeleteRequest)(nil),           // 19: kvstore.v1.BatchDeleteRequest
-	(*BatchDeleteResponse)(nil),          // 20: kvstore.v1.BatchDeleteResponse
-	(*ListRequest)(nil),                  // 21: kvstore.v1.ListRequest
-	(*ListResponse)(nil),                 // 22: kvstore.v1.ListResponse
-	(*TransactionRequest)(nil),           // 23: kvstore.v1.TransactionRequest
-	(*TransactionResponse)(nil),          // 24: kvstore.v1.TransactionResponse
-	(*PipelineRequest)(nil),              // 25: kvstore.v1.PipelineRequest
-	(*PipelineResponse)(nil),             // 26: kvstore.v1.PipelineResponse
-	(*GetStreamRequest)(nil),             // 27: kvstore.v1.GetStreamRequest
-	(*GetStreamResponse)(nil),            // 28: kvstore.v1.GetStreamResponse
-	(*PutStreamRequest)(nil),             // 29: kvstore.v1.PutStreamRequest
-	(*PutStreamResponse)(nil),            // 30: kvstore.v1.PutStreamResponse
-	(*WatchRequest)(nil),                 // 31: kvstore.v1.WatchRequest
-	(*WatchEvent)(nil),                   // 32: kvstore.v1.WatchEvent
-	(*WatchResponse)(nil),                // 33: kvstore.v1.WatchResponse
-	(*WatchesRequest)(nil),               // 34: kvstore.v1.WatchesRequest
-	(*WatchesResponse)(nil),              // 35: kvstore.v1.WatchesResponse
-	nil,                                  // 36: kvstore.v1.PutOp.MetadataEntry
-	nil,                                  // 37: kvstore.v1.PutOp.TagsEntry
-	nil,                                  // 38: kvstore.v1.Entry.MetadataEntry
-	nil,                                  // 39: kvstore.v1.Entry.TagsEntry
-	(*BatchPutResponse_Item)(nil),        // 40: kvstore.v1.BatchPutResponse.Item
-	(*BatchGetResponse_Item)(nil),        // 41: kvstore.v1.BatchGetResponse.Item
-	(*BatchDeleteResponse_Item)(nil),     // 42: kvstore.v1.BatchDeleteResponse.Item
-	(*TransactionRequest_Condition)(nil), // 43: kvstore.v1.TransactionRequest.Condition
-	(*TransactionRequest_Op)(nil),        // 44: kvstore.v1.TransactionRequest.Op
-	(*TransactionResponse_Failure)(nil),  // 45: kvstore.v1.TransactionResponse.Failure
-	(*TransactionResponse_OpResult)(nil), // 46: kvstore.v1.TransactionResponse.OpResult
-	(*PipelineRequest_Op)(nil),           // 47: kvstore.v1.PipelineRequest.Op
-	(*PipelineResponse_Result)(nil),      // 48: kvstore.v1.PipelineResponse.Result
-	(*PutStreamRequest_Head)(nil),        // 49: kvstore.v1.PutStreamRequest.Head
-	(*WatchesRequest_Begin)(nil),         // 50: kvstore.v1.WatchesRequest.Begin
-	(*WatchesRequest_Credit)(nil),        // 51: kvstore.v1.WatchesRequest.Credit
-	(*Precondition)(nil),                 // 52: kvstore.v1.Precondition
-	(*WriteIdentity)(nil),                // 53: kvstore.v1.WriteIdentity
-	(*ResponseHeader)(nil),               // 54: kvstore.v1.ResponseHeader
-	(*Error)(nil),                        // 55: kvstore.v1.Error
+	(WatchRemoval)(0),                    // 2: kvstore.v1.WatchRemoval
+	(WatchControl)(0),                    // 3: kvstore.v1.WatchControl
+	(*PutOp)(nil),                        // 4: kvstore.v1.PutOp
+	(*GetOp)(nil),                        // 5: kvstore.v1.GetOp
+	(*DeleteOp)(nil),                     // 6: kvstore.v1.DeleteOp
+	(*Entry)(nil),                        // 7: kvstore.v1.Entry
+	(*PutResult)(nil),                    // 8: kvstore.v1.PutResult
+	(*DeleteResult)(nil),                 // 9: kvstore.v1.DeleteResult
+	(*PutRequest)(nil),                   // 10: kvstore.v1.PutRequest
+	(*PutResponse)(nil),                  // 11: kvstore.v1.PutResponse
+	(*GetRequest)(nil),                   // 12: kvstore.v1.GetRequest
+	(*GetResponse)(nil),                  // 13: kvstore.v1.GetResponse
+	(*DeleteRequest)(nil),                // 14: kvstore.v1.DeleteRequest
+	(*DeleteResponse)(nil),               // 15: kvstore.v1.DeleteResponse
+	(*BatchPutRequest)(nil),              // 16: kvstore.v1.BatchPutRequest
+	(*BatchPutResponse)(nil),             // 17: kvstore.v1.BatchPutResponse
+	(*BatchGetRequest)(nil),              // 18: kvstore.v1.BatchGetRequest
+	(*BatchGetResponse)(nil),             // 19: kvstore.v1.BatchGetResponse
+	(*BatchDeleteRequest)(nil),           // 20: kvstore.v1.BatchDeleteRequest
+	(*BatchDeleteResponse)(nil),          // 21: kvstore.v1.BatchDeleteResponse
+	(*ListRequest)(nil),                  // 22: kvstore.v1.ListRequest
+	(*ListResponse)(nil),                 // 23: kvstore.v1.ListResponse
+	(*TransactionRequest)(nil),           // 24: kvstore.v1.TransactionRequest
+	(*TransactionResponse)(nil),          // 25: kvstore.v1.TransactionResponse
+	(*PipelineRequest)(nil),              // 26: kvstore.v1.PipelineRequest
+	(*PipelineResponse)(nil),             // 27: kvstore.v1.PipelineResponse
+	(*GetStreamRequest)(nil),             // 28: kvstore.v1.GetStreamRequest
+	(*GetStreamResponse)(nil),            // 29: kvstore.v1.GetStreamResponse
+	(*PutStreamRequest)(nil),             // 30: kvstore.v1.PutStreamRequest
+	(*PutStreamResponse)(nil),            // 31: kvstore.v1.PutStreamResponse
+	(*WatchRequest)(nil),                 // 32: kvstore.v1.WatchRequest
+	(*WatchBlock)(nil),                   // 33: kvstore.v1.WatchBlock
+	(*WatchEvent)(nil),                   // 34: kvstore.v1.WatchEvent
+	(*WatchResponse)(nil),                // 35: kvstore.v1.WatchResponse
+	(*WatchesRequest)(nil),               // 36: kvstore.v1.WatchesRequest
+	(*WatchesResponse)(nil),              // 37: kvstore.v1.WatchesResponse
+	nil,                                  // 38: kvstore.v1.PutOp.MetadataEntry
+	nil,                                  // 39: kvstore.v1.PutOp.TagsEntry
+	nil,                                  // 40: kvstore.v1.Entry.MetadataEntry
+	nil,                                  // 41: kvstore.v1.Entry.TagsEntry
+	(*BatchPutResponse_Item)(nil),        // 42: kvstore.v1.BatchPutResponse.Item
+	(*BatchGetResponse_Item)(nil),        // 43: kvstore.v1.BatchGetResponse.Item
+	(*BatchDeleteResponse_Item)(nil),     // 44: kvstore.v1.BatchDeleteResponse.Item
+	(*TransactionRequest_Condition)(nil), // 45: kvstore.v1.TransactionRequest.Condition
+	(*TransactionRequest_Op)(nil),        // 46: kvstore.v1.TransactionRequest.Op
+	(*TransactionResponse_Failure)(nil),  // 47: kvstore.v1.TransactionResponse.Failure
+	(*TransactionResponse_OpResult)(nil), // 48: kvstore.v1.TransactionResponse.OpResult
+	(*PipelineRequest_Op)(nil),           // 49: kvstore.v1.PipelineRequest.Op
+	(*PipelineResponse_Result)(nil),      // 50: kvstore.v1.PipelineResponse.Result
+	(*PutStreamRequest_Head)(nil),        // 51: kvstore.v1.PutStreamRequest.Head
+	(*WatchesRequest_Begin)(nil),         // 52: kvstore.v1.WatchesRequest.Begin
+	(*WatchesRequest_Credit)(nil),        // 53: kvstore.v1.WatchesRequest.Credit
+	(*Precondition)(nil),                 // 54: kvstore.v1.Precondition
+	(*WriteIdentity)(nil),                // 55: kvstore.v1.WriteIdentity
+	(*ResponseHeader)(nil),               // 56: kvstore.v1.ResponseHeader
+	(*Scope)(nil),                        // 57: kvstore.v1.Scope
+	(*BlockRef)(nil),                     // 58: kvstore.v1.BlockRef
+	(*Error)(nil),                        // 59: kvstore.v1.Error
 }
 var file_kvstore_v1_kv_proto_depIdxs = []int32{
-	36, // 0: kvstore.v1.PutOp.metadata:type_name -> kvstore.v1.PutOp.MetadataEntry
-	37, // 1: kvstore.v1.PutOp.tags:type_name -> kvstore.v1.PutOp.TagsEntry
-	52, // 2: kvstore.v1.PutOp.precondition:type_name -> kvstore.v1.Precondition
-	52, // 3: kvstore.v1.DeleteOp.precondition:type_name -> kvstore.v1.Precondition
-	38, // 4: kvstore.v1.Entry.metadata:type_name -> kvstore.v1.Entry.MetadataEntry
-	39, // 5: kvstore.v1.Entry.tags:type_name -> kvstore.v1.Entry.TagsEntry
-	3,  // 6: kvstore.v1.PutRequest.put:type_name -> kvstore.v1.PutOp
-	53, // 7: kvstore.v1.PutRequest.identity:type_name -> kvstore.v1.WriteIdentity
-	54, // 8: kvstore.v1.PutResponse.header:type_name -> kvstore.v1.ResponseHeader
-	7,  // 9: kvstore.v1.PutResponse.result:type_name -> kvstore.v1.PutResult
-	4,  // 10: kvstore.v1.GetRequest.get:type_name -> kvstore.v1.GetOp
-	54, // 11: kvstore.v1.GetResponse.header:type_name -> kvstore.v1.ResponseHeader
-	6,  // 12: kvstore.v1.GetResponse.entry:type_name -> kvstore.v1.Entry
-	5,  // 13: kvstore.v1.DeleteRequest.delete:type_name -> kvstore.v1.DeleteOp
-	53, // 14: kvstore.v1.DeleteRequest.identity:type_name -> kvstore.v1.WriteIdentity
-	54, // 15: kvstore.v1.DeleteResponse.header:type_name -> kvstore.v1.ResponseHeader
-	8,  // 16: kvstore.v1.DeleteResponse.result:type_name -> kvstore.v1.DeleteResult
-	3,  // 17: kvstore.v1.BatchPutRequest.puts:type_name -> kvstore.v1.PutOp
-	53, // 18: kvstore.v1.BatchPutRequest.identity:type_name -> kvstore.v1.WriteIdentity
-	54, // 19: kvstore.v1.BatchPutResponse.header:type_name -> kvstore.v1.ResponseHeader
-	40, // 20: kvstore.v1.BatchPutResponse.results:type_name -> kvstore.v1.BatchPutResponse.Item
-	4,  // 21: kvstore.v1.BatchGetRequest.gets:type_name -> kvstore.v1.GetOp
-	54, // 22: kvstore.v1.BatchGetResponse.header:type_name -> kvstore.v1.ResponseHeader
-	41, // 23: kvstore.v1.BatchGetResponse.results:type_name -> kvstore.v1.BatchGetResponse.Item
-	5,  // 24: kvstore.v1.BatchDeleteRequest.deletes:type_name -> kvstore.v1.DeleteOp
-	53, // 25: kvstore.v1.BatchDeleteRequest.identity:type_name -> kvstore.v1.WriteIdentity
-	54, // 26: kvstore.v1.BatchDeleteResponse.header:type_name -> kvstore.v1.ResponseHeader
-	42, // 27: kvstore.v1.BatchDeleteResponse.results:type_name -> kvstore.v1.BatchDeleteResponse.Item
-	54, // 28: kvstore.v1.ListResponse.header:type_name -> kvstore.v1.ResponseHeader
-	6,  // 29: kvstore.v1.ListResponse.entries:type_name -> kvstore.v1.Entry
-	43, // 30: kvstore.v1.TransactionRequest.conditions:type_name -> kvstore.v1.TransactionRequest.Condition
-	44, // 31: kvstore.v1.TransactionRequest.ops:type_name -> kvstore.v1.TransactionRequest.Op
-	53, // 32: kvstore.v1.TransactionRequest.identity:type_name -> kvstore.v1.WriteIdentity
-	54, // 33: kvstore.v1.TransactionResponse.header:type_name -> kvstore.v1.ResponseHeader
-	46, // 34: kvstore.v1.TransactionResponse.results:type_name -> kvstore.v1.TransactionResponse.OpResult
-	45, // 35: kvstore.v1.TransactionResponse.failures:type_name -> kvstore.v1.TransactionResponse.Failure
-	47, // 36: kvstore.v1.PipelineRequest.ops:type_name -> kvstore.v1.PipelineRequest.Op
-	54, // 37: kvstore.v1.PipelineResponse.header:type_name -> kvstore.v1.ResponseHeader
-	48, // 38: kvstore.v1.PipelineResponse.results:type_name -> kvstore.v1.PipelineResponse.Result
-	54, // 39: kvstore.v1.GetStreamResponse.header:type_name -> kvstore.v1.ResponseHeader
-	6,  // 40: kvstore.v1.GetStreamResponse.entry:type_name -> kvstore.v1.Entry
-	49, // 41: kvstore.v1.PutStreamRequest.head:type_name -> kvstore.v1.PutStreamRequest.Head
-	54, // 42: kvstore.v1.PutStreamResponse.header:type_name -> kvstore.v1.ResponseHeader
-	7,  // 43: kvstore.v1.PutStreamResponse.result:type_name -> kvstore.v1.PutResult
-	0,  // 44: kvstore.v1.WatchRequest.mode:type_name -> kvstore.v1.WatchMode
-	1,  // 45: kvstore.v1.WatchEvent.type:type_name -> kvstore.v1.WatchEventType
-	2,  // 46: kvstore.v1.WatchResponse.control:type_name -> kvstore.v1.WatchControl
-	32, // 47: kvstore.v1.WatchResponse.events:type_name -> kvstore.v1.WatchEvent
-	50, // 48: kvstore.v1.WatchesRequest.begin:type_name -> kvstore.v1.WatchesRequest.Begin
-	51, // 49: kvstore.v1.WatchesRequest.credit:type_name -> kvstore.v1.WatchesRequest.Credit
-	33, // 50: kvstore.v1.WatchesResponse.told:type_name -> kvstore.v1.WatchResponse
-	55, // 51: kvstore.v1.WatchesResponse.error:type_name -> kvstore.v1.Error
-	7,  // 52: kvstore.v1.BatchPutResponse.Item.result:type_name -> kvstore.v1.PutResult
-	55, // 53: kvstore.v1.BatchPutResponse.Item.error:type_name -> kvstore.v1.Error
-	6,  // 54: kvstore.v1.BatchGetResponse.Item.entry:type_name -> kvstore.v1.Entry
-	55, // 55: kvstore.v1.BatchGetResponse.Item.error:type_name -> kvstore.v1.Error
-	8,  // 56: kvstore.v1.BatchDeleteResponse.Item.result:type_name -> kvstore.v1.DeleteResult
-	55, // 57: kvstore.v1.BatchDeleteResponse.Item.error:type_name -> kvstore.v1.Error
-	52, // 58: kvstore.v1.TransactionRequest.Condition.precondition:type_name -> kvstore.v1.Precondition
-	3,  // 59: kvstore.v1.TransactionRequest.Op.put:type_name -> kvstore.v1.PutOp
-	5,  // 60: kvstore.v1.TransactionRequest.Op.delete:type_name -> kvstore.v1.DeleteOp
-	7,  // 61: kvstore.v1.TransactionResponse.OpResult.put:type_name -> kvstore.v1.PutResult
-	8,  // 62: kvstore.v1.TransactionResponse.OpResult.delete:type_name -> kvstore.v1.DeleteResult
-	3,  // 63: kvstore.v1.PipelineRequest.Op.put:type_name -> kvstore.v1.PutOp
-	4,  // 64: kvstore.v1.PipelineRequest.Op.get:type_name -> kvstore.v1.GetOp
-	5,  // 65: kvstore.v1.PipelineRequest.Op.delete:type_name -> kvstore.v1.DeleteOp
-	7,  // 66: kvstore.v1.PipelineResponse.Result.put:type_name -> kvstore.v1.PutResult
-	6,  // 67: kvstore.v1.PipelineResponse.Result.entry:type_name -> kvstore.v1.Entry
-	8,  // 68: kvstore.v1.PipelineResponse.Result.delete:type_name -> kvstore.v1.DeleteResult
-	55, // 69: kvstore.v1.PipelineResponse.Result.error:type_name -> kvstore.v1.Error
-	3,  // 70: kvstore.v1.PutStreamRequest.Head.put:type_name -> kvstore.v1.PutOp
-	53, // 71: kvstore.v1.PutStreamRequest.Head.identity:type_name -> kvstore.v1.WriteIdentity
-	31, // 72: kvstore.v1.WatchesRequest.Begin.watch:type_name -> kvstore.v1.WatchRequest
-	9,  // 73: kvstore.v1.KVService.Put:input_type -> kvstore.v1.PutRequest
-	11, // 74: kvstore.v1.KVService.Get:input_type -> kvstore.v1.GetRequest
-	13, // 75: kvstore.v1.KVService.Delete:input_type -> kvstore.v1.DeleteRequest
-	15, // 76: kvstore.v1.KVService.BatchPut:input_type -> kvstore.v1.BatchPutRequest
-	17, // 77: kvstore.v1.KVService.BatchGet:input_type -> kvstore.v1.BatchGetRequest
-	19, // 78: kvstore.v1.KVService.BatchDelete:input_type -> kvstore.v1.BatchDeleteRequest
-	21, // 79: kvstore.v1.KVService.List:input_type -> kvstore.v1.ListRequest
-	23, // 80: kvstore.v1.KVService.Transaction:input_type -> kvstore.v1.TransactionRequest
-	31, // 81: kvstore.v1.KVService.Watch:input_type -> kvstore.v1.WatchRequest
-	34, // 82: kvstore.v1.KVService.Watches:input_type -> kvstore.v1.WatchesRequest
-	25, // 83: kvstore.v1.KVService.Pipeline:input_type -> kvstore.v1.PipelineRequest
-	27, // 84: kvstore.v1.KVService.GetStream:input_type -> kvstore.v1.GetStreamRequest
-	29, // 85: kvstore.v1.KVService.PutStream:input_type -> kvstore.v1.PutStreamRequest
-	10, // 86: kvstore.v1.KVService.Put:output_type -> kvstore.v1.PutResponse
-	12, // 87: kvstore.v1.KVService.Get:output_type -> kvstore.v1.GetResponse
-	14, // 88: kvstore.v1.KVService.Delete:output_type -> kvstore.v1.DeleteResponse
-	16, // 89: kvstore.v1.KVService.BatchPut:output_type -> kvstore.v1.BatchPutResponse
-	18, // 90: kvstore.v1.KVService.BatchGet:output_type -> kvstore.v1.BatchGetResponse
-	20, // 91: kvstore.v1.KVService.BatchDelete:output_type -> kvstore.v1.BatchDeleteResponse
-	22, // 92: kvstore.v1.KVService.List:output_type -> kvstore.v1.ListResponse
-	24, // 93: kvstore.v1.KVService.Transaction:output_type -> kvstore.v1.TransactionResponse
-	33, // 94: kvstore.v1.KVService.Watch:output_type -> kvstore.v1.WatchResponse
-	35, // 95: kvstore.v1.KVService.Watches:output_type -> kvstore.v1.WatchesResponse
-	26, // 96: kvstore.v1.KVService.Pipeline:output_type -> kvstore.v1.PipelineResponse
-	28, // 97: kvstore.v1.KVService.GetStream:output_type -> kvstore.v1.GetStreamResponse
-	30, // 98: kvstore.v1.KVService.PutStream:output_type -> kvstore.v1.PutStreamResponse
-	86, // [86:99] is the sub-list for method output_type
-	73, // [73:86] is the sub-list for method input_type
-	73, // [73:73] is the sub-list for extension type_name
-	73, // [73:73] is the sub-list for extension extendee
-	0,  // [0:73] is the sub-list for field type_name
+	38, // 0: kvstore.v1.PutOp.metadata:type_name -> kvstore.v1.PutOp.MetadataEntry
+	39, // 1: kvstore.v1.PutOp.tags:type_name -> kvstore.v1.PutOp.TagsEntry
+	54, // 2: kvstore.v1.PutOp.precondition:type_name -> kvstore.v1.Precondition
+	54, // 3: kvstore.v1.DeleteOp.precondition:type_name -> kvstore.v1.Precondition
+	40, // 4: kvstore.v1.Entry.metadata:type_name -> kvstore.v1.Entry.MetadataEntry
+	41, // 5: kvstore.v1.Entry.tags:type_name -> kvstore.v1.Entry.TagsEntry
+	4,  // 6: kvstore.v1.PutRequest.put:type_name -> kvstore.v1.PutOp
+	55, // 7: kvstore.v1.PutRequest.identity:type_name -> kvstore.v1.WriteIdentity
+	56, // 8: kvstore.v1.PutResponse.header:type_name -> kvstore.v1.ResponseHeader
+	8,  // 9: kvstore.v1.PutResponse.result:type_name -> kvstore.v1.PutResult
+	5,  // 10: kvstore.v1.GetRequest.get:type_name -> kvstore.v1.GetOp
+	56, // 11: kvstore.v1.GetResponse.header:type_name -> kvstore.v1.ResponseHeader
+	7,  // 12: kvstore.v1.GetResponse.entry:type_name -> kvstore.v1.Entry
+	6,  // 13: kvstore.v1.DeleteRequest.delete:type_name -> kvstore.v1.DeleteOp
+	55, // 14: kvstore.v1.DeleteRequest.identity:type_name -> kvstore.v1.WriteIdentity
+	56, // 15: kvstore.v1.DeleteResponse.header:type_name -> kvstore.v1.ResponseHeader
+	9,  // 16: kvstore.v1.DeleteResponse.result:type_name -> kvstore.v1.DeleteResult
+	4,  // 17: kvstore.v1.BatchPutRequest.puts:type_name -> kvstore.v1.PutOp
+	55, // 18: kvstore.v1.BatchPutRequest.identity:type_name -> kvstore.v1.WriteIdentity
+	56, // 19: kvstore.v1.BatchPutResponse.header:type_name -> kvstore.v1.ResponseHeader
+	42, // 20: kvstore.v1.BatchPutResponse.results:type_name -> kvstore.v1.BatchPutResponse.Item
+	5,  // 21: kvstore.v1.BatchGetRequest.gets:type_name -> kvstore.v1.GetOp
+	56, // 22: kvstore.v1.BatchGetResponse.header:type_name -> kvstore.v1.ResponseHeader
+	43, // 23: kvstore.v1.BatchGetResponse.results:type_name -> kvstore.v1.BatchGetResponse.Item
+	6,  // 24: kvstore.v1.BatchDeleteRequest.deletes:type_name -> kvstore.v1.DeleteOp
+	55, // 25: kvstore.v1.BatchDeleteRequest.identity:type_name -> kvstore.v1.WriteIdentity
+	56, // 26: kvstore.v1.BatchDeleteResponse.header:type_name -> kvstore.v1.ResponseHeader
+	44, // 27: kvstore.v1.BatchDeleteResponse.results:type_name -> kvstore.v1.BatchDeleteResponse.Item
+	56, // 28: kvstore.v1.ListResponse.header:type_name -> kvstore.v1.ResponseHeader
+	7,  // 29: kvstore.v1.ListResponse.entries:type_name -> kvstore.v1.Entry
+	45, // 30: kvstore.v1.TransactionRequest.conditions:type_name -> kvstore.v1.TransactionRequest.Condition
+	46, // 31: kvstore.v1.TransactionRequest.ops:type_name -> kvstore.v1.TransactionRequest.Op
+	55, // 32: kvstore.v1.TransactionRequest.identity:type_name -> kvstore.v1.WriteIdentity
+	56, // 33: kvstore.v1.TransactionResponse.header:type_name -> kvstore.v1.ResponseHeader
+	48, // 34: kvstore.v1.TransactionResponse.results:type_name -> kvstore.v1.TransactionResponse.OpResult
+	47, // 35: kvstore.v1.TransactionResponse.failures:type_name -> kvstore.v1.TransactionResponse.Failure
+	49, // 36: kvstore.v1.PipelineRequest.ops:type_name -> kvstore.v1.PipelineRequest.Op
+	56, // 37: kvstore.v1.PipelineResponse.header:type_name -> kvstore.v1.ResponseHeader
+	50, // 38: kvstore.v1.PipelineResponse.results:type_name -> kvstore.v1.PipelineResponse.Result
+	56, // 39: kvstore.v1.GetStreamResponse.header:type_name -> kvstore.v1.ResponseHeader
+	7,  // 40: kvstore.v1.GetStreamResponse.entry:type_name -> kvstore.v1.Entry
+	51, // 41: kvstore.v1.PutStreamRequest.head:type_name -> kvstore.v1.PutStreamRequest.Head
+	56, // 42: kvstore.v1.PutStreamResponse.header:type_name -> kvstore.v1.ResponseHeader
+	8,  // 43: kvstore.v1.PutStreamResponse.result:type_name -> kvstore.v1.PutResult
+	57, // 44: kvstore.v1.WatchRequest.scope:type_name -> kvstore.v1.Scope
+	0,  // 45: kvstore.v1.WatchRequest.mode:type_name -> kvstore.v1.WatchMode
+	57, // 46: kvstore.v1.WatchBlock.scope:type_name -> kvstore.v1.Scope
+	58, // 47: kvstore.v1.WatchBlock.block:type_name -> kvstore.v1.BlockRef
+	2,  // 48: kvstore.v1.WatchBlock.removal:type_name -> kvstore.v1.WatchRemoval
+	1,  // 49: kvstore.v1.WatchEvent.type:type_name -> kvstore.v1.WatchEventType
+	33, // 50: kvstore.v1.WatchEvent.block:type_name -> kvstore.v1.WatchBlock
+	3,  // 51: kvstore.v1.WatchResponse.control:type_name -> kvstore.v1.WatchControl
+	34, // 52: kvstore.v1.WatchResponse.events:type_name -> kvstore.v1.WatchEvent
+	52, // 53: kvstore.v1.WatchesRequest.begin:type_name -> kvstore.v1.WatchesRequest.Begin
+	53, // 54: kvstore.v1.WatchesRequest.credit:type_name -> kvstore.v1.WatchesRequest.Credit
+	35, // 55: kvstore.v1.WatchesResponse.told:type_name -> kvstore.v1.WatchResponse
+	59, // 56: kvstore.v1.WatchesResponse.error:type_name -> kvstore.v1.Error
+	8,  // 57: kvstore.v1.BatchPutResponse.Item.result:type_name -> kvstore.v1.PutResult
+	59, // 58: kvstore.v1.BatchPutResponse.Item.error:type_name -> kvstore.v1.Error
+	7,  // 59: kvstore.v1.BatchGetResponse.Item.entry:type_name -> kvstore.v1.Entry
+	59, // 60: kvstore.v1.BatchGetResponse.Item.error:type_name -> kvstore.v1.Error
+	9,  // 61: kvstore.v1.BatchDeleteResponse.Item.result:type_name -> kvstore.v1.DeleteResult
+	59, // 62: kvstore.v1.BatchDeleteResponse.Item.error:type_name -> kvstore.v1.Error
+	54, // 63: kvstore.v1.TransactionRequest.Condition.precondition:type_name -> kvstore.v1.Precondition
+	4,  // 64: kvstore.v1.TransactionRequest.Op.put:type_name -> kvstore.v1.PutOp
+	6,  // 65: kvstore.v1.TransactionRequest.Op.delete:type_name -> kvstore.v1.DeleteOp
+	8,  // 66: kvstore.v1.TransactionResponse.OpResult.put:type_name -> kvstore.v1.PutResult
+	9,  // 67: kvstore.v1.TransactionResponse.OpResult.delete:type_name -> kvstore.v1.DeleteResult
+	4,  // 68: kvstore.v1.PipelineRequest.Op.put:type_name -> kvstore.v1.PutOp
+	5,  // 69: kvstore.v1.PipelineRequest.Op.get:type_name -> kvstore.v1.GetOp
+	6,  // 70: kvstore.v1.PipelineRequest.Op.delete:type_name -> kvstore.v1.DeleteOp
+	8,  // 71: kvstore.v1.PipelineResponse.Result.put:type_name -> kvstore.v1.PutResult
+	7,  // 72: kvstore.v1.PipelineResponse.Result.entry:type_name -> kvstore.v1.Entry
+	9,  // 73: kvstore.v1.PipelineResponse.Result.delete:type_name -> kvstore.v1.DeleteResult
+	59, // 74: kvstore.v1.PipelineResponse.Result.error:type_name -> kvstore.v1.Error
+	4,  // 75: kvstore.v1.PutStreamRequest.Head.put:type_name -> kvstore.v1.PutOp
+	55, // 76: kvstore.v1.PutStreamRequest.Head.identity:type_name -> kvstore.v1.WriteIdentity
+	32, // 77: kvstore.v1.WatchesRequest.Begin.watch:type_name -> kvstore.v1.WatchRequest
+	10, // 78: kvstore.v1.KVService.Put:input_type -> kvstore.v1.PutRequest
+	12, // 79: kvstore.v1.KVService.Get:input_type -> kvstore.v1.GetRequest
+	14, // 80: kvstore.v1.KVService.Delete:input_type -> kvstore.v1.DeleteRequest
+	16, // 81: kvstore.v1.KVService.BatchPut:input_type -> kvstore.v1.BatchPutRequest
+	18, // 82: kvstore.v1.KVService.BatchGet:input_type -> kvstore.v1.BatchGetRequest
+	20, // 83: kvstore.v1.KVService.BatchDelete:input_type -> kvstore.v1.BatchDeleteRequest
+	22, // 84: kvstore.v1.KVService.List:input_type -> kvstore.v1.ListRequest
+	24, // 85: kvstore.v1.KVService.Transaction:input_type -> kvstore.v1.TransactionRequest
+	32, // 86: kvstore.v1.KVService.Watch:input_type -> kvstore.v1.WatchRequest
+	36, // 87: kvstore.v1.KVService.Watches:input_type -> kvstore.v1.WatchesRequest
+	26, // 88: kvstore.v1.KVService.Pipeline:input_type -> kvstore.v1.PipelineRequest
+	28, // 89: kvstore.v1.KVService.GetStream:input_type -> kvstore.v1.GetStreamRequest
+	30, // 90: kvstore.v1.KVService.PutStream:input_type -> kvstore.v1.PutStreamRequest
+	11, // 91: kvstore.v1.KVService.Put:output_type -> kvstore.v1.PutResponse
+	13, // 92: kvstore.v1.KVService.Get:output_type -> kvstore.v1.GetResponse
+	15, // 93: kvstore.v1.KVService.Delete:output_type -> kvstore.v1.DeleteResponse
+	17, // 94: kvstore.v1.KVService.BatchPut:output_type -> kvstore.v1.BatchPutResponse
+	19, // 95: kvstore.v1.KVService.BatchGet:output_type -> kvstore.v1.BatchGetResponse
+	21, // 96: kvstore.v1.KVService.BatchDelete:output_type -> kvstore.v1.BatchDeleteResponse
+	23, // 97: kvstore.v1.KVService.List:output_type -> kvstore.v1.ListResponse
+	25, // 98: kvstore.v1.KVService.Transaction:output_type -> kvstore.v1.TransactionResponse
+	35, // 99: kvstore.v1.KVService.Watch:output_type -> kvstore.v1.WatchResponse
+	37, // 100: kvstore.v1.KVService.Watches:output_type -> kvstore.v1.WatchesResponse
+	27, // 101: kvstore.v1.KVService.Pipeline:output_type -> kvstore.v1.PipelineResponse
+	29, // 102: kvstore.v1.KVService.GetStream:output_type -> kvstore.v1.GetStreamResponse
+	31, // 103: kvstore.v1.KVService.PutStream:output_type -> kvstore.v1.PutStreamResponse
+	91, // [91:104] is the sub-list for method output_type
+	78, // [78:91] is the sub-list for method input_type
+	78, // [78:78] is the sub-list for extension type_name
+	78, // [78:78] is the sub-list for extension extendee
+	0,  // [0:78] is the sub-list for field type_name
 }
 
 func init() { file_kvstore_v1_kv_proto_init() }
@@ -4277,6 +4486,7 @@ func file_kvstore_v1_kv_proto_init() {
 		return
 	}
 	file_kvstore_v1_common_proto_init()
+	file_kvstore_v1_prompt_proto_init()
 	file_kvstore_v1_kv_proto_msgTypes[25].OneofWrappers = []any{
 		(*GetStreamResponse_Entry)(nil),
 		(*GetStreamResponse_Chunk)(nil),
@@ -4288,41 +4498,42 @@ func file_kvstore_v1_kv_proto_init() {
 	file_kvstore_v1_kv_proto_msgTypes[28].OneofWrappers = []any{
 		(*WatchRequest_Key)(nil),
 		(*WatchRequest_Prefix)(nil),
+		(*WatchRequest_Scope)(nil),
 		(*WatchRequest_InitialState)(nil),
 		(*WatchRequest_Token)(nil),
 	}
-	file_kvstore_v1_kv_proto_msgTypes[29].OneofWrappers = []any{}
-	file_kvstore_v1_kv_proto_msgTypes[31].OneofWrappers = []any{
+	file_kvstore_v1_kv_proto_msgTypes[30].OneofWrappers = []any{}
+	file_kvstore_v1_kv_proto_msgTypes[32].OneofWrappers = []any{
 		(*WatchesRequest_Begin_)(nil),
 		(*WatchesRequest_Credit_)(nil),
 		(*WatchesRequest_EndId)(nil),
 	}
-	file_kvstore_v1_kv_proto_msgTypes[37].OneofWrappers = []any{
+	file_kvstore_v1_kv_proto_msgTypes[38].OneofWrappers = []any{
 		(*BatchPutResponse_Item_Result)(nil),
 		(*BatchPutResponse_Item_Error)(nil),
 	}
-	file_kvstore_v1_kv_proto_msgTypes[38].OneofWrappers = []any{
+	file_kvstore_v1_kv_proto_msgTypes[39].OneofWrappers = []any{
 		(*BatchGetResponse_Item_Entry)(nil),
 		(*BatchGetResponse_Item_Error)(nil),
 	}
-	file_kvstore_v1_kv_proto_msgTypes[39].OneofWrappers = []any{
+	file_kvstore_v1_kv_proto_msgTypes[40].OneofWrappers = []any{
 		(*BatchDeleteResponse_Item_Result)(nil),
 		(*BatchDeleteResponse_Item_Error)(nil),
 	}
-	file_kvstore_v1_kv_proto_msgTypes[41].OneofWrappers = []any{
+	file_kvstore_v1_kv_proto_msgTypes[42].OneofWrappers = []any{
 		(*TransactionRequest_Op_Put)(nil),
 		(*TransactionRequest_Op_Delete)(nil),
 	}
-	file_kvstore_v1_kv_proto_msgTypes[43].OneofWrappers = []any{
+	file_kvstore_v1_kv_proto_msgTypes[44].OneofWrappers = []any{
 		(*TransactionResponse_OpResult_Put)(nil),
 		(*TransactionResponse_OpResult_Delete)(nil),
 	}
-	file_kvstore_v1_kv_proto_msgTypes[44].OneofWrappers = []any{
+	file_kvstore_v1_kv_proto_msgTypes[45].OneofWrappers = []any{
 		(*PipelineRequest_Op_Put)(nil),
 		(*PipelineRequest_Op_Get)(nil),
 		(*PipelineRequest_Op_Delete)(nil),
 	}
-	file_kvstore_v1_kv_proto_msgTypes[45].OneofWrappers = []any{
+	file_kvstore_v1_kv_proto_msgTypes[46].OneofWrappers = []any{
 		(*PipelineResponse_Result_Put)(nil),
 		(*PipelineResponse_Result_Entry)(nil),
 		(*PipelineResponse_Result_Delete)(nil),
@@ -4333,8 +4544,8 @@ func file_kvstore_v1_kv_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kvstore_v1_kv_proto_rawDesc), len(file_kvstore_v1_kv_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   49,
+			NumEnums:      4,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

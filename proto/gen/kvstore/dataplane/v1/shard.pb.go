@@ -3661,7 +3661,9 @@ type WatchRequest_Head struct {
 	// Tell the values that changes replaced.
 	Before bool `protobuf:"varint,5,opt,name=before,proto3" json:"before,omitempty"`
 	// Leave values out.
-	KeysOnly      bool `protobuf:"varint,6,opt,name=keys_only,json=keysOnly,proto3" json:"keys_only,omitempty"`
+	KeysOnly bool `protobuf:"varint,6,opt,name=keys_only,json=keysOnly,proto3" json:"keys_only,omitempty"`
+	// It is a namespace of prompts.
+	Blocks        bool `protobuf:"varint,7,opt,name=blocks,proto3" json:"blocks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3734,6 +3736,13 @@ func (x *WatchRequest_Head) GetBefore() bool {
 func (x *WatchRequest_Head) GetKeysOnly() bool {
 	if x != nil {
 		return x.KeysOnly
+	}
+	return false
+}
+
+func (x *WatchRequest_Head) GetBlocks() bool {
+	if x != nil {
+		return x.Blocks
 	}
 	return false
 }
@@ -3826,7 +3835,9 @@ type WatchResponse_Event struct {
 	// The value before, when it is known.
 	Before []byte `protobuf:"bytes,10,opt,name=before,proto3,oneof" json:"before,omitempty"`
 	// What the prompt cache adds.
-	Attached      []byte `protobuf:"bytes,11,opt,name=attached,proto3" json:"attached,omitempty"`
+	Attached []byte `protobuf:"bytes,11,opt,name=attached,proto3" json:"attached,omitempty"`
+	// Canonical form of a block's scope, when it is known.
+	Scope         []byte `protobuf:"bytes,12,opt,name=scope,proto3" json:"scope,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3934,6 +3945,13 @@ func (x *WatchResponse_Event) GetBefore() []byte {
 func (x *WatchResponse_Event) GetAttached() []byte {
 	if x != nil {
 		return x.Attached
+	}
+	return nil
+}
+
+func (x *WatchResponse_Event) GetScope() []byte {
+	if x != nil {
+		return x.Scope
 	}
 	return nil
 }
@@ -4193,17 +4211,18 @@ const file_kvstore_dataplane_v1_shard_proto_rawDesc = "" +
 	"\x05chunk\x18\x02 \x01(\fR\x05chunk\"\x0f\n" +
 	"\rStatusRequest\"D\n" +
 	"\x0eStatusResponse\x122\n" +
-	"\x06status\x18\x01 \x01(\v2\x1a.kvstore.v1.StatusResponseR\x06status\"\x8f\x03\n" +
+	"\x06status\x18\x01 \x01(\v2\x1a.kvstore.v1.StatusResponseR\x06status\"\xa7\x03\n" +
 	"\fWatchRequest\x12;\n" +
 	"\x04head\x18\x01 \x01(\v2'.kvstore.dataplane.v1.WatchRequest.HeadR\x04head\x12@\n" +
-	"\x06starts\x18\x02 \x03(\v2(.kvstore.dataplane.v1.WatchRequest.StartR\x06starts\x1a\x97\x01\n" +
+	"\x06starts\x18\x02 \x03(\v2(.kvstore.dataplane.v1.WatchRequest.StartR\x06starts\x1a\xaf\x01\n" +
 	"\x04Head\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\rR\tnamespace\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\fR\x03key\x12\x16\n" +
 	"\x06prefix\x18\x03 \x01(\bR\x06prefix\x12\x12\n" +
 	"\x04mode\x18\x04 \x01(\rR\x04mode\x12\x16\n" +
 	"\x06before\x18\x05 \x01(\bR\x06before\x12\x1b\n" +
-	"\tkeys_only\x18\x06 \x01(\bR\bkeysOnly\x1af\n" +
+	"\tkeys_only\x18\x06 \x01(\bR\bkeysOnly\x12\x16\n" +
+	"\x06blocks\x18\a \x01(\bR\x06blocks\x1af\n" +
 	"\x05Start\x12\x14\n" +
 	"\x05shard\x18\x01 \x01(\tR\x05shard\x12\x10\n" +
 	"\x03now\x18\x02 \x01(\bR\x03now\x125\n" +
@@ -4211,7 +4230,7 @@ const file_kvstore_dataplane_v1_shard_proto_rawDesc = "" +
 	"\vWatchCursor\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x18\n" +
 	"\alisting\x18\x02 \x01(\bR\alisting\x12\x1a\n" +
-	"\bboundary\x18\x03 \x01(\fR\bboundary\"\xf4\x04\n" +
+	"\bboundary\x18\x03 \x01(\fR\bboundary\"\x8a\x05\n" +
 	"\rWatchResponse\x12\x14\n" +
 	"\x05shard\x18\x01 \x01(\tR\x05shard\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x16\n" +
@@ -4220,7 +4239,7 @@ const file_kvstore_dataplane_v1_shard_proto_rawDesc = "" +
 	"\x06synced\x18\x05 \x01(\bR\x06synced\x129\n" +
 	"\x06cursor\x18\x06 \x01(\v2!.kvstore.dataplane.v1.WatchCursorR\x06cursor\x12\x12\n" +
 	"\x04more\x18\a \x01(\bR\x04more\x127\n" +
-	"\afailure\x18\b \x01(\v2\x1d.kvstore.dataplane.v1.FailureR\afailure\x1a\xbb\x02\n" +
+	"\afailure\x18\b \x01(\v2\x1d.kvstore.dataplane.v1.FailureR\afailure\x1a\xd1\x02\n" +
 	"\x05Event\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\fR\x03key\x12\x1a\n" +
@@ -4233,7 +4252,8 @@ const file_kvstore_dataplane_v1_shard_proto_rawDesc = "" +
 	"\x03ref\x18\t \x01(\v2 .kvstore.dataplane.v1.Effect.RefR\x03ref\x12\x1b\n" +
 	"\x06before\x18\n" +
 	" \x01(\fH\x00R\x06before\x88\x01\x01\x12\x1a\n" +
-	"\battached\x18\v \x01(\fR\battachedB\t\n" +
+	"\battached\x18\v \x01(\fR\battached\x12\x14\n" +
+	"\x05scope\x18\f \x01(\fR\x05scopeB\t\n" +
 	"\a_before2\xe0\x03\n" +
 	"\fShardService\x12]\n" +
 	"\bExchange\x12%.kvstore.dataplane.v1.ExchangeRequest\x1a&.kvstore.dataplane.v1.ExchangeResponse(\x010\x01\x12f\n" +
