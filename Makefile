@@ -55,8 +55,8 @@ unit: ## Unit, script and model tests: go test ./... alone.
 
 .PHONY: race
 race: ## The concurrent packages under the race detector, with invariants compiled in.
-	$(GO) test -count=1 -race -tags invariants -short $(RACE_PKGS)
-	$(GO) test -count=1 -race -tags invariants -run TestReaders ./components/btree
+	$(GO) test -count=1 -vet=off -race -tags invariants -short $(RACE_PKGS)
+	$(GO) test -count=1 -vet=off -race -tags invariants -run TestReaders ./components/btree
 RACE_PKGS := ./components/authn/... ./actors/directory/... ./actors/host/... ./components/wal/... ./services/... ./client/...
 
 .PHONY: tagged

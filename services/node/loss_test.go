@@ -228,8 +228,8 @@ func TestRedisForgetsAShard(t *testing.T) {
 	}
 }
 
-// TestReadyWithoutRedis: a process whose Redis is away is not ready, and says why; it is again when Redis is back.
-func TestReadyWithoutRedis(t *testing.T) {
+// TestRedisIsAway: a process whose Redis is away is not ready, and says why; it is again when Redis is back.
+func TestRedisIsAway(t *testing.T) {
 	l := newLossy(t)
 	ready := func(status int, says string) {
 		t.Helper()
