@@ -74,8 +74,7 @@ fault: build ## Disk faults with real kernels: full ext4, strace-observed syncs 
 
 .PHONY: redis
 redis: $(REDISPY) ## The Redis engine on real redis-servers that are killed, cut short, filled up and disturbed; our RESP beside one, and with its clients.
-	KVSTORE_REDIS=1 $(GO) test -count=1 -timeout 10m ./components/wal/redislog/...
-	KVSTORE_REDIS=1 $(GO) test -count=1 -timeout 10m -run 'TestRedis|/redis$$' ./services/node ./services/cmd/kvctl
+	KVSTORE_REDIS=1 $(GO) test -count=1 -timeout 10m ./components/wal/redislog/... ./services/node
 	KVSTORE_REDIS=1 KVSTORE_REDISPY=$(REDISPY) $(GO) test -count=1 -timeout 5m -run TestRedis ./services/resp
 
 .PHONY: crash
