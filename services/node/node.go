@@ -270,6 +270,7 @@ func (n *Node) serveUsers(open *closers, shards frontend.Shards, dir frontend.Di
 	if err != nil {
 		return err
 	}
+	n.metrics.WatchFrontend(front)
 	if n.resp != nil {
 		open.add(n.serveRESP(front))
 	}
