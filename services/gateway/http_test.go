@@ -239,20 +239,37 @@ func TestClientsThatLeave(t *testing.T) {
 		}
 	}
 	settled(t, before)
+	// So is a watcher who does not read.
+	for i := range 20 {
+		r.put(fmt.Sprintf("/keys/some/%d", i), strings.NewReader(strings.Repeat("x", 1<<20)))
+	}
+	http.DefaultClient.CloseIdleConnections()
+	watcher := r.deaf("GET /api/v1/watch/?state=true&values=true HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	settled(t, before)
+	if got, _ := io.ReadAll(watcher); strings.Contains(string(got), "event: synced") {
+		t.Error("a watcher who did not read was told all the same")
+	}
 	// One that stays and does not read is cut off; a response that lacks its end does not look whole.
-	conn := r.dial("")
-	if err := conn.(*net.TCPConn).SetReadBuffer(64 << 10); err != nil { // or the kernel reads in his place
-		t.Fatal(err)
-	}
-	if _, err := io.WriteString(conn, "GET /api/v1/keys/large HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
-		t.Fatal(err)
-	}
-	waitFor(t, conn, "200 OK")
+	conn := r.deaf("GET /api/v1/keys/large HTTP/1.1\r\nHost: localhost\r\n\r\n")
 	settled(t, before)
 	got, _ := io.ReadAll(conn)
 	if len(got) >= 12<<20 {
 		t.Errorf("who did not read got %d bytes all the same", len(got))
 	}
+}
+
+// deaf sends a request and reads the beginning of the answer alone.
+func (r *rig) deaf(text string) net.Conn {
+	r.t.Helper()
+	conn := r.dial("")
+	if err := conn.(*net.TCPConn).SetReadBuffer(64 << 10); err != nil { // or the kernel reads in his place
+		r.t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, text); err != nil {
+		r.t.Fatal(err)
+	}
+	waitFor(r.t, conn, "200 OK")
+	return conn
 }
 
 // waitFor reads up to a text.

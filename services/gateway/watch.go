@@ -54,8 +54,8 @@ func (q *request) watch() error {
 	if err == nil || !q.began {
 		return err
 	}
-	if q.ctx.Err() != nil && q.r.Context().Err() != nil {
-		return err // nobody is there any more
+	if s.lost || q.r.Context().Err() != nil {
+		return err // nobody is there any more, or reads
 	}
 	// The status has left: the stream itself tells why it ends, and ends well, so that the client comes again.
 	text, merr := json.Marshal(problemOf(err))
@@ -127,6 +127,7 @@ type eventWriter struct {
 	grpc.ServerStream
 	q      *request
 	values bool
+	lost   bool // a piece was not taken
 	buf    bytes.Buffer
 }
 
@@ -210,6 +211,7 @@ func (s *eventWriter) event(id, name string, data []byte) {
 // flush sends what has gathered. A client that does not take it in time is cut off: it comes again, and goes on where it was.
 func (s *eventWriter) flush() error {
 	if err := s.q.write(s.buf.Bytes()); err != nil {
+		s.lost = true
 		return err
 	}
 	s.buf.Reset()
@@ -217,6 +219,7 @@ func (s *eventWriter) flush() error {
 		s.buf = bytes.Buffer{}
 	}
 	if err := s.q.control.Flush(); err != nil {
+		s.lost = true
 		return &kverr.Error{Kind: kverr.Canceled, Op: "send events", Err: err}
 	}
 	return nil
