@@ -323,7 +323,8 @@ func runInfo(c *conn, b []byte, args [][]byte) []byte {
 		s.mu.Lock()
 		n := len(s.conns)
 		s.mu.Unlock()
-		fmt.Fprintf(&text, "# Clients\r\nconnected_clients:%d\r\nmaxclients:%d\r\n", n, s.cfg.MaxConns)
+		fmt.Fprintf(&text, "# Clients\r\nconnected_clients:%d\r\nmaxclients:%d\r\nrequest_buffer_bytes:%d\r\n",
+			n, s.cfg.MaxConns, s.cfg.BufferBytes-s.budget.left.Load())
 	}
 	if wanted("persistence") {
 		text.WriteString("# Persistence\r\nloading:0\r\naof_enabled:1\r\n")

@@ -110,6 +110,7 @@ func dial(t testing.TB, addr string) *line {
 
 func (l *line) send(text string) {
 	l.t.Helper()
+	_ = l.conn.SetDeadline(time.Now().Add(patience))
 	if _, err := io.WriteString(l.conn, text); err != nil {
 		l.t.Fatalf("send %.60q: %v", text, err)
 	}
