@@ -45,9 +45,13 @@ down: ## Stop that cluster; what it stored stays in $(CLUSTER).
 test: build nofence ## Everything that CI checks, targets side by side; what each says comes when it has ended.
 	@# First what uses the processors. Then clusters, which mostly wait, and fuzzing, which takes what they leave. What is timed there has generous
 	@# bounds (KVSTORE_BUSY): what counts is that nothing is lost and nothing stale is read.
-	@MAKE=$(MAKE) ./tests/lint/lanes.sh 'sidecars compose-tool' 'lint check-proto unit race tagged'
+	@MAKE=$(MAKE) ./tests/lint/lanes.sh 'sidecars compose-tool' 'alerts lint check-proto unit race tagged'
 	@KVSTORE_BUSY=1 MAKE=$(MAKE) ./tests/lint/lanes.sh 'chaos-ci dapr compose-test' 'fault redis crash e2e' fuzz
 	@echo "make test: all passed"
+
+.PHONY: alerts
+alerts: ## Prometheus's alert rules, checked and tested with promtool (of Debian's package prometheus).
+	cd infra/prometheus && promtool check rules kvstore.rules.yaml && promtool test rules kvstore.rules.test.yaml
 
 .PHONY: unit
 unit: ## Unit, script and model tests: go test ./... alone.
