@@ -89,6 +89,11 @@ crash: build ## ROUNDS (20) rounds of kill -9 under 32 checked clients, on disk 
 e2e: build ## The built binaries, from outside: trace replays, damage. Restarts, doors and command lines (tests/e2e) need nothing and are in unit.
 	KVSTORE_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 25m -v ./tests/damage ./tests/replay
 
+STOPPED    ?= 1m
+.PHONY: slow-reader
+slow-reader: build ## What readers that stop reading cost a server under load, for STOPPED (1m; make slow-reader STOPPED=10m). Not part of make test.
+	KVSTORE_STOPPED=$(STOPPED) KVSTORE_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 30m -v -run TestStoppedReaders ./tests/e2e
+
 .PHONY: sidecars
 sidecars: $(foreach b,daprd sentry placement,$(if $(shell command -v $b),,$(SIDECARS)/$b)) ## Build daprd, sentry and placement (once, minutes) unless they are on PATH; print where they are.
 	@PATH="$$PATH:$(SIDECARS)"; for b in daprd sentry placement; do command -v $$b; done
