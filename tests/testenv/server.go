@@ -77,18 +77,58 @@ func newServer(t testing.TB, bin string, args []string) *Server {
 	return s
 }
 
-// taken is the ports that FreeAddr has given away in this process: whoever got one may not listen yet, or not just now.
-var taken sync.Map
+// ports are those that FreeAddr gives away in this process: whole blocks, each locked as long as the process lives, for tests of several packages run at
+// once, and whoever got a port may not listen yet, or not just now.
+var ports struct {
+	mu    sync.Mutex
+	left  []int      // guarded by mu
+	locks []*os.File // of blocks; guarded by mu
+}
 
-// FreeAddr is a TCP address of this machine that nothing listens on, and that it has given to nobody else. Its port is below those that systems
-// give to outgoing connections: while a process that has the address is down, no connection takes it.
+// Ports are below those that systems give to outgoing connections: while a process that has one is down, no connection takes it.
+const (
+	firstPort = 10000
+	blocks    = 44
+	blockSize = 500
+)
+
+// nextPort is a port that was given to nobody yet.
+func nextPort() (int, error) {
+	ports.mu.Lock()
+	defer ports.mu.Unlock()
+	if len(ports.left) == 0 {
+		for _, b := range rand.Perm(blocks) {
+			lock, err := os.OpenFile(filepath.Join(os.TempDir(), fmt.Sprint("kvstore-test-ports-", b)), os.O_CREATE|os.O_RDWR, 0o600)
+			if err != nil {
+				continue // another user's
+			}
+			if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+				_ = lock.Close()
+				continue
+			}
+			ports.locks = append(ports.locks, lock)
+			for _, p := range rand.Perm(blockSize) {
+				ports.left = append(ports.left, firstPort+b*blockSize+p)
+			}
+			break
+		}
+	}
+	if len(ports.left) == 0 {
+		return 0, fmt.Errorf("other tests have all %d blocks of %d ports", blocks, blockSize)
+	}
+	p := ports.left[0]
+	ports.left = ports.left[1:]
+	return p, nil
+}
+
+// FreeAddr is a TCP address of this machine that nothing listens on, and that it has given to nobody else, in no other process of tests either.
 func FreeAddr(t testing.TB) string {
 	t.Helper()
 	var err error
 	for range 100 {
-		port := 10000 + rand.IntN(22000)
-		if _, given := taken.LoadOrStore(port, true); given {
-			continue
+		var port int
+		if port, err = nextPort(); err != nil {
+			break
 		}
 		var l net.Listener
 		if l, err = net.Listen("tcp", fmt.Sprint("127.0.0.1:", port)); err == nil {
