@@ -287,7 +287,7 @@ func TestREST(t *testing.T) {
 		{"GET /admin/status", nil, "", 200, `"engine":"memory"`},
 		{"POST /admin/backup", nil, "", 501, `"reason":"UNIMPLEMENTED"`},
 		{"POST /admin/restore", nil, "", 501, `"reason":"UNIMPLEMENTED"`},
-		{"GET /admin/metrics", nil, "", 501, `"reason":"UNIMPLEMENTED"`},
+		{"GET /admin/metrics", nil, "", 200, "go_goroutines"},
 		{"GET /openapi.yaml", nil, "", 200, "openapi: 3.0.3"},
 		{"GET /watch/?mode=some", nil, "", 400, `"field":"mode"`},
 		{"GET /watch/?token=AAAA", nil, "", 400, `"field":"token"`},
