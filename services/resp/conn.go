@@ -93,11 +93,11 @@ func (c *conn) serve() {
 	if c.in {
 		c.waiting.Store(0)
 	}
-	for c.takeAll() && c.finish() && c.flush() {
-		if c.closing || c.s.stopping() {
+	for c.takeAll() && c.finish() {
+		c.r.keep() // before the replies leave: who has his knows that his room is free again
+		if !c.flush() || c.closing || c.s.stopping() {
 			return
 		}
-		c.r.keep()
 		if c.in {
 			if c.r.half() {
 				c.waiting.Store(time.Now().UnixNano())
