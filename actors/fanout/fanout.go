@@ -14,7 +14,6 @@ package fanout
 
 import (
 	"bytes"
-	"context"
 	"slices"
 
 	"kvstore/actors/shard"
@@ -120,8 +119,8 @@ type Follower interface {
 	// Remove ends a watch; what it was about to be told may still come.
 	Remove(id uint64)
 	// Next waits for what some watches are to be told. An error in what was told ends the watch, and the user removes it. Next itself fails when
-	// ctx ends, or nothing can be followed any more.
-	Next(ctx context.Context) (*Told, error)
+	// the context ends that the follower was made with, or nothing can be followed any more.
+	Next() (*Told, error)
 	// Close ends all watches.
 	Close()
 }

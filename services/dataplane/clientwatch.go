@@ -98,6 +98,7 @@ type placed struct {
 // with what its streams have in their windows.
 type follower struct {
 	client *Client
+	until  context.Context // of its user
 	ctx    context.Context // ends with Close
 	end    context.CancelFunc
 	told   chan *fanout.Told
@@ -115,11 +116,11 @@ type followed struct {
 }
 
 // Follower follows shards wherever they are served; see frontend.Shards. A slow watch costs watchWindow for each host, and a batch.
-func (c *Client) Follower() (fanout.Follower, error) {
+func (c *Client) Follower(ctx context.Context) (fanout.Follower, error) {
 	if !c.enter() {
 		return nil, errClosed
 	}
-	f := &follower{client: c, told: make(chan *fanout.Told), all: make(map[uint64]*followed)}
+	f := &follower{client: c, until: ctx, told: make(chan *fanout.Told), all: make(map[uint64]*followed)}
 	f.ctx, f.end = context.WithCancel(c.ctx)
 	return f, nil
 }
@@ -189,12 +190,12 @@ func (f *follower) Remove(id uint64) {
 }
 
 // Next implements fanout.Follower.
-func (f *follower) Next(ctx context.Context) (*fanout.Told, error) {
+func (f *follower) Next() (*fanout.Told, error) {
 	select {
 	case t := <-f.told:
 		return t, nil
-	case <-ctx.Done():
-		return nil, kverr.From(context.Cause(ctx))
+	case <-f.until.Done():
+		return nil, kverr.From(context.Cause(f.until))
 	case <-f.ctx.Done():
 		return nil, errClosed
 	}

@@ -37,8 +37,9 @@ type Shards interface {
 	// ReadValue fills p from offset off of the value (not of its object). Verifying the checksum is the caller's part.
 	ReadValue(ctx context.Context, shardID string, ref shard.Ref, off int64, p []byte) error
 
-	// Follower makes one for the watches of a client; it must be closed. What passes by itself, such as a shard that changes hands, it does not tell.
-	Follower() (fanout.Follower, error)
+	// Follower makes one for the watches of a client, which must be closed; its Next fails when ctx ends. What passes by itself, such as a shard that
+	// changes hands, it does not tell.
+	Follower(ctx context.Context) (fanout.Follower, error)
 }
 
 // Directory is the way to what keyspaces and namespaces there are. Errors are *kverr.Error. Messages that it returns belong to

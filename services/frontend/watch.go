@@ -67,9 +67,9 @@ type watching struct {
 	due   int        // shards that have not, or not their state
 }
 
-// newWatcher makes one without watches. It must be closed.
+// newWatcher makes one without watches, for run with the same context. It must be closed.
 func (s *Server) newWatcher(ctx context.Context, send func(*kvv1.WatchesResponse) error, ended func([]uint64, error) error) (*watcher, error) {
-	follower, err := s.shards.Follower()
+	follower, err := s.shards.Follower(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -137,7 +137,7 @@ func (k *kvService) Watches(stream grpc.BidiStreamingServer[kvv1.WatchesRequest,
 // run tells the watches what happens, until ctx ends.
 func (w *watcher) run(ctx context.Context) error {
 	for {
-		told, err := w.follower.Next(ctx)
+		told, err := w.follower.Next()
 		if err == nil {
 			err = w.tell(told)
 		}

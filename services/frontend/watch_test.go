@@ -218,8 +218,8 @@ type absent struct {
 	id atomic.Pointer[string]
 }
 
-func (a *absent) Follower() (fanout.Follower, error) {
-	f, err := a.Shards.Follower()
+func (a *absent) Follower(ctx context.Context) (fanout.Follower, error) {
+	f, err := a.Shards.Follower(ctx)
 	return &absentFollower{f, a.id.Load()}, err
 }
 

@@ -458,13 +458,14 @@ func (h *Host) Follow(ctx context.Context, w *fanout.Watch, starts <-chan []fano
 // follower is a fanout.Follower for a frontend of the same process.
 type follower struct {
 	*watching
+	until  context.Context // of its user
 	mu     sync.Mutex
 	routes map[uint64]*fanout.Route // guarded by mu
 }
 
 // Follower follows shards for a frontend of the same process; see frontend.Shards.
-func (h *Host) Follower() (fanout.Follower, error) {
-	return &follower{watching: h.newWatching(), routes: make(map[uint64]*fanout.Route)}, nil
+func (h *Host) Follower(ctx context.Context) (fanout.Follower, error) {
+	return &follower{watching: h.newWatching(), until: ctx, routes: make(map[uint64]*fanout.Route)}, nil
 }
 
 // Add implements fanout.Follower.
@@ -491,9 +492,9 @@ func (f *follower) Remove(id uint64) {
 func (f *follower) Close() { f.close() }
 
 // Next implements fanout.Follower.
-func (f *follower) Next(ctx context.Context) (*fanout.Told, error) {
+func (f *follower) Next() (*fanout.Told, error) {
 	for {
-		told, err := f.next(ctx)
+		told, err := f.next(f.until)
 		if err != nil {
 			return nil, asKind(err)
 		}
