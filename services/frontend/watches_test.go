@@ -165,7 +165,7 @@ func TestWatchesCredit(t *testing.T) {
 	const n = 50
 	for i := range n {
 		r.mustPut(ctx, t, "k", fmt.Sprint(i), 0)
-		w.until(func() bool { return len(w.got[3]) == i+1 })
+		w.until(func() bool { return len(w.got[3]) == i+1 && len(w.got[1]) > 0 && len(w.got[2]) > 0 }) // the batch that they may be told is of one event
 	}
 	r.mustPut(ctx, t, "k", "last", 0)
 	w.until(func() bool { return len(w.got[3]) == n+1 })
