@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -206,6 +207,9 @@ func builds(name string) bool {
 	return true
 }
 
+// upper are the letters that a module proxy writes otherwise, for file systems that do not tell them from small ones.
+var upper = regexp.MustCompile("[A-Z]")
+
 // modules adds what go.mod requires, as a module proxy serves it from files.
 func (r *rootfs) modules(as string) error {
 	cmd := exec.Command("go", "mod", "download", "-json")
@@ -219,6 +223,14 @@ func (r *rootfs) modules(as string) error {
 		return err
 	}
 	base := filepath.Join(strings.TrimSpace(string(cache)), "cache", "download")
+	add := func(file string) error {
+		name, err := filepath.Rel(base, file)
+		if err != nil {
+			return err
+		}
+		return r.file(file, path.Join(as, filepath.ToSlash(name)))
+	}
+	added := map[string]bool{}
 	dec := json.NewDecoder(strings.NewReader(string(out)))
 	for dec.More() {
 		var m struct{ Info, GoMod, Zip string }
@@ -226,13 +238,38 @@ func (r *rootfs) modules(as string) error {
 			return err
 		}
 		for _, file := range []string{m.Info, m.GoMod, m.Zip} {
-			name, err := filepath.Rel(base, file)
-			if err != nil {
+			if err := add(file); err != nil {
 				return err
 			}
-			if err := r.file(file, path.Join(as, filepath.ToSlash(name))); err != nil {
-				return err
-			}
+			added[file] = true
+		}
+	}
+	// Where an old module is required, the go command reads the go.mod of what that requires, too, though nothing of it is built. go.sum names them all.
+	graph := exec.Command("go", "mod", "graph")
+	graph.Dir = root
+	if err := graph.Run(); err != nil { // which downloads them
+		return fmt.Errorf("go mod graph: %w", err)
+	}
+	sums, err := os.ReadFile(filepath.Join(root, "go.sum"))
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(sums)) {
+		f := strings.Fields(line)
+		if len(f) != 3 {
+			continue
+		}
+		version, isMod := strings.CutSuffix(f[1], "/go.mod")
+		at := upper.ReplaceAllStringFunc(f[0], func(s string) string { return "!" + strings.ToLower(s) })
+		file := filepath.Join(base, filepath.FromSlash(at), "@v", version+".mod")
+		if !isMod || added[file] {
+			continue
+		}
+		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+			continue // a sum that nothing needs any more
+		}
+		if err := add(file); err != nil {
+			return err
 		}
 	}
 	return nil
