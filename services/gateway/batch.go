@@ -165,6 +165,32 @@ type batchResults struct {
 // itemProblem describes the error of an item.
 func itemProblem(e *kvv1.Error) *Problem { return problemOf(kverr.FromItem(e)) }
 
+// ops makes the operation of each item of a list; an error names the item.
+func ops[Item, Op any](list string, items []Item, op func(*Item) (*Op, error)) ([]*Op, error) {
+	out := make([]*Op, len(items))
+	for i := range items {
+		var err error
+		if out[i], err = op(&items[i]); err != nil {
+			return nil, within(item(list, i), err)
+		}
+	}
+	return out, nil
+}
+
+// replyItems tells the result of each item: its error, or what fill says of it.
+func replyItems[R interface{ GetError() *kvv1.Error }](q *request, h *kvv1.ResponseHeader, results []R, fill func(i int, r R, out *itemResult)) error {
+	out := batchResults{make([]itemResult, len(results))}
+	for i, r := range results {
+		if e := r.GetError(); e != nil {
+			out.Results[i].Error = itemProblem(e)
+		} else {
+			fill(i, r, &out.Results[i])
+		}
+	}
+	setHeader(q.w.Header(), h)
+	return q.reply(http.StatusOK, out)
+}
+
 func (q *request) batchPut() error {
 	var body struct {
 		Puts []putItem `json:"puts"`
@@ -174,12 +200,10 @@ func (q *request) batchPut() error {
 	if err != nil {
 		return err
 	}
-	req := &kvv1.BatchPutRequest{Puts: make([]*kvv1.PutOp, len(body.Puts))}
+	req := &kvv1.BatchPutRequest{}
 	req.Keyspace, req.Namespace = q.spaceOf()
-	for i := range body.Puts {
-		if req.Puts[i], err = body.Puts[i].op(); err != nil {
-			return within(item("puts", i), err)
-		}
+	if req.Puts, err = ops("puts", body.Puts, (*putItem).op); err != nil {
+		return err
 	}
 	if req.Identity, err = q.identityOf(); err != nil {
 		return err
@@ -188,50 +212,43 @@ func (q *request) batchPut() error {
 	if err != nil {
 		return err
 	}
-	out := batchResults{make([]itemResult, len(resp.Results))}
-	for i, r := range resp.Results {
-		if e := r.GetError(); e != nil {
-			out.Results[i].Error = itemProblem(e)
-		} else {
-			out.Results[i].written = &written{r.GetResult().Version, r.GetResult().Created}
-		}
-	}
-	setHeader(q.w.Header(), resp.Header)
-	return q.reply(http.StatusOK, out)
+	return replyItems(q, resp.Header, resp.Results, func(_ int, r *kvv1.BatchPutResponse_Item, out *itemResult) {
+		out.written = &written{r.GetResult().Version, r.GetResult().Created}
+	})
+}
+
+// getItem is a get in JSON.
+type getItem struct {
+	Key          string `json:"key"`
+	MetadataOnly bool   `json:"metadata_only"`
+}
+
+func (g *getItem) op() (*kvv1.GetOp, error) {
+	return &kvv1.GetOp{Key: []byte(g.Key), MetadataOnly: g.MetadataOnly}, nil
 }
 
 func (q *request) batchGet() error {
 	var body struct {
-		Gets []struct {
-			Key          string `json:"key"`
-			MetadataOnly bool   `json:"metadata_only"`
-		} `json:"gets"`
+		Gets []getItem `json:"gets"`
 	}
 	free, err := q.decode(&body)
 	defer free()
 	if err != nil {
 		return err
 	}
-	req := &kvv1.BatchGetRequest{Gets: make([]*kvv1.GetOp, len(body.Gets))}
+	req := &kvv1.BatchGetRequest{}
 	req.Keyspace, req.Namespace = q.spaceOf()
-	for i, get := range body.Gets {
-		req.Gets[i] = &kvv1.GetOp{Key: []byte(get.Key), MetadataOnly: get.MetadataOnly}
+	if req.Gets, err = ops("gets", body.Gets, (*getItem).op); err != nil {
+		return err
 	}
 	resp, err := q.g.calls.KV.BatchGet(q.ctx, req)
 	if err != nil {
 		return err
 	}
-	out := batchResults{make([]itemResult, len(resp.Results))}
-	for i, r := range resp.Results {
-		if e := r.GetError(); e != nil {
-			out.Results[i].Error = itemProblem(e)
-		} else {
-			e := entryOf(r.GetEntry(), !req.Gets[i].MetadataOnly)
-			out.Results[i].Entry = &e
-		}
-	}
-	setHeader(q.w.Header(), resp.Header)
-	return q.reply(http.StatusOK, out)
+	return replyItems(q, resp.Header, resp.Results, func(i int, r *kvv1.BatchGetResponse_Item, out *itemResult) {
+		e := entryOf(r.GetEntry(), !req.Gets[i].MetadataOnly)
+		out.Entry = &e
+	})
 }
 
 func (q *request) batchDelete() error {
@@ -243,12 +260,10 @@ func (q *request) batchDelete() error {
 	if err != nil {
 		return err
 	}
-	req := &kvv1.BatchDeleteRequest{Deletes: make([]*kvv1.DeleteOp, len(body.Deletes))}
+	req := &kvv1.BatchDeleteRequest{}
 	req.Keyspace, req.Namespace = q.spaceOf()
-	for i := range body.Deletes {
-		if req.Deletes[i], err = body.Deletes[i].op(); err != nil {
-			return within(item("deletes", i), err)
-		}
+	if req.Deletes, err = ops("deletes", body.Deletes, (*deleteItem).op); err != nil {
+		return err
 	}
 	if req.Identity, err = q.identityOf(); err != nil {
 		return err
@@ -257,16 +272,9 @@ func (q *request) batchDelete() error {
 	if err != nil {
 		return err
 	}
-	out := batchResults{make([]itemResult, len(resp.Results))}
-	for i, r := range resp.Results {
-		if e := r.GetError(); e != nil {
-			out.Results[i].Error = itemProblem(e)
-		} else {
-			out.Results[i].removed = &removed{r.GetResult().Deleted, r.GetResult().Revision}
-		}
-	}
-	setHeader(q.w.Header(), resp.Header)
-	return q.reply(http.StatusOK, out)
+	return replyItems(q, resp.Header, resp.Results, func(_ int, r *kvv1.BatchDeleteResponse_Item, out *itemResult) {
+		out.removed = &removed{r.GetResult().Deleted, r.GetResult().Revision}
+	})
 }
 
 // txnResult is what became of a transaction.

@@ -3,7 +3,6 @@ package gateway
 import (
 	"context"
 	"errors"
-	"io"
 	"net/http"
 	"strings"
 
@@ -164,9 +163,11 @@ func (q *request) putKey() error {
 	}
 	defer q.g.giveBody(held)
 	if q.r.ContentLength > maxWhole {
-		s := &valueReader{q: q, left: q.r.ContentLength, head: &kvv1.PutStreamRequest_Head{
-			Keyspace: keyspace, Namespace: namespace, Put: put, Size: q.r.ContentLength, Checksum: sum, Identity: id,
-		}}
+		head := &kvv1.PutStreamRequest_Head{Keyspace: keyspace, Namespace: namespace, Put: put, Size: q.r.ContentLength, Checksum: sum, Identity: id}
+		s := &bodyStream[kvv1.PutStreamRequest, kvv1.PutStreamResponse]{
+			q: q, left: q.r.ContentLength, first: &kvv1.PutStreamRequest{Part: &kvv1.PutStreamRequest_Head_{Head: head}},
+			fill: func(m *kvv1.PutStreamRequest, chunk []byte) { m.Part = &kvv1.PutStreamRequest_Chunk{Chunk: chunk} },
+		}
 		defer s.free()
 		if err := q.g.calls.KV.PutStream(s); err != nil {
 			return named(err)
@@ -228,66 +229,6 @@ func (q *request) putOf() (*kvv1.PutOp, error) {
 	}
 	put.Precondition, err = writeCondition(h)
 	return put, err
-}
-
-// valueReader gives the messages of a PutStream.
-type valueReader struct {
-	grpc.ServerStream
-	q    *request
-	head *kvv1.PutStreamRequest_Head // until it is given
-	left int64
-	buf  *[]byte
-	msg  kvv1.PutStreamRequest
-	resp *kvv1.PutStreamResponse
-}
-
-// Context implements grpc.ServerStream.
-func (v *valueReader) Context() context.Context { return v.q.ctx }
-
-// Recv implements grpc.ClientStreamingServer. The chunk is good until the next call.
-func (v *valueReader) Recv() (*kvv1.PutStreamRequest, error) {
-	if v.head != nil {
-		v.msg.Part = &kvv1.PutStreamRequest_Head_{Head: v.head}
-		v.head = nil
-		return &v.msg, nil
-	}
-	chunk, err := v.q.next(&v.left, &v.buf)
-	if err != nil {
-		return nil, err
-	}
-	v.msg.Part = &kvv1.PutStreamRequest_Chunk{Chunk: chunk}
-	return &v.msg, nil
-}
-
-// SendAndClose implements grpc.ClientStreamingServer.
-func (v *valueReader) SendAndClose(resp *kvv1.PutStreamResponse) error {
-	v.resp = resp
-	return nil
-}
-
-func (v *valueReader) free() { freeChunk(v.buf) }
-
-// next reads the next chunk of a body of which left bytes are to come; io.EOF after the last.
-func (q *request) next(left *int64, buf **[]byte) ([]byte, error) {
-	if *left == 0 {
-		return nil, io.EOF
-	}
-	if *buf == nil {
-		*buf = chunks.Get().(*[]byte)
-	}
-	chunk := (**buf)[:min(*left, key.MaxChunk)]
-	n, err := q.readFull(chunk)
-	*left -= int64(n)
-	if err != nil {
-		return nil, bodyFault(err, *left)
-	}
-	return chunk, nil
-}
-
-func freeChunk(buf *[]byte) {
-	if buf != nil {
-		chunks.Put(buf)
-	}
 }
 
 func (q *request) deleteKey() error {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
-	"io"
 	"math"
 	"net/http"
 	"strconv"
@@ -243,7 +242,9 @@ func (q *request) putBlock() error {
 		return err
 	}
 	defer q.g.giveBody(held)
-	b := &blockReader{q: q, first: &kvv1.WriteRequest{Head: head, Header: header}}
+	b := &bodyStream[kvv1.WriteRequest, kvv1.WriteResponse]{
+		q: q, first: &kvv1.WriteRequest{Head: head, Header: header}, fill: func(m *kvv1.WriteRequest, chunk []byte) { m.Chunk = chunk },
+	}
 	defer b.free()
 	if q.r.ContentLength > maxWhole {
 		b.left = q.r.ContentLength
@@ -283,42 +284,3 @@ func blockNamed(err error) error {
 	told.Field = strings.TrimPrefix(told.Field, "head.")
 	return &told
 }
-
-// blockReader gives the messages of a Write of one block.
-type blockReader struct {
-	grpc.ServerStream
-	q     *request
-	first *kvv1.WriteRequest // until it is given
-	left  int64
-	buf   *[]byte
-	msg   kvv1.WriteRequest
-	resp  *kvv1.WriteResponse
-}
-
-// Context implements grpc.ServerStream.
-func (b *blockReader) Context() context.Context { return b.q.ctx }
-
-// Recv implements grpc.ClientStreamingServer. The chunk of all messages but the first is good until the next call.
-func (b *blockReader) Recv() (*kvv1.WriteRequest, error) {
-	if m := b.first; m != nil {
-		b.first = nil
-		return m, nil
-	}
-	chunk, err := b.q.next(&b.left, &b.buf)
-	if err != nil {
-		if !errors.Is(err, io.EOF) {
-			return nil, err
-		}
-		return nil, io.EOF
-	}
-	b.msg.Chunk = chunk
-	return &b.msg, nil
-}
-
-// SendAndClose implements grpc.ClientStreamingServer.
-func (b *blockReader) SendAndClose(resp *kvv1.WriteResponse) error {
-	b.resp = resp
-	return nil
-}
-
-func (b *blockReader) free() { freeChunk(b.buf) }
