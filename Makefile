@@ -46,7 +46,7 @@ test: build nofence ## Everything that CI checks, targets side by side; what eac
 	@# First what uses the processors. Then clusters, which mostly wait, and fuzzing, which takes what they leave. What is timed there has generous
 	@# bounds (KVSTORE_BUSY): what counts is that nothing is lost and nothing stale is read.
 	@MAKE=$(MAKE) ./tests/lint/lanes.sh 'sidecars compose-tool' 'alerts lint check-proto unit race tagged'
-	@KVSTORE_BUSY=1 MAKE=$(MAKE) ./tests/lint/lanes.sh 'chaos-ci dapr compose-test' 'fault redis crash e2e' fuzz
+	@KVSTORE_BUSY=1 MAKE=$(MAKE) ./tests/lint/lanes.sh 'chaos-ci dapr compose-test' 'fault redis crash e2e slow-reader' fuzz
 	@echo "make test: all passed"
 
 .PHONY: alerts
@@ -91,7 +91,7 @@ e2e: build ## The built binaries, from outside: trace replays, damage. Restarts,
 
 STOPPED    ?= 1m
 .PHONY: slow-reader
-slow-reader: build ## What readers that stop reading cost a server under load, for STOPPED (1m; make slow-reader STOPPED=10m). Not part of make test.
+slow-reader: build ## What readers that stop reading cost a server under load, for STOPPED (1m; make slow-reader STOPPED=10m).
 	KVSTORE_STOPPED=$(STOPPED) KVSTORE_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 30m -v -run TestStoppedReaders ./tests/e2e
 
 .PHONY: sidecars
