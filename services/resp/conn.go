@@ -1,6 +1,7 @@
 package resp
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -176,6 +177,10 @@ func (c *conn) begin(args [][]byte) {
 	cmd := lookUp(args[0])
 	var text string
 	switch {
+	case cmd == nil && speaksHTTP(args[0]):
+		c.s.cfg.Refused(c.raw.RemoteAddr().String(), "it speaks HTTP: perhaps a browser that a page has sent here")
+		c.closing = true // what follows, a body say, would be taken for requests
+		return
 	case cmd == nil:
 		text = errUnknownCommand(args)
 		if !c.in {
@@ -207,6 +212,12 @@ func (c *conn) begin(args [][]byte) {
 			c.closing = true
 		}
 	}
+}
+
+// speaksHTTP tells that a request is a line of HTTP: every request of that has a line that begins so before its body. Pages in a browser can send
+// such to a door on its machine (cross-protocol scripting); Redis closes these connections, too.
+func speaksHTTP(name []byte) bool {
+	return bytes.EqualFold(name, []byte("post")) || bytes.EqualFold(name, []byte("host:"))
 }
 
 // say answers with an error, in its turn.

@@ -340,6 +340,26 @@ func TestBuffersAreBounded(t *testing.T) {
 	}
 }
 
+// TestHTTPIsNotServed: a page in a browser can send HTTP to a door on its machine; what its body holds is not executed.
+func TestHTTPIsNotServed(t *testing.T) {
+	refused := make(chan string, 2)
+	r := newRig(t, rigConfig{RESP: resp.Config{Refused: func(_, why string) { refused <- why }}})
+	for _, method := range []string{"POST", "PUT"} {
+		l := dial(t, r.Addr)
+		l.send(method + " / HTTP/1.1\r\nhost: 127.0.0.1\r\nContent-Length: 17\r\n\r\nSET stolen 1\r\n\r\n")
+		got, _ := io.ReadAll(l.in) // it may end by a reset: not all was read
+		if bytes.Contains(got, []byte("+OK")) {
+			t.Errorf("%s: %q", method, got)
+		}
+		if why := <-refused; !strings.Contains(why, "HTTP") {
+			t.Errorf("%s: refused because %q", method, why)
+		}
+	}
+	l := dial(t, r.Addr)
+	l.send("EXISTS stolen\r\n")
+	l.expect(":0\r\n")
+}
+
 // TestSlowOnes: who stops in the middle of a request, does not read his replies, or does not say who he is, is closed, and nothing of him is left; who
 // rests between requests is not.
 func TestSlowOnes(t *testing.T) {
