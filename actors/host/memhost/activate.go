@@ -286,14 +286,14 @@ func (h *Host) logOptions(id string) wal.OpenOptions {
 	}}
 }
 
-// waitsError ends an activation: the shard's holder has waited for some of an earlier one's lease by now, and we would begin to wait anew.
+// waitsError ends an activation: the shard's holder has just taken it over, see Host.Waits.
 type waitsError struct {
 	holder wal.Holder
 	wait   time.Duration
 }
 
 func (e *waitsError) Error() string {
-	return fmt.Sprintf("host %s has just opened the shard, and waits for another %v until it may answer", e.holder.Address, e.wait)
+	return fmt.Sprintf("host %s has just taken the shard over, and is left alone for another %v", e.holder.Address, e.wait)
 }
 
 // over runs when an actor's ownership ended by itself. The slot is freed by the next use, or by Close.

@@ -171,10 +171,19 @@ func TestWaits(t *testing.T) {
 		if took := time.Since(began); took != time.Second {
 			t.Fatalf("the shard was written after %v, want the term", took)
 		}
-		time.Sleep(time.Second)
+		time.Sleep(time.Second - 1)
+		if c.Open("a-0"); c.Serving("a-0") {
+			t.Fatal("the shard is away a second time before callers came through")
+		}
+		synctest.Wait()
+		if answer := c.Open("a-0"); answer.Why == nil || answer.Holder.Address != "b" {
+			t.Fatalf("%+v, want that it is at b", answer)
+		}
+		synctest.Wait()
+		time.Sleep(1)
 		began = time.Now()
 		if err := s.put(c, shard.Put{}); err != nil || time.Since(began) > 0 {
-			t.Fatalf("%v after %v: b may answer by now, so it yields at once", err, time.Since(began))
+			t.Fatalf("%v after %v: b has answered for a term, so it yields at once", err, time.Since(began))
 		}
 
 		s.host("c", Config{}) // c was killed, too

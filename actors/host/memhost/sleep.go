@@ -100,9 +100,9 @@ func (h *Host) stop(ctx context.Context, s *slot, l *live, patient bool) error {
 	return err
 }
 
-// Waits tells how long this host, which opened a shard in an epoch a short while ago, has to wait until it may answer anything, because an earlier
-// owner's lease may run: 0 when it may, or does not serve the shard. Another host that took the shard meanwhile would have to wait a full
-// term anew, and callers with it; so one that leaves is the only one that gives a shard up then.
+// Waits tells how long this host, which took a shard over a short while ago from an owner whose lease may have run, is to be left alone: 0 when it is not, or
+// does not serve the shard. Until it may answer, another host that took the shard would have to wait a full term anew, and callers with it. For a term
+// after that callers get through what they have waited with, before the shard is away a second time. One that leaves gives a shard up at any time.
 func (h *Host) Waits(shardID string, epoch driver.Epoch) time.Duration {
 	v, ok := h.slots.Load(shardID)
 	if !ok || h.ctx.Err() != nil || h.leaving() {
@@ -116,7 +116,7 @@ func (h *Host) Waits(shardID string, epoch driver.Epoch) time.Duration {
 	if l == nil || l.Err() != nil || l.Log().Epoch() != epoch || l.Log().AckAfter().IsZero() {
 		return 0
 	}
-	return max(0, l.Log().AckAfter().Sub(h.cfg.Actor.Clock.Now()))
+	return max(0, l.Log().AckAfter().Add(h.store.Engine().Term()).Sub(h.cfg.Actor.Clock.Now()))
 }
 
 // leaving tells whether the host is being closed.
