@@ -171,7 +171,7 @@ func TestWaits(t *testing.T) {
 		if took := time.Since(began); took != time.Second {
 			t.Fatalf("the shard was written after %v, want the term", took)
 		}
-		time.Sleep(time.Second - 1)
+		time.Sleep(time.Second - time.Millisecond)
 		if c.Open("a-0"); c.Serving("a-0") {
 			t.Fatal("the shard is away a second time before callers came through")
 		}
@@ -180,7 +180,7 @@ func TestWaits(t *testing.T) {
 			t.Fatalf("%+v, want that it is at b", answer)
 		}
 		synctest.Wait()
-		time.Sleep(1)
+		time.Sleep(time.Millisecond)
 		began = time.Now()
 		if err := s.put(c, shard.Put{}); err != nil || time.Since(began) > 0 {
 			t.Fatalf("%v after %v: b has answered for a term, so it yields at once", err, time.Since(began))
