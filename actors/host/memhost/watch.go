@@ -61,11 +61,18 @@ type watcher struct {
 	watch *fanout.Watch
 	ctx   context.Context // ends with the watch
 	end   context.CancelFunc
-	opens chan struct{} // tokens: shards being opened
 
 	credit  int64              // guarded by watching.mu, as is all below
+	joining []joining          // shards to be opened
+	joiners int                // goroutines that do, at most followers
 	held    []*follow          // whose turn has come, but there is no credit
 	follows map[string]*follow // by shard
+}
+
+// joining is a shard that is to be opened.
+type joining struct {
+	f     *follow
+	start fanout.Start
 }
 
 // follow is one shard of a watch.
@@ -105,7 +112,7 @@ func (w *watching) add(id uint64, watch *fanout.Watch, credit int64) {
 	if w.closed {
 		return
 	}
-	x := &watcher{id: id, watch: watch, credit: credit, opens: make(chan struct{}, followers), follows: make(map[string]*follow)}
+	x := &watcher{id: id, watch: watch, credit: credit, follows: make(map[string]*follow)}
 	x.ctx, x.end = context.WithCancel(w.ctx)
 	w.all[id] = x
 }
@@ -125,20 +132,33 @@ func (w *watching) follow(id uint64, starts ...fanout.Start) {
 		}
 		f := &follow{w: w, of: x, shard: s.Shard}
 		x.follows[s.Shard] = f
-		w.joins.Go(func() {
-			x.opens <- struct{}{}
-			w.host.join(x.ctx, f, s)
-			<-x.opens
-			w.mu.Lock()
-			f.opened = true
-			gone := f.gone
-			w.mu.Unlock()
-			if gone {
-				f.hub.remove(f)
-			}
-			f.tell()
-		})
+		x.joining = append(x.joining, joining{f, s})
+		if x.joiners < followers {
+			x.joiners++
+			w.joins.Go(func() { w.join(x) })
+		}
 	}
+}
+
+// join opens the shards of a watch that are to be opened, one after the other.
+func (w *watching) join(x *watcher) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for len(x.joining) > 0 {
+		j := x.joining[0]
+		x.joining = x.joining[1:]
+		w.mu.Unlock()
+		w.host.join(x.ctx, j.f, j.start)
+		w.mu.Lock()
+		j.f.opened = true
+		if j.f.gone {
+			w.mu.Unlock()
+			j.f.hub.remove(j.f)
+			w.mu.Lock()
+		}
+		j.f.enqueue()
+	}
+	x.joiners--
 }
 
 // grant lets a watch be told more.
@@ -181,7 +201,7 @@ func (w *watching) leave(x *watcher) (left []*follow) {
 			left = append(left, f)
 		}
 	}
-	x.held = nil
+	x.held, x.joining = nil, nil
 	return left
 }
 
