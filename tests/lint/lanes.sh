@@ -44,6 +44,11 @@ for targets; do
 done
 wait
 if [ -e "$logs/failed" ]; then
+  # Once more what tests complained of, since logs of processes may stand between that and the end.
+  while read -r target; do
+    printf '\n== %s, once more:\n' "$target"
+    grep -E '_test\.go:[0-9]+:|^ *--- FAIL|^panic:|DATA RACE|^make|[Ee]rror' "$logs/$target.log" | grep -Ev 'level=|"level"|log of ' | tail -40 | cut -c1-400 || true
+  done <"$logs/failed"
   printf '\nFAILED: %s\n' "$(paste -sd' ' "$logs/failed")"
   exit 1
 fi

@@ -51,7 +51,7 @@ func NewProcess(t testing.TB, name, path string, args, env []string) *Process {
 	t.Cleanup(func() {
 		p.Kill()
 		if t.Failed() {
-			t.Logf("log of %s:\n%s", name, p.Tail(12<<10))
+			t.Logf("log of %s:\n%s", name, p.Tail(3<<10))
 		}
 	})
 	return p
