@@ -418,9 +418,10 @@ func checkNamespace(spec *NamespaceSpec) *kverr.Error {
 		return kverr.From(err)
 	}
 	switch spec.Kind {
-	case kvv1.NamespaceKind_NAMESPACE_KIND_UNSPECIFIED, kvv1.NamespaceKind_NAMESPACE_KIND_KV, kvv1.NamespaceKind_NAMESPACE_KIND_PROMPT:
+	case kvv1.NamespaceKind_NAMESPACE_KIND_UNSPECIFIED, kvv1.NamespaceKind_NAMESPACE_KIND_KV, kvv1.NamespaceKind_NAMESPACE_KIND_CACHE,
+		kvv1.NamespaceKind_NAMESPACE_KIND_PROMPT:
 	default:
-		return kverr.Invalid("namespace.kind", "is %v; this release has kinds KV and PROMPT", spec.Kind)
+		return kverr.Invalid("namespace.kind", "is %v; this release has kinds KV, CACHE and PROMPT", spec.Kind)
 	}
 	if spec.Whole && spec.PathElements != 0 {
 		return kverr.Invalid("namespace.partition", "has two rules; it must have one")

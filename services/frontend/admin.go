@@ -131,11 +131,11 @@ func checkNamespace(ns *kvv1.Namespace) *kverr.Error {
 	}
 	prompt := ns.Kind == kvv1.NamespaceKind_NAMESPACE_KIND_PROMPT
 	switch ns.Kind {
-	case kvv1.NamespaceKind_NAMESPACE_KIND_KV, kvv1.NamespaceKind_NAMESPACE_KIND_PROMPT:
+	case kvv1.NamespaceKind_NAMESPACE_KIND_KV, kvv1.NamespaceKind_NAMESPACE_KIND_CACHE, kvv1.NamespaceKind_NAMESPACE_KIND_PROMPT:
 	case kvv1.NamespaceKind_NAMESPACE_KIND_UNSPECIFIED:
-		return kverr.Invalid("kind", "is not set; it may be kv or prompt")
+		return kverr.Invalid("kind", "is not set; it may be kv, cache or prompt")
 	default:
-		return kverr.Invalid("kind", "is %s, which this release does not serve; it may be kv or prompt", kindName(ns.Kind))
+		return kverr.Invalid("kind", "is %s, which this release does not serve; it may be kv, cache or prompt", kindName(ns.Kind))
 	}
 	rule, err := ruleOf(ns.Partition)
 	switch {

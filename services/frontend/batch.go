@@ -130,7 +130,7 @@ func putBytes(p *kvv1.PutOp) int {
 }
 
 func (k *kvService) BatchPut(ctx context.Context, req *kvv1.BatchPutRequest) (*kvv1.BatchPutResponse, error) {
-	ns, err := k.namespace(ctx, req.Keyspace, req.Namespace, kvv1.NamespaceKind_NAMESPACE_KIND_KV)
+	ns, err := k.keyNamespace(ctx, req.Keyspace, req.Namespace)
 	if err != nil {
 		return nil, err
 	}
@@ -175,7 +175,7 @@ func (k *kvService) BatchPut(ctx context.Context, req *kvv1.BatchPutRequest) (*k
 }
 
 func (k *kvService) BatchDelete(ctx context.Context, req *kvv1.BatchDeleteRequest) (*kvv1.BatchDeleteResponse, error) {
-	ns, err := k.namespace(ctx, req.Keyspace, req.Namespace, kvv1.NamespaceKind_NAMESPACE_KIND_KV)
+	ns, err := k.keyNamespace(ctx, req.Keyspace, req.Namespace)
 	if err != nil {
 		return nil, err
 	}
@@ -222,7 +222,7 @@ func (k *kvService) BatchDelete(ctx context.Context, req *kvv1.BatchDeleteReques
 }
 
 func (k *kvService) BatchGet(ctx context.Context, req *kvv1.BatchGetRequest) (*kvv1.BatchGetResponse, error) {
-	ns, err := k.namespace(ctx, req.Keyspace, req.Namespace, kvv1.NamespaceKind_NAMESPACE_KIND_KV)
+	ns, err := k.keyNamespace(ctx, req.Keyspace, req.Namespace)
 	if err != nil {
 		return nil, err
 	}

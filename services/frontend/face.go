@@ -31,9 +31,9 @@ func (f Face) Admit(ctx context.Context, where, token string) (*authn.Pass, *kve
 	return pass, err
 }
 
-// Namespace finds a namespace of kind kv, for whoever may read there. Empty names mean "default".
+// Namespace finds a namespace of keys, for whoever may read there. Empty names mean "default".
 func (f Face) Namespace(ctx context.Context, keyspace, name string) (*Namespace, *kverr.Error) {
-	return f.s.namespace(ctx, keyspace, name, kvv1.NamespaceKind_NAMESPACE_KIND_KV)
+	return f.s.keyNamespace(ctx, keyspace, name)
 }
 
 // MayWrite tells whether the caller may write too.
@@ -87,6 +87,9 @@ func (f Face) Fetch(ctx context.Context, ns *Namespace, sh *Shard, k []byte, a *
 
 // Apart tells whether a value lies in an object of its own.
 func Apart(v *shard.Value) bool { return apart(v) }
+
+// MissesForErrors tells whether a protocol whose clients cannot stand an error may answer a read with a miss instead: in kind cache, and in no other.
+func (ns *Namespace) MissesForErrors() bool { return ns.Kind == kvv1.NamespaceKind_NAMESPACE_KIND_CACHE }
 
 // Slot is the slot of a key, and the shard that owns it.
 func (ns *Namespace) Slot(k []byte) (slot uint16, sh *Shard) {

@@ -23,7 +23,7 @@ type getReply struct {
 }
 
 func (k *kvService) Get(ctx context.Context, req *kvv1.GetRequest) (*kvv1.GetResponse, error) {
-	ns, err := k.namespace(ctx, req.Keyspace, req.Namespace, kvv1.NamespaceKind_NAMESPACE_KIND_KV)
+	ns, err := k.keyNamespace(ctx, req.Keyspace, req.Namespace)
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +85,7 @@ type putReply struct {
 }
 
 func (k *kvService) Put(ctx context.Context, req *kvv1.PutRequest) (*kvv1.PutResponse, error) {
-	ns, err := k.namespace(ctx, req.Keyspace, req.Namespace, kvv1.NamespaceKind_NAMESPACE_KIND_KV)
+	ns, err := k.keyNamespace(ctx, req.Keyspace, req.Namespace)
 	if err != nil {
 		return nil, err
 	}
@@ -149,7 +149,7 @@ type deleteReply struct {
 }
 
 func (k *kvService) Delete(ctx context.Context, req *kvv1.DeleteRequest) (*kvv1.DeleteResponse, error) {
-	ns, err := k.namespace(ctx, req.Keyspace, req.Namespace, kvv1.NamespaceKind_NAMESPACE_KIND_KV)
+	ns, err := k.keyNamespace(ctx, req.Keyspace, req.Namespace)
 	if err != nil {
 		return nil, err
 	}

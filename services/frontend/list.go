@@ -23,7 +23,7 @@ type listing struct {
 }
 
 func (k *kvService) List(ctx context.Context, req *kvv1.ListRequest) (*kvv1.ListResponse, error) {
-	ns, err := k.namespace(ctx, req.Keyspace, req.Namespace, kvv1.NamespaceKind_NAMESPACE_KIND_KV)
+	ns, err := k.keyNamespace(ctx, req.Keyspace, req.Namespace)
 	if err != nil {
 		return nil, err
 	}

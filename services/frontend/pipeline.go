@@ -204,7 +204,7 @@ func (p *pipeline) accept(buf mem.Buffer) error {
 		return err
 	}
 	in := &inbound{buf: buf, began: p.server.since(), left: n}
-	ns, fault := p.server.namespace(p.ctx, p.head.keyspace, p.head.namespace, kvv1.NamespaceKind_NAMESPACE_KIND_KV)
+	ns, fault := p.server.keyNamespace(p.ctx, p.head.keyspace, p.head.namespace)
 	if fault != nil && fault.Kind == kverr.Unauthenticated {
 		// The stream came with a token that is good no more. It ends once all that was taken before is answered; nothing of this frame
 		// was applied, and the client may come again with another token.

@@ -206,6 +206,15 @@ func (s *Server) namespace(ctx context.Context, keyspace, name string, kinds ...
 	return ns, nil
 }
 
+// keyKinds are the kinds of namespaces that hold keys. Kind cache is kind kv in everything but what RESP may answer instead of an error
+// (Namespace.MissesForErrors).
+var keyKinds = []kvv1.NamespaceKind{kvv1.NamespaceKind_NAMESPACE_KIND_KV, kvv1.NamespaceKind_NAMESPACE_KIND_CACHE}
+
+// keyNamespace finds the namespace of a request about keys.
+func (s *Server) keyNamespace(ctx context.Context, keyspace, name string) (*Namespace, *kverr.Error) {
+	return s.namespace(ctx, keyspace, name, keyKinds...)
+}
+
 func kindName(k kvv1.NamespaceKind) string {
 	return strings.ToLower(strings.TrimPrefix(k.String(), "NAMESPACE_KIND_"))
 }

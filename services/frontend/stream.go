@@ -19,7 +19,7 @@ import (
 // a byte that turned between the two ends the stream with DATA_LOSS instead of OK.
 func (k *kvService) GetStream(req *kvv1.GetStreamRequest, stream grpc.ServerStreamingServer[kvv1.GetStreamResponse]) error {
 	ctx := stream.Context()
-	ns, err := k.namespace(ctx, req.Keyspace, req.Namespace, kvv1.NamespaceKind_NAMESPACE_KIND_KV)
+	ns, err := k.keyNamespace(ctx, req.Keyspace, req.Namespace)
 	if err != nil {
 		return err
 	}
@@ -149,7 +149,7 @@ func (k *kvService) PutStream(stream grpc.ClientStreamingServer[kvv1.PutStreamRe
 	if head == nil {
 		return kverr.Invalid("head", "is missing; the first message must be the head")
 	}
-	ns, err := k.namespace(ctx, head.Keyspace, head.Namespace, kvv1.NamespaceKind_NAMESPACE_KIND_KV)
+	ns, err := k.keyNamespace(ctx, head.Keyspace, head.Namespace)
 	if err != nil {
 		return err
 	}

@@ -12,7 +12,7 @@ import (
 )
 
 func (k *kvService) Transaction(ctx context.Context, req *kvv1.TransactionRequest) (*kvv1.TransactionResponse, error) {
-	ns, err := k.namespace(ctx, req.Keyspace, req.Namespace, kvv1.NamespaceKind_NAMESPACE_KIND_KV)
+	ns, err := k.keyNamespace(ctx, req.Keyspace, req.Namespace)
 	if err != nil {
 		return nil, err
 	}

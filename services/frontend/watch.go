@@ -213,7 +213,7 @@ func (w *watcher) take(ctx context.Context, m *kvv1.WatchesRequest) error {
 // begin begins a watch.
 func (w *watcher) begin(ctx context.Context, id uint64, req *kvv1.WatchRequest, credit int64) error {
 	k := w.server
-	ns, refused := k.namespace(ctx, req.Keyspace, req.Namespace, kvv1.NamespaceKind_NAMESPACE_KIND_KV, kvv1.NamespaceKind_NAMESPACE_KIND_PROMPT)
+	ns, refused := k.namespace(ctx, req.Keyspace, req.Namespace, append(keyKinds, kvv1.NamespaceKind_NAMESPACE_KIND_PROMPT)...)
 	if refused != nil {
 		return refused
 	}

@@ -147,7 +147,7 @@ func (q *request) createNamespace() error {
 	}
 	kind, ok := kinds[body.Kind]
 	if !ok {
-		return kverr.Invalid("kind", "is %.40q; it may be kv or prompt", body.Kind)
+		return kverr.Invalid("kind", "is %.40q; it may be kv, cache or prompt", body.Kind)
 	}
 	ns := &kvv1.Namespace{
 		Keyspace: q.vars[0], Name: body.Name, Kind: kind, CapacityBlocks: body.CapacityBlocks, CapacityBytes: body.CapacityBytes, DefaultTtlMs: body.DefaultTTLMS,

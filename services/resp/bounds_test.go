@@ -290,6 +290,23 @@ func (s *slow) Do(ctx context.Context, id string, cmds ...*shard.Command) {
 	s.Shards.Do(ctx, id, cmds...)
 }
 
+func (s *slow) Read(ctx context.Context, id string, queries ...*shard.Query) {
+	if err := s.refuse.Load(); err != nil {
+		for _, q := range queries {
+			q.Done(q, err)
+		}
+		return
+	}
+	s.Shards.Read(ctx, id, queries...)
+}
+
+func (s *slow) ReadValue(ctx context.Context, id string, ref shard.Ref, off int64, p []byte) error {
+	if err := s.refuse.Load(); err != nil {
+		return err
+	}
+	return s.Shards.ReadValue(ctx, id, ref, off, p)
+}
+
 // TestLate: an outcome that does not come in time is told to be unknown; the connection goes on, and what comes later disturbs nobody.
 func TestLate(t *testing.T) {
 	s := &slow{}
@@ -354,6 +371,56 @@ func TestFaults(t *testing.T) {
 		if got := l.do("GET", k); !strings.HasPrefix(got, "-ERR INVALID_ARGUMENT key ") && !strings.HasPrefix(got, "-ERR TOO_LARGE key ") {
 			t.Errorf("GET %.10q: %q", k, got)
 		}
+	}
+}
+
+// TestMissesForErrors: in a namespace of kind cache, and in no other, a read that fails is a miss; a write that fails is never a success, and what the
+// caller does wrong is told.
+func TestMissesForErrors(t *testing.T) {
+	s := &slow{}
+	r := newRig(t, rigConfig{Front: frontend.Config{InlineLimit: 1 << 10}, RESP: resp.Config{Databases: []string{"default", "kvcache"}}, Wrap: func(in frontend.Shards) frontend.Shards {
+		s.Shards = in
+		return s
+	}})
+	_, err := r.Dir.CreateNamespace(t.Context(), &kvv1.Namespace{Keyspace: "default", Name: "kvcache", Kind: kvv1.NamespaceKind_NAMESPACE_KIND_CACHE})
+	must(t, err)
+	l := dial(t, r.Addr)
+	reads := [][]string{{"GET", "a"}, {"MGET", "a", "b"}, {"EXISTS", "a", "b"}, {"STRLEN", "a"}, {"TTL", "a"}, {"TYPE", "a"}}
+	misses := []string{"$-1\r\n", "*2\r\n$-1\r\n$-1\r\n", ":0\r\n", ":0\r\n", ":-2\r\n", "+none\r\n"}
+	missed := 0
+	for _, db := range []string{"0", "1"} {
+		if got := l.do("SELECT", db) + l.do("SET", "a", "1") + l.do("SET", "apart", strings.Repeat("v", 4<<10)) + l.do("GET", "a"); got != "+OK\r\n+OK\r\n+OK\r\n$1\r\n1\r\n" {
+			t.Fatal(got)
+		}
+		for _, refused := range []*kverr.Error{
+			{Kind: kverr.DataLoss, Message: "m"}, {Kind: kverr.Unavailable, Message: "m"}, {Kind: kverr.Exhausted, Message: "m"}, {Kind: kverr.DeadlineExceeded, Message: "m"},
+		} {
+			s.refuse.Store(refused)
+			for i, args := range reads {
+				got := l.do(args...)
+				if isMiss := got == misses[i]; isMiss != (db == "1") || !isMiss && !strings.Contains(got, "-") {
+					t.Errorf("database %s, %v: %v answers %q", db, refused.Kind, args, got)
+				}
+			}
+			for _, args := range [][]string{{"SET", "a", "2"}, {"DEL", "a"}, {"INCR", "n"}, {"MSET", "a", "2"}} {
+				if got := l.do(args...); got[0] != '-' {
+					t.Errorf("database %s, %v: %v answers %q", db, refused.Kind, args, got)
+				}
+			}
+			if db == "1" {
+				missed += len(reads) + 1 // MGET's two
+			}
+		}
+		s.refuse.Store(nil)
+		if got := l.do("GET", "\xff"); got[0] != '-' {
+			t.Errorf("database %s: a key that cannot be: %q", db, got)
+		}
+		if got := l.do("GET", "a") + l.do("STRLEN", "apart"); got != "$1\r\n1\r\n:4096\r\n" {
+			t.Errorf("database %s: afterwards: %q", db, got)
+		}
+	}
+	if got := l.do("INFO", "stats"); !strings.Contains(got, fmt.Sprintf("misses_for_errors:%d\r\n", missed+4)) { // EXISTS's two
+		t.Errorf("%d misses, and INFO has %q", missed+4, got)
 	}
 }
 

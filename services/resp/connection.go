@@ -330,7 +330,8 @@ func runInfo(c *conn, b []byte, args [][]byte) []byte {
 		text.WriteString("# Persistence\r\nloading:0\r\naof_enabled:1\r\n")
 	}
 	if wanted("stats") {
-		fmt.Fprintf(&text, "# Stats\r\ntotal_connections_received:%d\r\ntotal_commands_processed:%d\r\n", s.ids.Load(), s.served.Load())
+		fmt.Fprintf(&text, "# Stats\r\ntotal_connections_received:%d\r\ntotal_commands_processed:%d\r\nmisses_for_errors:%d\r\n",
+			s.ids.Load(), s.served.Load(), s.missed.Load())
 	}
 	if wanted("replication") {
 		fmt.Fprintf(&text, "# Replication\r\nrole:master\r\nconnected_slaves:0\r\nmaster_failover_state:no-failover\r\nmaster_replid:%s\r\nmaster_repl_offset:0\r\n", s.run)

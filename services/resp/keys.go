@@ -144,11 +144,15 @@ func (c *conn) answer(b *batch, q *pending) bool {
 	if q.cmd == nil {
 		return true
 	}
+	in := &q.intent
 	if q.late != nil {
-		c.out = appendError(c.out, c.fault(q.late))
+		if in.writes() || !c.missFor(q.late) {
+			c.out = appendError(c.out, c.fault(q.late))
+		} else {
+			c.answerNothing(in)
+		}
 		return true
 	}
-	in := &q.intent
 	parts := b.parts[q.first : q.first+q.parts]
 	switch in.verb {
 	case verbMGet:
@@ -164,7 +168,7 @@ func (c *conn) answer(b *batch, q *pending) bool {
 	}
 	var count int64
 	for _, p := range parts {
-		if p.err != nil {
+		if p.err != nil && (in.writes() || !c.missFor(p.err)) {
 			return c.answerFault(q, p)
 		}
 		if p.query.Op == shard.QueryNone && p.cmd.Result.Write.Existed || p.query.Answer.Found {
@@ -193,6 +197,25 @@ func (c *conn) answer(b *batch, q *pending) bool {
 		c.out = appendInt(c.out, p.cmd.Result.Number)
 	}
 	return true
+}
+
+// answerNothing answers a read as if none of its keys were there.
+func (c *conn) answerNothing(in *intent) {
+	switch in.verb {
+	case verbGet:
+		c.out = appendNull(c.out, c.version)
+	case verbMGet:
+		c.out = appendArray(c.out, len(in.keys))
+		for range in.keys {
+			c.out = appendNull(c.out, c.version)
+		}
+	case verbType:
+		c.out = appendType(c.out, false)
+	case verbTTL:
+		c.out = c.appendTTL(c.out, in, false, 0)
+	default: // EXISTS, STRLEN
+		c.out = appendInt(c.out, 0)
+	}
 }
 
 func appendType(b []byte, found bool) []byte {
@@ -248,7 +271,7 @@ func (c *conn) answerValue(p *part) bool {
 	a := &p.query.Answer
 	switch {
 	case p.err != nil:
-		c.out = appendError(c.out, c.fault(p.err))
+		c.noValue(p.err)
 		return true
 	case !a.Found:
 		c.out = appendNull(c.out, c.version)
@@ -279,7 +302,7 @@ func (c *conn) answerApart(p *part) bool {
 				a.Entry = e
 				continue
 			case err != nil:
-				c.out = appendError(c.out, c.fault(err))
+				c.noValue(err)
 			case !found:
 				c.out = appendNull(c.out, c.version)
 			default:
@@ -319,7 +342,32 @@ func (c *conn) answerApart(p *part) bool {
 		}
 		break
 	}
-	c.out = appendError(c.out, c.fault(long))
+	c.noValue(long)
+	return true
+}
+
+// noValue answers for a value that was not to be had.
+func (c *conn) noValue(err *kverr.Error) {
+	if c.missFor(err) {
+		c.out = appendNull(c.out, c.version)
+	} else {
+		c.out = appendError(c.out, c.fault(err))
+	}
+}
+
+// missFor tells whether a read that failed is answered as if nothing were there: in a namespace of kind cache, where clients compute anew what they do
+// not find and some cannot stand an error (LMCache's adapter loses its place in the stream for good). It is counted, and logged as the error would be.
+// What the caller did wrong stays an error.
+func (c *conn) missFor(err *kverr.Error) bool {
+	if !c.space.MissesForErrors() {
+		return false
+	}
+	switch err.Kind {
+	case kverr.Unauthenticated, kverr.PermissionDenied, kverr.InvalidArgument, kverr.TooLarge, kverr.WrongKind:
+		return false
+	}
+	_ = c.fault(err)
+	c.s.missed.Add(1)
 	return true
 }
 

@@ -79,6 +79,7 @@ type Server struct {
 	budget  budget
 	cursors cursors
 	served  atomic.Int64 // requests
+	missed  atomic.Int64 // reads of kind cache that failed and were answered as misses
 	ids     atomic.Int64 // of connections
 	ctx     context.Context
 	cancel  func()

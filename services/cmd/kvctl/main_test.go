@@ -148,7 +148,7 @@ func TestCommandLines(t *testing.T) {
 
 		{"namespace create prompts --kind prompt --capacity-blocks 100", "", 0, `prompts +prompt +tag +100 blocks`},
 		{"namespace create prompts", "", 4, `exists`},
-		{"namespace create x --kind fish", "", 2, `want kv or prompt`},
+		{"namespace create x --kind fish", "", 2, `want kv, cache or prompt`},
 		{"namespace create tree --partition elements:2", "", 0, `tree +kv +elements:2`},
 		{"namespace create x --partition elements:no", "", 2, `want tag`},
 		{"namespace update prompts --capacity-bytes 1GiB --default-ttl 1h", "", 0, `100 blocks and 1.0 GiB +1h0m0s`},

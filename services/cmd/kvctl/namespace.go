@@ -76,14 +76,14 @@ var namespaceCreateCommand = command{
   kvctl namespace create tree --partition elements:2      the first two elements of a/b/c
   kvctl namespace create small --partition namespace      all keys in one partition`,
 	setup: func(fs *flag.FlagSet) func(context.Context, *session, []string) error {
-		kind := fs.String("kind", "kv", "what it holds: kv or prompt")
+		kind := fs.String("kind", "kv", "what it holds: kv, prompt, or cache: kv whose failed reads RESP answers as misses")
 		partition := fs.String("partition", "tag", "`rule`: tag (the {...} of a key, else all of it), elements:N, or namespace")
 		lim := limitFlags(fs)
 		return func(ctx context.Context, s *session, args []string) error {
 			ns := &kvstorev1.Namespace{Keyspace: s.keyspace, Name: args[0]}
 			var ok bool
 			if ns.Kind, ok = kinds[*kind]; !ok {
-				return usagef("--kind %s: want kv or prompt", *kind)
+				return usagef("--kind %s: want kv, cache or prompt", *kind)
 			}
 			var err error
 			if ns.Partition, err = parsePartition(*partition); err != nil {

@@ -34,7 +34,8 @@ const (
 	NamespaceKind_NAMESPACE_KIND_PROMPT NamespaceKind = 2
 	// A tree of paths (publish and subscribe); reserved.
 	NamespaceKind_NAMESPACE_KIND_TREE NamespaceKind = 3
-	// Keys and values that may be lost and evicted; reserved.
+	// Keys and values as kind KV, just as durable; but where a read fails, a protocol whose clients cannot stand errors (RESP) may answer that nothing
+	// is there, and count it.
 	NamespaceKind_NAMESPACE_KIND_CACHE NamespaceKind = 4
 )
 
