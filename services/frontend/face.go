@@ -89,7 +89,9 @@ func (f Face) Fetch(ctx context.Context, ns *Namespace, sh *Shard, k []byte, a *
 func Apart(v *shard.Value) bool { return apart(v) }
 
 // MissesForErrors tells whether a protocol whose clients cannot stand an error may answer a read with a miss instead: in kind cache, and in no other.
-func (ns *Namespace) MissesForErrors() bool { return ns.Kind == kvv1.NamespaceKind_NAMESPACE_KIND_CACHE }
+func (ns *Namespace) MissesForErrors() bool {
+	return ns.Kind == kvv1.NamespaceKind_NAMESPACE_KIND_CACHE
+}
 
 // Slot is the slot of a key, and the shard that owns it.
 func (ns *Namespace) Slot(k []byte) (slot uint16, sh *Shard) {
