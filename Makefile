@@ -46,7 +46,7 @@ test: build nofence ## Everything that CI checks, targets side by side; what eac
 	@# First what uses the processors. Then clusters, which mostly wait, and fuzzing, which takes what they leave. What is timed there has generous
 	@# bounds (KVSTORE_BUSY): what counts is that nothing is lost and nothing stale is read.
 	@MAKE=$(MAKE) ./tests/lint/lanes.sh 'sidecars compose-tool' 'alerts lint check-proto unit race tagged'
-	@KVSTORE_BUSY=1 MAKE=$(MAKE) ./tests/lint/lanes.sh 'chaos-ci dapr compose-test' 'fault redis crash e2e slow-reader' fuzz
+	@KVSTORE_BUSY=1 MAKE=$(MAKE) ./tests/lint/lanes.sh 'chaos-ci dapr compose-test' 'fault redis crash e2e slow-reader watch-check' fuzz
 	@echo "make test: all passed"
 
 .PHONY: alerts
@@ -88,6 +88,12 @@ crash: build ## ROUNDS (20) rounds of kill -9 under 32 checked clients, on disk 
 .PHONY: e2e
 e2e: build ## The built binaries, from outside: trace replays, damage. Restarts, doors and command lines (tests/e2e) need nothing and are in unit.
 	KVSTORE_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 25m -v ./tests/damage ./tests/replay
+
+EVENTS     ?= 20000
+.PHONY: watch-check
+watch-check: build sidecars ## Watches of every kind, broken in all ways, until EVENTS (20000) were judged, on disk and on a cluster; from 1000000 on it writes tests/watchcheck/REPORT.md.
+	PATH="$$PATH:$(SIDECARS)" KVSTORE_DAPR=1 KVSTORE_REDIS=1 KVSTORE_BIN=$(CURDIR)/$(BIN) KVSTORE_WATCH_EVENTS=$(EVENTS) \
+	  KVSTORE_WATCH_REPORT=$(if $(shell [ $(EVENTS) -ge 1000000 ] && echo long),$(CURDIR)/tests/watchcheck/REPORT.md) $(GO) test -count=1 -timeout 3h -v ./tests/watchcheck
 
 STOPPED    ?= 1m
 .PHONY: slow-reader

@@ -34,6 +34,7 @@ const (
 	replySilence = "reply lost, connection silent"
 	cutReply     = "reply cut short"
 	partition    = "network gone for a while"
+	cut          = "all connections reset" // by Cut alone
 )
 
 var kinds = [Kinds]string{resetBefore, cutRequest, lateRequest, replyLost, replySilence, cutReply, partition}
@@ -105,6 +106,19 @@ func (p *Proxy) Leave(d time.Duration) {
 	p.back = back
 	p.faults[partition]++
 	time.AfterFunc(d, func() { close(back) })
+}
+
+// Cut resets all connections that there are, wherever their bytes are; new ones are taken. It returns how many there were, of clients and to the server.
+func (p *Proxy) Cut() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.conns {
+		reset(c)
+	}
+	if n := len(p.conns); n > 0 {
+		p.faults[cut]++
+	}
+	return len(p.conns)
 }
 
 func (p *Proxy) accept() {

@@ -8,8 +8,9 @@
 //   - Registers are keys that many clients read and write. Every call is recorded with when it began and ended, and the history of
 //     each key must be that of one register (model.go, judged by porcupine). Some calls are given up early: their outcome stays open.
 //   - Counters are counted up by many clients, each step under the condition that nobody else came between.
-//   - Watchers put changes together and miss none: under LATEST and ALL, all keys and some, fast and slow, from tokens after random breaks. Once
-//     nobody writes they know what is there.
+//   - Watchers put changes together (Account): those of a key come in order, each once. A witness is told all that happens; once nobody writes, what he was
+//     told is held against what clients were answered, and what all others were told against his (journal): every change under ALL, the right state under
+//     LATEST, first states of one revision. They watch all keys and some, blocks too, fast and slow, and go on from tokens after random breaks.
 //
 // A Load is all of them:
 //

@@ -25,6 +25,10 @@ type Config struct {
 	Pace time.Duration
 	// RetryFor is how long a client repeats a call before it gives up, which is a failure. Default a minute.
 	RetryFor time.Duration
+	// Watchers are the kinds of watchers; default Kinds. Each is one watcher.
+	Watchers []Kind
+	// WatchEndpoints are where watchers go, when not where the others go: through proxies that cut them off. They share four clients then.
+	WatchEndpoints []string
 	// Others is what the keys of others begin with, who write to the same namespace meanwhile: watchers see them, and what they know of them is not
 	// compared with what is there. Empty: there are none.
 	Others string
@@ -37,10 +41,7 @@ type Load struct {
 	owners   []*owner
 	prompts  []*promptOwner
 	sharing  []*registerClient
-	watchers []*watcher
-	leave    context.CancelFunc // of the watchers; nil before they began
-	watching sync.WaitGroup
-	wrong    chan error // at most one of each watcher
+	watch    *watching
 	shared   *shared
 	acks     atomic.Int64
 	tallies  []tally
@@ -52,8 +53,18 @@ type Load struct {
 
 // tally counts what was acknowledged, by verb. One goroutine owns it; acks is everybody's.
 type tally struct {
-	acks *atomic.Int64
-	seen map[string]int
+	acks    *atomic.Int64
+	seen    map[string]int
+	journal *journal
+	began   *time.Time // when what is acknowledged next was asked for, at the latest
+}
+
+// begins notes that something is asked for.
+func (t tally) begins() { *t.began = time.Now() }
+
+// changed notes a change that was acknowledged. Version 0: it was not told.
+func (t tally) changed(kind client.EventType, key string, version uint64) {
+	t.journal.done(kind, key, version, *t.began)
 }
 
 func (t tally) ack(verb string) {
@@ -67,64 +78,67 @@ func Dial(ctx context.Context, cfg Config) (*Load, error) {
 		cfg.Clients = 32
 	}
 	l := &Load{cfg: cfg, shared: newShared(time.Now(), 0)}
-	for i := range cfg.Clients {
-		n := i % max(1, len(cfg.Endpoints))
-		c, err := client.Dial(ctx, client.Config{
-			Endpoints: slices.Concat(cfg.Endpoints[n:], cfg.Endpoints[:n]), Unary: i/2%2 == 1,
-			BackoffMax: 100 * time.Millisecond, RetryFor: cfg.RetryFor,
-		})
-		if err != nil {
-			l.Close()
-			return nil, err
-		}
-		l.clients = append(l.clients, c)
-		l.owners = append(l.owners, newOwner(i, c, cfg.Seed, l.newTally()))
-		if i%4 == 0 {
-			l.prompts = append(l.prompts, newPromptOwner(i, c, cfg.Seed, l.newTally()))
-		}
-		if i%3 == 0 {
-			l.sharing = append(l.sharing, newRegisterClient(i, c, cfg.Seed, l.newTally()))
-		}
-	}
-	l.watchers = newWatchers(l.clients, cfg.Seed, cfg.Others)
-	l.wrong = make(chan error, len(l.watchers))
-	if err := createPromptNamespace(ctx, l.clients[0]); err != nil {
+	if err := l.dial(ctx); err != nil {
 		l.Close()
 		return nil, err
 	}
 	return l, nil
 }
 
-func (l *Load) newTally() tally {
-	t := tally{acks: &l.acks, seen: map[string]int{}}
+func (l *Load) dial(ctx context.Context) error {
+	for i := range l.cfg.Clients {
+		c, err := l.client(ctx, l.cfg.Endpoints, i, i/2%2 == 1)
+		if err != nil {
+			return err
+		}
+		l.clients = append(l.clients, c)
+	}
+	if err := createPromptNamespace(ctx, l.clients[0]); err != nil {
+		return err
+	}
+	var err error
+	if l.watch, err = l.newWatching(ctx); err != nil {
+		return err
+	}
+	for i, c := range l.clients {
+		l.owners = append(l.owners, newOwner(i, c, l.cfg.Seed, l.newTally(l.watch.keys)))
+		if i%4 == 0 {
+			l.prompts = append(l.prompts, newPromptOwner(i, c, l.cfg.Seed, l.newTally(l.watch.blocks)))
+		}
+		if i%3 == 0 {
+			l.sharing = append(l.sharing, newRegisterClient(i, c, l.cfg.Seed, l.newTally(l.watch.keys)))
+		}
+	}
+	return nil
+}
+
+// client is the i-th of some that begin with different endpoints.
+func (l *Load) client(ctx context.Context, endpoints []string, i int, unary bool) (*client.Client, error) {
+	n := i % max(1, len(endpoints))
+	return client.Dial(ctx, client.Config{
+		Endpoints: slices.Concat(endpoints[n:], endpoints[:n]), Unary: unary, BackoffMax: 100 * time.Millisecond, RetryFor: l.cfg.RetryFor,
+	})
+}
+
+func (l *Load) newTally(j *journal) tally {
+	t := tally{acks: &l.acks, seen: map[string]int{}, journal: j, began: new(time.Time)}
 	l.tallies = append(l.tallies, t)
 	return t
 }
 
 // Close ends watches and connections.
 func (l *Load) Close() {
-	if l.leave != nil {
-		l.leave()
-		l.watching.Wait()
+	if l.watch != nil {
+		l.watch.close()
 	}
 	for _, c := range l.clients {
 		_ = c.Close()
 	}
 }
 
-// Work begins to work, until Rest. Watchers begin with the first Work and go on until Close.
+// Work begins to work, until Rest. Watchers begin with the first Work, whose ctx is theirs, and go on until Close.
 func (l *Load) Work(ctx context.Context) {
-	if l.leave == nil {
-		var watching context.Context
-		watching, l.leave = context.WithCancel(ctx)
-		for _, w := range l.watchers {
-			l.watching.Go(func() {
-				if err := w.run(watching); err != nil {
-					l.wrong <- err
-				}
-			})
-		}
-	}
+	l.watch.start(ctx)
 	l.stop = make(chan struct{})
 	l.failed = make(chan error, len(l.owners)+len(l.prompts)+len(l.sharing))
 	l.outcomes = nil
@@ -172,7 +186,7 @@ func (l *Load) Failed() error {
 	select {
 	case err := <-l.failed:
 		l.outcomes = append(l.outcomes, err)
-	case err := <-l.wrong:
+	case err := <-l.watch.wrong:
 		l.outcomes = append(l.outcomes, err)
 	default:
 	}
@@ -189,7 +203,7 @@ func (l *Load) Rest() error {
 	}
 	for {
 		select {
-		case err := <-l.wrong:
+		case err := <-l.watch.wrong:
 			l.outcomes = append(l.outcomes, err)
 			continue
 		default:
@@ -218,9 +232,7 @@ func (l *Load) Verify(ctx context.Context) error {
 	for _, w := range l.prompts {
 		check(w.verify)
 	}
-	for _, w := range l.watchers {
-		check(w.verify)
-	}
+	check(l.watch.verify)
 	check(func(ctx context.Context) error { return l.shared.verify(ctx, l.sharing[0]) })
 	all.Wait()
 	l.shared = newShared(l.shared.began, l.shared.generation+1)
@@ -238,12 +250,10 @@ func (l *Load) Seen() map[string]int {
 			total[verb] += n
 		}
 	}
-	for _, w := range l.watchers {
-		w.mu.Lock()
-		for kind, n := range w.told {
+	for _, told := range l.Told() {
+		for kind, n := range told {
 			total["watch "+kind] += n
 		}
-		w.mu.Unlock()
 	}
 	return total
 }

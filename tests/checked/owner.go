@@ -81,6 +81,7 @@ func (w *owner) next() state {
 }
 
 func (w *owner) step(ctx context.Context) error {
+	w.begins()
 	k := w.keys[w.r.IntN(len(w.keys))]
 	switch w.r.IntN(14) {
 	case 0, 1, 2:
@@ -111,6 +112,12 @@ func (w *owner) wrote(verb string, k *key, s state, version uint64, err error) e
 	case err == nil:
 		if version != 0 && version <= k.highest {
 			return fmt.Errorf("%s %s: version %d is not above %d, seen before", verb, k.name, version, k.highest)
+		}
+		switch {
+		case s.present:
+			w.changed(client.EventPut, k.name, version)
+		case k.is.present:
+			w.changed(client.EventDelete, k.name, version)
 		}
 		s.version = version
 		k.is, k.maybe, k.highest = s, nil, max(k.highest, version)
@@ -291,12 +298,14 @@ func (w *owner) txn(ctx context.Context, group []*key) error {
 // expire puts a key with a time to live that is over at once, and waits until it is gone.
 func (w *owner) expire(ctx context.Context) error {
 	name := fmt.Sprintf("w%02d/ttl", w.id)
-	if _, err := w.c.Put(ctx, name, []byte("x"), &client.PutOptions{TTL: time.Millisecond}); err != nil {
+	res, err := w.c.Put(ctx, name, []byte("x"), &client.PutOptions{TTL: time.Millisecond})
+	if err != nil {
 		if unknown(err) {
 			return nil
 		}
 		return fmt.Errorf("put %s: %w", name, err)
 	}
+	w.changed(client.EventPut, name, res.Version)
 	w.ack("put expiring")
 	deadline := time.Now().Add(30 * time.Second)
 	for {

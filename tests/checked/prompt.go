@@ -5,10 +5,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"kvstore/client"
+	"kvstore/components/promptcache"
 	kvstorev1 "kvstore/proto/gen/kvstore/v1"
 )
 
@@ -20,10 +23,27 @@ func createPromptNamespace(ctx context.Context, c *client.Client) error {
 	return err
 }
 
+// ownScope is the scope of an owner's blocks.
+func ownScope(id int) client.Scope { return client.Scope{"model": fmt.Sprintf("checked-%d", id)} }
+
+// scopeName is what the names of a scope's blocks begin with here.
+func scopeName(s client.Scope) string {
+	form, err := promptcache.Canonical(s)
+	if err != nil {
+		panic(err) // scopes are ours
+	}
+	id := promptcache.ScopeOf(form)
+	return string(id[:])
+}
+
+// blockName is what a block is called here.
+func blockName(scope [16]byte, id []byte) string { return string(scope[:]) + "/" + string(id) }
+
 // promptOwner owns a scope of blocks. A block is written once; stored[i] says what is known of block i.
 type promptOwner struct {
 	id     int
 	p      *client.Prompt
+	scope  string // scopeName
 	r      *rand.Rand
 	stored map[int]presence
 	next   int
@@ -41,21 +61,65 @@ const (
 
 func newPromptOwner(id int, c *client.Client, seed uint64, t tally) *promptOwner {
 	return &promptOwner{
-		id: id, p: c.In("", promptNamespace).Prompt(client.Scope{"model": fmt.Sprintf("checked-%d", id)}),
+		id: id, p: c.In("", promptNamespace).Prompt(ownScope(id)), scope: scopeName(ownScope(id)),
 		r: rand.New(rand.NewPCG(seed, uint64(1000+id))), stored: map[int]presence{}, tally: t,
 	}
 }
 
+// chain is how many blocks a chain has.
+const chain = 32
+
+func blockID(owner, i int) []byte { return fmt.Appendf(nil, "block-%d-%d", owner, i) }
+
 func (w *promptOwner) ref(i int) client.BlockRef {
-	return client.BlockRef{ID: fmt.Appendf(nil, "block-%d-%d", w.id, i), Depth: uint32(i % 32)}
+	return client.BlockRef{ID: blockID(w.id, i), Depth: uint32(i % chain)}
 }
 
-func (w *promptOwner) data(i int) []byte {
+// blockParent is the id of the block before one; nil: it is the first.
+func blockParent(owner, i int) []byte {
+	if i%chain == 0 {
+		return nil
+	}
+	return blockID(owner, i-1)
+}
+
+func blockSize(i int) int {
 	sizes := []int{64, 1024, 4096, 16 << 10, 16 << 10, 300_000}
-	return value(string(w.ref(i).ID), uint64(i), sizes[i%len(sizes)])
+	return sizes[i%len(sizes)]
+}
+
+func (w *promptOwner) data(i int) []byte { return value(string(w.ref(i).ID), uint64(i), blockSize(i)) }
+
+// checkBlock tells whether an event of a block is of one that was written, and says all of it: its scope, unless that has been emptied since, its parent, depth
+// and size.
+func checkBlock(e *client.Event) error {
+	b := e.Block
+	var owner, i int
+	scope, parent, depth, size := marks, []byte(nil), uint32(0), markBytes
+	if _, err := fmt.Sscanf(string(b.Ref.ID), "block-%d-%d", &owner, &i); err == nil {
+		scope, parent, depth, size = ownScope(owner), blockParent(owner, i), uint32(i%chain), blockSize(i)
+	} else if !strings.HasPrefix(string(b.Ref.ID), "mark-") {
+		return fmt.Errorf("block %q was written by nobody", b.Ref.ID)
+	}
+	switch {
+	case string(b.ScopeID[:]) != scopeName(scope) || b.Scope != nil && !maps.Equal(b.Scope, scope):
+		return fmt.Errorf("block %q is told as one of scope %v", b.Ref.ID, b.Scope)
+	case !bytes.Equal(b.Parent, parent):
+		return fmt.Errorf("block %q is told with parent %q", b.Ref.ID, b.Parent)
+	case b.Ref.Depth != depth || b.Ref.Rank != 0 || b.Ref.Group != 0:
+		return fmt.Errorf("block %q is told with depth %d, rank %d, group %d", b.Ref.ID, b.Ref.Depth, b.Ref.Rank, b.Ref.Group)
+	case e.Size != int64(size):
+		return fmt.Errorf("block %q of %d bytes is told with %d", b.Ref.ID, size, e.Size)
+	case (e.Type == client.EventRemoved) != (b.Why != ""):
+		return fmt.Errorf("%s of block %q is told with the reason %q", e.Type, b.Ref.ID, b.Why)
+	case b.Why != "" && b.Why != "DELETED" && b.Why != "CLEARED":
+		return fmt.Errorf("block %q is told to be %s, and nobody did that", b.Ref.ID, b.Why)
+	}
+	return nil
 }
 
 func (w *promptOwner) step(ctx context.Context) error {
+	w.begins()
 	if w.r.IntN(100) == 0 {
 		return w.clear(ctx)
 	}
@@ -85,7 +149,7 @@ func (w *promptOwner) write(ctx context.Context) error {
 			w.next = 0
 		}
 		ids = append(ids, i)
-		blocks = append(blocks, client.NewBlock{BlockRef: w.ref(i), Data: w.data(i)})
+		blocks = append(blocks, client.NewBlock{BlockRef: w.ref(i), Parent: blockParent(w.id, i), Data: w.data(i)})
 	}
 	res, err := w.p.Write(ctx, blocks, nil)
 	for n, i := range ids {
@@ -98,6 +162,9 @@ func (w *promptOwner) write(ctx context.Context) error {
 			return fmt.Errorf("block %d was stored, and is stored again", i)
 		case itemErr == nil: // found there is right too: the first try of a repeated call may have stored it
 			w.stored[i] = present
+			if res[n].Stored {
+				w.changed(client.EventStored, w.scope+"/"+string(blockID(w.id, i)), 0)
+			}
 			w.ack("block write")
 		case passing(itemErr):
 			if w.stored[i] != present {
@@ -211,6 +278,9 @@ func (w *promptOwner) delete(ctx context.Context) error {
 			return fmt.Errorf("block %d was acknowledged, and its delete found nothing", i)
 		default:
 			w.stored[i] = absent
+			if res[n] == client.BlockDeleted {
+				w.changed(client.EventRemoved, w.scope+"/"+string(blockID(w.id, i)), 0)
+			}
 			w.ack("block delete")
 		}
 	}

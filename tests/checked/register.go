@@ -162,6 +162,7 @@ func newRegisterClient(id int, c *client.Client, seed uint64, t tally) *register
 }
 
 func (w *registerClient) step(ctx context.Context, s *shared) error {
+	w.begins()
 	if w.r.IntN(6) == 0 {
 		return w.count(ctx, s.counters[w.r.IntN(len(s.counters))])
 	}
@@ -198,6 +199,12 @@ func (w *registerClient) step(ctx context.Context, s *shared) error {
 	switch {
 	case err == nil:
 		op.Return = int64(time.Since(s.began))
+		switch {
+		case c.verb == verbPut && !a.refused:
+			w.changed(client.EventPut, h.name, a.version)
+		case c.verb == verbDelete && a.before:
+			w.changed(client.EventDelete, h.name, a.version)
+		}
 		w.ack("register " + c.verb.String())
 	case c.verb == verbGet && (unknown(err) || impatient && errors.Is(err, client.ErrUnavailable)):
 		return nil
@@ -313,11 +320,12 @@ func (w *registerClient) count(ctx context.Context, k *counter) error {
 	default:
 		return fmt.Errorf("get %s: %w", k.name, err)
 	}
-	_, err = w.c.Put(ctx, k.name, []byte(strconv.Itoa(n+1)), o)
+	put, err := w.c.Put(ctx, k.name, []byte(strconv.Itoa(n+1)), o)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	switch {
 	case err == nil:
+		w.changed(client.EventPut, k.name, put.Version)
 		k.acked++
 		w.ack("count")
 	case unknown(err):
