@@ -174,18 +174,18 @@ func (m *Machine) sealHistory() {
 // OldestRevision is the first revision that Changes can begin after: history up to it is gone.
 func (v View) OldestRevision() uint64 { return v.meta.compacted }
 
-// Changes yields the changes with revisions over after, oldest first; ok is false when some of them are no longer kept.
+// Changes yields the changes with revisions over after, oldest first; ok is false when some of them are no longer kept. An event is the same one each time:
+// who keeps it copies it.
 func (v View) Changes(after uint64) (changes iter.Seq[*Event], ok bool) {
 	if after < v.meta.compacted {
 		return nil, false
 	}
 	return func(yield func(*Event) bool) {
-		from := appendHistoryKey(nil, after+1)
+		from, e := appendHistoryKey(nil, after+1), new(Event)
 		for _, item := range v.tree.Ascend(from, []byte{prefixHistory + 1}) {
 			r := reader{b: item}
 			r.uvarint()
 			for len(r.b) > 0 {
-				e := new(Event)
 				if !e.decode(&r) {
 					return
 				}
