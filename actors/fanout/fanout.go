@@ -4,7 +4,8 @@
 // asks. A Hub knows which watchers of a shard a change concerns, and leaves all others alone. DESIGN.md has the reasons.
 //
 //	hub := fanout.NewHub(view)
-//	feed := hub.Add(&watch, cursor)
+//	feed := &fanout.Feed{Watch: &watch}
+//	hub.Add(feed, cursor)
 //	hub.Advance(view, func(f *fanout.Feed) { ... }) // f has something to ask for
 //	batch := feed.Watch.Next(hub.View(), hub.Cursor(feed), fanout.Budget{Bytes: 64 << 10})
 //	again := hub.Took(feed, batch.Cursor)

@@ -12,22 +12,20 @@ type Hub struct {
 
 // space is the feeds of one namespace.
 type space struct {
-	keys     map[string]*bucket
-	prefixes map[string]*bucket
-	lengths  []int // how many prefixes there are of each length
+	keys     map[string]*Feed // the first of each key; the others hang on it
+	prefixes map[string]*Feed // and of each prefix
+	lengths  []int            // how many prefixes there are of each length
 }
 
-// bucket is the feeds of one key or prefix.
-type bucket struct{ feeds []*Feed }
-
-// Feed is one watch of the shard.
+// Feed is one watch of the shard. There may be very many that are idle, so it is part of what its user has of the watch, and nothing else is kept of it.
 type Feed struct {
 	Watch *Watch
+	User  any // what the hub's user knows it by
 
-	cursor Cursor
-	idle   bool // it has been told everything; cursor is not kept up to date meanwhile
-	at     int  // place in its bucket
-	bucket *bucket
+	cursor     Cursor
+	in         bool  // it is in the hub
+	idle       bool  // it has been told everything; cursor is not kept up to date meanwhile
+	next, prev *Feed // of the same key or prefix, as they came; before the first is the last
 }
 
 // NewHub makes a hub that knows a durable state of the shard.
@@ -64,44 +62,54 @@ func (h *Hub) Place(f *Feed) (behind uint64) {
 	return behind
 }
 
-func (h *Hub) each(do func(*bucket)) {
+// In tells whether the feed is in its hub.
+func (f *Feed) In() bool { return f.in }
+
+// Each calls do with each feed, in no order.
+func (h *Hub) Each(do func(*Feed)) {
 	for _, sp := range h.spaces {
 		sp.each(do)
 	}
 }
 
-func (sp *space) each(do func(*bucket)) {
-	for _, in := range []map[string]*bucket{sp.keys, sp.prefixes} {
-		for _, b := range in {
-			do(b)
+func (sp *space) each(do func(*Feed)) {
+	for _, of := range []map[string]*Feed{sp.keys, sp.prefixes} {
+		for _, first := range of {
+			for f := first; f != nil; f = f.next {
+				do(f)
+			}
 		}
 	}
 }
 
-// Add adds a watch from a cursor on. It has something to ask for, if only where it stands.
-func (h *Hub) Add(w *Watch, at Cursor) *Feed {
-	f := &Feed{Watch: w, cursor: at}
+// of is where the first feeds of such watches are.
+func (sp *space) of(w *Watch) map[string]*Feed {
+	if w.Prefix {
+		return sp.prefixes
+	}
+	return sp.keys
+}
+
+// Add adds a feed, which is in no hub and has its Watch, from a cursor on. It has something to ask for, if only where it stands.
+func (h *Hub) Add(f *Feed, at Cursor) {
+	w := f.Watch
+	f.cursor, f.idle, f.in = at, false, true
 	sp := h.spaces[w.Namespace]
 	if sp == nil {
-		sp = &space{keys: make(map[string]*bucket), prefixes: make(map[string]*bucket)}
+		sp = &space{keys: make(map[string]*Feed), prefixes: make(map[string]*Feed)}
 		h.spaces[w.Namespace] = sp
 	}
-	in := sp.keys
-	if w.Prefix {
-		in = sp.prefixes
-	}
-	f.bucket = in[string(w.Key)]
-	if f.bucket == nil {
-		f.bucket = new(bucket)
-		in[string(w.Key)] = f.bucket
-		if w.Prefix {
-			sp.lengthened(len(w.Key), 1)
-		}
-	}
-	f.at = len(f.bucket.feeds)
-	f.bucket.feeds = append(f.bucket.feeds, f)
 	h.feeds++
-	return f
+	of := sp.of(w)
+	if first := of[string(w.Key)]; first != nil {
+		f.prev, first.prev = first.prev, f
+		f.prev.next = f
+		return
+	}
+	of[string(w.Key)], f.prev = f, f
+	if w.Prefix {
+		sp.lengthened(len(w.Key), 1)
+	}
 }
 
 // lengthened notes that there is one prefix more, or less, of a length.
@@ -117,26 +125,28 @@ func (sp *space) lengthened(n, by int) {
 
 // Remove takes a feed out.
 func (h *Hub) Remove(f *Feed) {
-	b := f.bucket
-	if b == nil {
+	if !f.in {
 		return
 	}
-	last := len(b.feeds) - 1
-	b.feeds[f.at] = b.feeds[last]
-	b.feeds[f.at].at = f.at
-	b.feeds[last] = nil
-	b.feeds = b.feeds[:last]
-	f.bucket = nil
 	h.feeds--
-	if last > 0 {
+	sp := h.spaces[f.Watch.Namespace]
+	of := sp.of(f.Watch)
+	first, prev, next := of[string(f.Watch.Key)], f.prev, f.next
+	f.in, f.prev, f.next = false, nil, nil
+	switch {
+	case f != first && next == nil:
+		prev.next, first.prev = nil, prev
+		return
+	case f != first:
+		prev.next, next.prev = next, prev
+		return
+	case next != nil:
+		of[string(f.Watch.Key)], next.prev = next, prev
 		return
 	}
-	sp := h.spaces[f.Watch.Namespace]
+	delete(of, string(f.Watch.Key))
 	if f.Watch.Prefix {
-		delete(sp.prefixes, string(f.Watch.Key))
 		sp.lengthened(len(f.Watch.Key), -1)
-	} else {
-		delete(sp.keys, string(f.Watch.Key))
 	}
 	if len(sp.keys)+len(sp.prefixes) == 0 {
 		delete(h.spaces, f.Watch.Namespace)
@@ -152,7 +162,7 @@ func (h *Hub) Advance(v shard.View, ready func(*Feed)) {
 	}
 	changes, ok := v.Changes(before)
 	if !ok { // more than the history holds, at once
-		h.each(func(b *bucket) { b.wake(before+1, ready) })
+		h.Each(func(f *Feed) { f.wake(before+1, ready) })
 		return
 	}
 	for e := range changes {
@@ -161,30 +171,31 @@ func (h *Hub) Advance(v shard.View, ready func(*Feed)) {
 			continue
 		}
 		if e.Kind == shard.EventDrop {
-			sp.each(func(b *bucket) { b.wake(e.Revision, ready) })
+			sp.each(func(f *Feed) { f.wake(e.Revision, ready) })
 			continue
 		}
-		if b := sp.keys[string(e.Key)]; b != nil {
-			b.wake(e.Revision, ready)
-		}
+		sp.keys[string(e.Key)].wakeAll(e.Revision, ready)
 		for n, some := range sp.lengths[:min(len(sp.lengths), len(e.Key)+1)] {
 			if some > 0 {
-				if b := sp.prefixes[string(e.Key[:n])]; b != nil {
-					b.wake(e.Revision, ready)
-				}
+				sp.prefixes[string(e.Key[:n])].wakeAll(e.Revision, ready)
 			}
 		}
 	}
 }
 
-// wake tells the feeds that have nothing to ask for of a change.
-func (b *bucket) wake(revision uint64, ready func(*Feed)) {
-	for _, f := range b.feeds {
-		if f.idle && f.cursor.Revision < revision {
-			f.idle = false
-			f.cursor.Revision = revision - 1 // nothing before it was his
-			ready(f)
-		}
+// wakeAll tells a feed, and those that hang on it, of a change; nil is none.
+func (f *Feed) wakeAll(revision uint64, ready func(*Feed)) {
+	for ; f != nil; f = f.next {
+		f.wake(revision, ready)
+	}
+}
+
+// wake tells a feed that has nothing to ask for of a change.
+func (f *Feed) wake(revision uint64, ready func(*Feed)) {
+	if f.idle && f.cursor.Revision < revision {
+		f.idle = false
+		f.cursor.Revision = revision - 1 // nothing before it was his
+		ready(f)
 	}
 }
 

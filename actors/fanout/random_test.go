@@ -201,7 +201,8 @@ func (w *world) watch() {
 		x.synced = true // he knows, from elsewhere
 		x.known = w.visible(&watcher{feed: &Feed{Watch: watch}}, at.Revision)
 	}
-	x.feed = w.hub.Add(watch, at)
+	x.feed = &Feed{Watch: watch}
+	w.hub.Add(x.feed, at)
 	w.watchers = append(w.watchers, x)
 }
 
@@ -212,7 +213,8 @@ func (w *world) move(x *watcher) {
 	}
 	at := w.hub.Cursor(x.feed)
 	w.hub.Remove(x.feed)
-	x.feed = w.hub.Add(x.feed.Watch, at)
+	x.feed = &Feed{Watch: x.feed.Watch}
+	w.hub.Add(x.feed, at)
 	x.woken = true
 }
 

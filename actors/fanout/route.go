@@ -4,22 +4,26 @@ import "kvstore/components/kverr"
 
 // Route is where the shards of a watch are to go on, for whoever leads a watcher from owner to owner.
 type Route struct {
-	at map[string]*Start
-	// failed is how often in a row a shard could not be followed.
+	starts []Start
+	// failed is how often in a row a shard could not be followed; nil: none ever.
 	failed map[string]int
 }
 
-// NewRoute is the route of a watch that begins.
-func NewRoute(starts []Start) *Route {
-	r := &Route{at: make(map[string]*Start, len(starts)), failed: make(map[string]int)}
-	for _, s := range starts {
-		r.at[s.Shard] = &s
+// NewRoute is the route of a watch that begins. The starts are the route's from now on.
+func NewRoute(starts []Start) *Route { return &Route{starts: starts} }
+
+// at is where a shard goes on. It is one of the route's.
+func (r *Route) at(shard string) *Start {
+	for i := range r.starts {
+		if r.starts[i].Shard == shard {
+			return &r.starts[i]
+		}
 	}
-	return r
+	return nil
 }
 
 // Start is where a shard goes on.
-func (r *Route) Start(shard string) Start { return *r.at[shard] }
+func (r *Route) Start(shard string) Start { return *r.at(shard) }
 
 // A shard that cannot be followed now is left alone for firstPauseMS, and longer each time in a row, up to mostPauseMS.
 const (
@@ -30,7 +34,7 @@ const (
 // Take takes what a shard's owner tells. When again is not nil the watcher is not told: after a pause the shard goes on there, wherever it is
 // served then. An error ends the watch.
 func (r *Route) Take(t *Told) (again *Start, pauseMS int64, err error) {
-	s := r.at[t.Shard]
+	s := r.at(t.Shard)
 	switch {
 	case t.Err == nil:
 		s.Now, s.From = false, t.Cursor
@@ -40,6 +44,9 @@ func (r *Route) Take(t *Told) (again *Start, pauseMS int64, err error) {
 		return nil, 0, t.Err
 	case t.Epoch != 0 && !s.Now: // it had begun, and the owner may know of more than it has told: that none of it concerns this watcher
 		s.From = t.Cursor
+	}
+	if r.failed == nil {
+		r.failed = make(map[string]int)
 	}
 	fails := r.failed[t.Shard]
 	r.failed[t.Shard]++

@@ -112,7 +112,8 @@ func (s *script) run(d *datadriven.TestData) {
 		case d.HasArg("after"):
 			at.Revision = uint64(number("after"))
 		}
-		f := s.hub.Add(w, at)
+		f := &Feed{Watch: w}
+		s.hub.Add(f, at)
 		s.feeds[arg("name")], s.names[f] = f, arg("name")
 	case "next":
 		s.next(s.feeds[arg("name")], Budget{Bytes: int64(max(1, number("bytes")))})
@@ -126,7 +127,8 @@ func (s *script) run(d *datadriven.TestData) {
 		f := s.feeds[arg("name")]
 		at := s.hub.Cursor(f)
 		s.hub.Remove(f)
-		g := s.hub.Add(f.Watch, at)
+		g := &Feed{Watch: f.Watch}
+		s.hub.Add(g, at)
 		s.feeds[arg("name")], s.names[g] = g, arg("name")
 	default:
 		d.Fatalf(s.t, "no such command")

@@ -23,21 +23,47 @@ type hub struct {
 	running atomic.Bool                // a goroutine takes it
 
 	mu      sync.Mutex
-	machine *fanout.Hub              // nil before the first watch; guarded by mu, as is all below
-	follows map[*fanout.Feed]*follow // whose a feed is
-	over    *kverr.Error             // the epoch has ended
-	beating bool                     // the timer runs, or its check
+	machine *fanout.Hub  // of feeds whose users are follows; nil before the first watch; guarded by mu, as is all below
+	over    *kverr.Error // the epoch has ended
+	beating bool         // the timer runs, or its check
 }
+
+// glance is how many revisions whoever publishes looks through himself for what concerns somebody: fewer than a goroutine costs.
+const glance = 64
 
 // published is told of each durable state, in order, by whoever made it so: it must cost next to nothing.
 func (h *hub) published(s *host.State) {
-	if !h.watched.Load() {
+	if !h.watched.Load() || h.glanced(s) {
 		return
 	}
 	h.fresh.Store(s)
 	if h.running.CompareAndSwap(false, true) {
 		go h.run()
 	}
+}
+
+// glanced shows the machine a state that brings little, if nobody else is at it. It waits for nobody: most changes concern no watch.
+func (h *hub) glanced(s *host.State) bool {
+	if !h.mu.TryLock() {
+		return false
+	}
+	defer h.mu.Unlock()
+	if h.machine == nil {
+		return true
+	}
+	if s.Revision > h.machine.View().Revision()+glance {
+		return false
+	}
+	var concerned []*fanout.Feed
+	h.advanceTo(s, func(f *fanout.Feed) { concerned = append(concerned, f) })
+	if len(concerned) > 0 {
+		go func() {
+			for _, f := range concerned {
+				h.wake(f)
+			}
+		}()
+	}
+	return true
 }
 
 func (h *hub) run() {
@@ -55,16 +81,19 @@ func (h *hub) run() {
 	}
 }
 
-// advance shows the machine a state, unless it has seen a later one. Mutex held.
-func (h *hub) advance(s *host.State) {
+// advance shows the machine a state, and has the turn of those come whom it concerns. Mutex held.
+func (h *hub) advance(s *host.State) { h.advanceTo(s, h.wake) }
+
+// advanceTo shows the machine a state, unless it has seen a later one. Mutex held.
+func (h *hub) advanceTo(s *host.State, ready func(*fanout.Feed)) {
 	if h.machine == nil || s.Revision <= h.machine.View().Revision() {
 		return
 	}
-	h.machine.Advance(h.actor.viewOf(s), h.wake)
+	h.machine.Advance(h.actor.viewOf(s), ready)
 }
 
-// wake has a feed's turn come. Mutex held.
-func (h *hub) wake(feed *fanout.Feed) { h.follows[feed].tell() }
+// wake has a feed's turn come.
+func (h *hub) wake(feed *fanout.Feed) { feed.User.(*follow).tell() }
 
 var errManyFeeds = &kverr.Error{Kind: kverr.Exhausted, Op: "watch", Message: "the host has too many watches", RetryAfterMS: 1000}
 
@@ -80,7 +109,7 @@ func (h *hub) add(f *follow, start fanout.Start, s *host.State) error {
 		return errManyFeeds
 	}
 	if h.machine == nil {
-		h.machine, h.follows = fanout.NewHub(h.actor.viewOf(s)), make(map[*fanout.Feed]*follow)
+		h.machine = fanout.NewHub(h.actor.viewOf(s))
 	}
 	h.watched.Store(true)
 	if !h.beating {
@@ -92,8 +121,8 @@ func (h *hub) add(f *follow, start fanout.Start, s *host.State) error {
 	if start.Now {
 		at = fanout.Cursor{Revision: s.Revision}
 	}
-	f.hub, f.feed = h, h.machine.Add(f.of.watch, at)
-	h.follows[f.feed] = f
+	f.hub, f.feed.Watch, f.feed.User = h, f.of.watch, f
+	h.machine.Add(&f.feed, at)
 	return nil
 }
 
@@ -104,15 +133,14 @@ func (h *hub) remove(f *follow) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if _, ok := h.follows[f.feed]; !ok {
+	if !f.feed.In() {
 		return
 	}
-	delete(h.follows, f.feed)
-	h.machine.Remove(f.feed)
+	h.machine.Remove(&f.feed)
 	if h.host.feeds.Add(-1) == 0 {
 		h.host.fills.forget(nil)
 	}
-	if len(h.follows) == 0 && h.over == nil {
+	if h.machine.Feeds() == 0 && h.over == nil {
 		h.machine = nil // it would keep an old state
 		h.watched.Store(false)
 	}
@@ -125,10 +153,10 @@ func (h *hub) look(run []*follow) (view shard.View, at fanout.Cursor, same, othe
 	defer h.mu.Unlock()
 	same = run[:0]
 	for _, f := range run {
-		if h.follows[f.feed] == nil {
+		if !f.feed.In() {
 			continue
 		}
-		cursor := h.machine.Cursor(f.feed)
+		cursor := h.machine.Cursor(&f.feed)
 		switch {
 		case len(same) == 0:
 			view, at = h.machine.View(), cursor
@@ -147,7 +175,7 @@ func (h *hub) took(follows []*follow, b *fanout.Batch) (more []*follow) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, f := range follows {
-		if h.follows[f.feed] != nil && (h.machine.Took(f.feed, b) || h.over != nil) {
+		if f.feed.In() && (h.machine.Took(&f.feed, b) || h.over != nil) {
 			more = append(more, f)
 		}
 	}
@@ -162,10 +190,10 @@ func (h *hub) place(follows []*follow) (told *fanout.Told, behind uint64) {
 		return nil, 0
 	}
 	for _, f := range follows {
-		if h.follows[f.feed] == nil {
+		if !f.feed.In() {
 			continue
 		}
-		n := h.machine.Place(f.feed)
+		n := h.machine.Place(&f.feed)
 		if n == 0 {
 			continue
 		}
@@ -186,8 +214,8 @@ func (h *hub) close() {
 		return
 	}
 	h.over = &kverr.Error{Kind: kverr.Moved, Op: "watch", Message: "the shard is not served here any more"}
-	for _, f := range h.follows {
-		f.hurry()
+	if h.machine != nil {
+		h.machine.Each(func(f *fanout.Feed) { f.User.(*follow).hurry() })
 	}
 }
 

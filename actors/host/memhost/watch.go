@@ -59,14 +59,19 @@ type watching struct {
 type watcher struct {
 	id    uint64
 	watch *fanout.Watch
-	ctx   context.Context // ends with the watch
-	end   context.CancelFunc
 
-	credit  int64              // guarded by watching.mu, as is all below
-	joining []joining          // shards to be opened
-	joiners int                // goroutines that do, at most followers
-	held    []*follow          // whose turn has come, but there is no credit
-	follows map[string]*follow // by shard
+	credit  int64     // guarded by watching.mu, as is all below
+	held    []*follow // whose turn has come, but there is no credit
+	follows []*follow // one for each shard
+	opening *opening  // shards that are to be opened; nil: none
+}
+
+// opening is the shards of a watch that are to be opened, and those who do.
+type opening struct {
+	ctx     context.Context // ends with the watch
+	end     context.CancelFunc
+	left    []joining
+	joiners int // goroutines, at most followers
 }
 
 // joining is a shard that is to be opened.
@@ -87,7 +92,7 @@ type follow struct {
 	gone   bool // nothing more is told of it
 
 	hub  *hub
-	feed *fanout.Feed
+	feed fanout.Feed
 	err  *kverr.Error // it could not be opened
 }
 
@@ -112,9 +117,7 @@ func (w *watching) add(id uint64, watch *fanout.Watch, credit int64) {
 	if w.closed {
 		return
 	}
-	x := &watcher{id: id, watch: watch, credit: credit, follows: make(map[string]*follow)}
-	x.ctx, x.end = context.WithCancel(w.ctx)
-	w.all[id] = x
+	w.all[id] = &watcher{id: id, watch: watch, credit: credit}
 }
 
 // follow begins to follow shards, each opened if need be. A batch tells when each has begun, or why it cannot be. A shard that is followed is
@@ -126,29 +129,46 @@ func (w *watching) follow(id uint64, starts ...fanout.Start) {
 	if x == nil {
 		return
 	}
-	for _, s := range starts {
-		if x.follows[s.Shard] != nil {
+	x.follows = slices.Grow(x.follows, len(starts))
+	fresh := make([]follow, len(starts)) // one piece of memory
+	for i, s := range starts {
+		if x.follow(s.Shard) != nil {
 			continue
 		}
-		f := &follow{w: w, of: x, shard: s.Shard}
-		x.follows[s.Shard] = f
-		x.joining = append(x.joining, joining{f, s})
-		if x.joiners < followers {
-			x.joiners++
-			w.joins.Go(func() { w.join(x) })
+		f := &fresh[i]
+		f.w, f.of, f.shard = w, x, s.Shard
+		x.follows = append(x.follows, f)
+		if x.opening == nil {
+			x.opening = new(opening)
+			x.opening.ctx, x.opening.end = context.WithCancel(w.ctx)
+		}
+		x.opening.left = append(x.opening.left, joining{f, s})
+		if x.opening.joiners < followers {
+			x.opening.joiners++
+			w.joins.Go(func() { w.join(x, x.opening) })
 		}
 	}
 }
 
+// follow is that of a shard; nil: there is none.
+func (x *watcher) follow(shard string) *follow {
+	for _, f := range x.follows {
+		if f.shard == shard {
+			return f
+		}
+	}
+	return nil
+}
+
 // join opens the shards of a watch that are to be opened, one after the other.
-func (w *watching) join(x *watcher) {
+func (w *watching) join(x *watcher, o *opening) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for len(x.joining) > 0 {
-		j := x.joining[0]
-		x.joining = x.joining[1:]
+	for len(o.left) > 0 {
+		j := o.left[0]
+		o.left = o.left[1:]
 		w.mu.Unlock()
-		w.host.join(x.ctx, j.f, j.start)
+		w.host.join(o.ctx, j.f, j.start)
 		w.mu.Lock()
 		j.f.opened = true
 		if j.f.gone {
@@ -158,7 +178,10 @@ func (w *watching) join(x *watcher) {
 		}
 		j.f.enqueue()
 	}
-	x.joiners--
+	if o.joiners--; o.joiners == 0 {
+		o.end()
+		x.opening = nil
+	}
 }
 
 // grant lets a watch be told more.
@@ -194,14 +217,17 @@ func (w *watching) leave(x *watcher) (left []*follow) {
 	if x == nil {
 		return nil
 	}
-	x.end()
+	if x.opening != nil {
+		x.opening.end()
+		x.opening.left = nil
+	}
 	for _, f := range x.follows {
 		f.gone = true
 		if f.opened {
 			left = append(left, f)
 		}
 	}
-	x.held, x.joining = nil, nil
+	x.held = nil
 	return left
 }
 
@@ -371,7 +397,7 @@ func (w *watching) over(f *follow, told *fanout.Told) *fanout.Told {
 	w.mu.Lock()
 	left := f.gone
 	if !left {
-		delete(f.of.follows, f.shard)
+		f.of.follows = slices.DeleteFunc(f.of.follows, func(x *follow) bool { return x == f })
 		f.gone = true
 	}
 	w.mu.Unlock()
