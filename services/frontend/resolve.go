@@ -34,6 +34,9 @@ type Shard struct {
 	keyspace *Keyspace
 }
 
+// alone is a list of this shard.
+func (s *Shard) alone() []*Shard { return s.keyspace.Shards[s.Number : s.Number+1] }
+
 // owner is the shard that owns a slot.
 func (ks *Keyspace) owner(slot uint16) *Shard { return ks.Shards[ks.Map.Owner(slot)] }
 

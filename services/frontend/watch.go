@@ -19,6 +19,7 @@ import (
 	"kvstore/components/key"
 	"kvstore/components/kverr"
 	"kvstore/components/promptcache"
+	"kvstore/components/ring"
 	kvv1 "kvstore/proto/gen/kvstore/v1"
 )
 
@@ -54,17 +55,21 @@ type watching struct {
 	number uint64 // what the follower calls it: another one when it begins anew
 	ns     *Namespace
 	watch  fanout.Watch
-	shards []*Shard
-	place  map[string]int // in shards, by id
-	state  bool           // the state comes first
+	shards []*Shard // all of the keyspace, or one
+	state  bool     // the state comes first
 	credit int64
 	spoke  time.Time // when the client was told something
 
-	at    []position // how far it has come, by place in shards
-	sure  []bool     // at is: the shard has told it, or the token that the watch goes on from
-	blank int        // shards of which it is not
-	known []bool     // the shard has told its first
-	due   int        // shards that have not, or not their state
+	at    []stand // by place in shards
+	blank int     // shards of which at is not sure
+	due   int     // shards that have not told their first, or not their state
+}
+
+// stand is how far a watch has come in a shard.
+type stand struct {
+	position
+	sure bool // the shard has told it, or the token that the watch goes on from
+	told bool // the shard has told its first
 }
 
 // newWatcher makes one without watches, for run with the same context. It must be closed.
@@ -287,6 +292,7 @@ func (w *watcher) tell(told *fanout.Told) error {
 		pending = nil
 		return w.send(m)
 	}
+	_, shardNumber, _ := ring.ParseShardID(told.Shard) // when a watch is over altogether there is none
 	now, cost := time.Now(), told.Cost()
 	for _, number := range told.Watches {
 		x := w.all[number]
@@ -317,7 +323,7 @@ func (w *watcher) tell(told *fanout.Told) error {
 		}
 		asked = x.ns.keyspace
 		x.credit -= cost
-		first := x.advance(told)
+		first := x.advance(shardNumber, told)
 		if len(told.Events) > 0 {
 			if events == nil {
 				events = x.events(told)
@@ -413,7 +419,7 @@ func newWatching(ns *Namespace, req *kvv1.WatchRequest) (*watching, []fanout.Sta
 			return nil, nil, err
 		}
 		w.watch.Key = t.Key
-		w.shards = []*Shard{ns.ShardOf(t.Key)}
+		w.shards = ns.ShardOf(t.Key).alone()
 	case *kvv1.WatchRequest_Prefix:
 		if w.watch.Blocks {
 			return nil, nil, errBlocksByScope
@@ -426,7 +432,7 @@ func newWatching(ns *Namespace, req *kvv1.WatchRequest) (*watching, []fanout.Sta
 		w.watch.Prefix = true
 	}
 	if w.watch.Prefix && ns.rule.Whole() && !w.watch.Blocks {
-		w.shards = []*Shard{ns.ShardOf(w.watch.Key)}
+		w.shards = ns.ShardOf(w.watch.Key).alone()
 	}
 	switch req.Mode {
 	case kvv1.WatchMode_WATCH_MODE_UNSPECIFIED, kvv1.WatchMode_WATCH_MODE_LATEST:
@@ -434,10 +440,6 @@ func newWatching(ns *Namespace, req *kvv1.WatchRequest) (*watching, []fanout.Sta
 		w.watch.Mode = fanout.All
 	default:
 		return nil, nil, kverr.Invalid("mode", "is %d, which this server does not know", req.Mode)
-	}
-	w.place = make(map[string]int, len(w.shards))
-	for i, sh := range w.shards {
-		w.place[sh.ID] = i
 	}
 	var from map[int]position
 	switch f := req.From.(type) {
@@ -459,7 +461,7 @@ func newWatching(ns *Namespace, req *kvv1.WatchRequest) (*watching, []fanout.Sta
 		if p, ok := from[sh.Number]; ok {
 			starts[i] = fanout.Start{Shard: sh.ID, From: fanout.Cursor{Revision: p.revision}}
 			// What others tell while this one cannot be reached is told once, though the client may come back before it is reached.
-			w.at[i], w.sure[i] = p, true
+			w.at[i].position, w.at[i].sure = p, true
 			w.blank--
 		}
 	}
@@ -469,7 +471,7 @@ func newWatching(ns *Namespace, req *kvv1.WatchRequest) (*watching, []fanout.Sta
 // blankOut begins with nothing known of any shard.
 func (w *watching) blankOut() {
 	n := len(w.shards)
-	w.at, w.sure, w.blank, w.known, w.due = make([]position, n), make([]bool, n), n, make([]bool, n), n
+	w.at, w.blank, w.due = make([]stand, n), n, n
 }
 
 // anew begins with the state, of all shards.
@@ -483,17 +485,17 @@ func (w *watching) anew() []fanout.Start {
 	return starts
 }
 
-// advance notes how far a shard has come, and tells whether it has told its first.
-func (w *watching) advance(told *fanout.Told) (first bool) {
-	i := w.place[told.Shard]
-	w.at[i] = position{shard: w.shards[i].Number, epoch: told.Epoch, revision: told.Cursor.Revision}
-	if w.known[i] || told.Cursor.Listing {
+// advance notes how far a shard, by its number, has come, and tells whether it has told its first.
+func (w *watching) advance(number int, told *fanout.Told) (first bool) {
+	at := &w.at[number-w.shards[0].Number]
+	at.position = position{shard: number, epoch: told.Epoch, revision: told.Cursor.Revision}
+	if at.told || told.Cursor.Listing {
 		return false
 	}
-	w.known[i] = true
+	at.told = true
 	w.due--
-	if !w.sure[i] {
-		w.sure[i] = true
+	if !at.sure {
+		at.sure = true
 		w.blank--
 	}
 	return true
@@ -516,7 +518,7 @@ func (w *watching) token() []byte {
 	}
 	b := appendTokenHead(make([]byte, 0, 16+12*len(w.at)), w.ns.keyspace.uid)
 	for _, p := range w.at {
-		b = appendPosition(b, p)
+		b = appendPosition(b, p.position)
 	}
 	return b
 }
