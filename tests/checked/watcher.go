@@ -114,7 +114,11 @@ func (w *watcher) watch(ctx context.Context, c *client.Client) (err, wrong error
 	} else {
 		w.Count("resumed")
 	}
-	batches := 1 + w.r.IntN(400)
+	most := 400
+	if w.kind.Key != "" || w.kind.Blocks { // they are told less
+		most = 30
+	}
+	batches := 1 + w.r.IntN(most)
 	for b, err := range c.Watch(ctx, &w.o) {
 		if err != nil {
 			return err, nil

@@ -144,8 +144,11 @@ func (p *process) read(file *os.File) error {
 	at, resync := p.taken, false
 	for {
 		text, err := in.ReadBytes('\n')
-		if err != nil {
+		if errors.Is(err, io.EOF) {
 			return nil // the last line is not whole; what belongs to it is read again
+		}
+		if err != nil {
+			return err
 		}
 		at += int64(len(text))
 		var l line
