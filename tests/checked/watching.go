@@ -101,18 +101,24 @@ func (w *watching) start(ctx context.Context) {
 		return
 	}
 	ctx, w.cancel = context.WithCancel(ctx)
-	for _, x := range w.watchers {
-		w.all.Go(func() {
-			if err := x.run(ctx); err != nil {
-				w.wrong <- err
+	begin := func(witnesses bool) {
+		for _, x := range w.watchers {
+			if x.stays == witnesses {
+				w.all.Go(func() {
+					if err := x.run(ctx); err != nil {
+						w.wrong <- err
+					}
+				})
 			}
-		})
+		}
 	}
+	begin(true)
 	for !w.keys.witness.synced() || !w.blocks.witness.synced() {
 		if len(w.wrong) > 0 || !pause(ctx) {
 			return
 		}
 	}
+	begin(false) // nobody knows of more than the witnesses
 }
 
 // pause is between two looks at what others do; it is false when ctx has ended.
@@ -144,7 +150,7 @@ func await(ctx context.Context, wrong func() string) error {
 	}
 }
 
-// Outsider is the account of a watcher who is not one of the Load's: another process, say. What it takes is judged with the others' by Verify, once that
+// Outsider is the account of a watcher who is not one of the Load's: another process, say. He begins after the Load does. What it takes is judged with the others' by Verify, once that
 // has had it told all there is.
 func (l *Load) Outsider(k Kind) *Account {
 	a := newAccount(k)

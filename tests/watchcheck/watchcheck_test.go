@@ -136,7 +136,6 @@ func run(t *testing.T, s *store, bin string, events int, seed uint64) outcome {
 	defer beside.Wait()
 	breaking, end := context.WithCancel(ctx)
 	defer end()
-	beside.Go(func() { outside <- p.run(breaking) })
 	cuts := make(chan int, 1)
 	beside.Go(func() { cuts <- s.cut(breaking, p, rand.New(rand.NewPCG(seed, 1))) })
 	beside.Go(func() { tell(breaking, t, l) })
@@ -161,9 +160,10 @@ func run(t *testing.T, s *store, bin string, events int, seed uint64) outcome {
 			}
 		}
 	}
+	l.Work(ctx)
+	beside.Go(func() { outside <- p.run(breaking) })
 	step := min(max(1000, events/200), 5000)
-	for l.Events() < events || o.verified == 0 {
-		l.Work(ctx)
+	for {
 		r.Shuffle(len(blows), func(i, j int) { blows[i], blows[j] = blows[j], blows[i] })
 		for _, b := range blows {
 			await(l.Events() + step)
@@ -173,7 +173,10 @@ func run(t *testing.T, s *store, bin string, events int, seed uint64) outcome {
 		await(l.Events() + step)
 		fail("rest", l.Rest())
 		fail("judgement", l.Verify(ctx))
-		o.verified++
+		if o.verified++; l.Events() >= events {
+			break
+		}
+		l.Work(ctx)
 	}
 	end()
 	o.done["connections of watchers cut"] = <-cuts
