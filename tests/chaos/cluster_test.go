@@ -72,7 +72,8 @@ func newOwners(ctx context.Context, t *testing.T, c *testenv.Cluster) *owners {
 	if err != nil {
 		t.Fatal(err)
 	}
-	engine, err := redislog.Open(ctx, redislog.Config{URL: "redis://" + c.RedisServer.Addr})
+	// Who looks on waits for a Redis that syncs for seconds, on a disk that others use; hosts, which have to do something about it, do not.
+	engine, err := redislog.Open(ctx, redislog.Config{URL: "redis://" + c.RedisServer.Addr, Timeout: testenv.Patience})
 	if err != nil {
 		t.Fatal(err)
 	}
