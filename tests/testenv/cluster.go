@@ -20,7 +20,9 @@ type Cluster struct {
 type Node struct {
 	*Process
 	Sidecar *Sidecar
-	Addr    string // gRPC; of frontends
+	Addr    string // gRPC; of frontends, as are REST and RESP
+	REST    string
+	RESP    string
 	Data    string // data plane; of hosts
 	Known   string // where others reach the data plane; of hosts
 	Admin   string // /livez, /readyz
@@ -53,10 +55,11 @@ func NewCluster(t testing.TB, bin string, cfg ClusterConfig) *Cluster {
 	c := &Cluster{RedisServer: NewRedis(t), Placement: NewPlacement(t, nil)}
 	path := filepath.Join(bin, "kvstored")
 	for i := range cfg.Frontends {
-		n := &Node{Addr: FreeAddr(t), Admin: FreeAddr(t)}
+		n := &Node{Addr: FreeAddr(t), REST: FreeAddr(t), RESP: FreeAddr(t), Admin: FreeAddr(t)}
 		n.Sidecar = NewSidecar(t, SidecarConfig{AppID: "kvstore", Placement: c.Placement.Addr})
 		n.Process = NewProcess(t, fmt.Sprint("frontend-", i+1), path, []string{
-			"-target", "frontend", "-grpc-listen", n.Addr, "-rest-listen", "off", "-admin-listen", n.Admin, "-dapr-grpc", n.Sidecar.GRPC,
+			"-target", "frontend", "-grpc-listen", n.Addr, "-rest-listen", n.REST, "-resp-listen", n.RESP, "-admin-listen", n.Admin,
+			"-dapr-grpc", n.Sidecar.GRPC,
 		}, nil).Supervised()
 		n.Start(t)
 		c.Frontends = append(c.Frontends, n)
