@@ -54,6 +54,9 @@ type conn struct {
 // deadline gives it Config.RetryFor.
 func Dial(ctx context.Context, cfg Config) (*Client, error) {
 	cfg.EnsureDefaults()
+	if err := cfg.resolveSchemes(); err != nil {
+		return nil, err
+	}
 	if err := cfg.Validate(); err != nil {
 		return nil, invalid("connect", "%v", err)
 	}

@@ -4,6 +4,9 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
+	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -11,8 +14,8 @@ import (
 
 // Config says how to reach a server. Endpoints are required; the rest has defaults.
 type Config struct {
-	// Endpoints are addresses of one server or of equal frontends: host:port, or any gRPC target when there is one
-	// alone. Connections are spread over them and move on when one is down.
+	// Endpoints are addresses of one server or of equal frontends: host:port, grpc://host:port, grpcs://host:port (which turns UseTLS on), or any
+	// gRPC target when there is one alone. Connections are spread over them and move on when one is down.
 	Endpoints []string
 
 	// Keyspace and Namespace are where operations go; empty means "default" on the server. Client.In changes them.
@@ -78,6 +81,39 @@ func setDefault[T comparable](p *T, v T) {
 	if *p == zero {
 		*p = v
 	}
+}
+
+// The schemes of endpoints as URIs.
+const (
+	plainScheme = "grpc://"
+	tlsScheme   = "grpcs://"
+)
+
+// resolveSchemes makes host:port of endpoints that are URIs.
+func (c *Config) resolveSchemes() error {
+	c.Endpoints = slices.Clone(c.Endpoints) // the caller's stays as it is
+	plain, secure := false, false
+	for i, e := range c.Endpoints {
+		addr, isPlain := strings.CutPrefix(e, plainScheme)
+		if !isPlain {
+			var isTLS bool
+			if addr, isTLS = strings.CutPrefix(e, tlsScheme); !isTLS {
+				continue
+			}
+			secure = true
+		}
+		plain = plain || isPlain
+		addr = strings.TrimSuffix(addr, "/")
+		if host, port, err := net.SplitHostPort(addr); err != nil || host == "" || port == "" || strings.Contains(port, "/") {
+			return invalid("connect", "Endpoints[%d]: %q, want grpc://host:port or grpcs://host:port", i, e)
+		}
+		c.Endpoints[i] = addr
+	}
+	if plain && secure {
+		return invalid("connect", "Endpoints: grpc:// and grpcs:// together, want all with TLS or none")
+	}
+	c.UseTLS = c.UseTLS || secure && c.TLS == nil
+	return nil
 }
 
 // Validate lists every fault of a Config that has its defaults.

@@ -25,19 +25,43 @@ type ListOptions struct {
 //	}
 func (c *Client) List(ctx context.Context, o *ListOptions) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
-		req := c.listRequest(o)
-		for {
-			resp, err := c.list(ctx, req)
+		for page, err := range c.Pages(ctx, o) {
 			if err != nil {
 				yield(Entry{}, err)
 				return
 			}
-			for _, e := range resp.Entries {
-				if !yield(fromEntry(e), nil) {
+			for _, e := range page.Entries {
+				if !yield(e, nil) {
 					return
 				}
 			}
-			if len(resp.NextPageToken) == 0 {
+		}
+	}
+}
+
+// Page is some entries of a list, fetched together.
+type Page struct {
+	Entries []Entry
+	// Watch is for WatchOptions.Token: a watch from there on misses nothing that changed after the first page of the list was read. All
+	// pages of a list have the same.
+	Watch []byte
+}
+
+// Pages is List page by page. Also a list without entries has a page.
+func (c *Client) Pages(ctx context.Context, o *ListOptions) iter.Seq2[Page, error] {
+	return func(yield func(Page, error) bool) {
+		req := c.listRequest(o)
+		for {
+			resp, err := c.list(ctx, req)
+			if err != nil {
+				yield(Page{}, err)
+				return
+			}
+			page := Page{Entries: make([]Entry, len(resp.Entries)), Watch: resp.WatchToken}
+			for i, e := range resp.Entries {
+				page.Entries[i] = fromEntry(e)
+			}
+			if !yield(page, nil) || len(resp.NextPageToken) == 0 {
 				return
 			}
 			req.PageToken = resp.NextPageToken

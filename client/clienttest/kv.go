@@ -213,6 +213,9 @@ func (s kv) Delete(_ context.Context, r *kvstorev1.DeleteRequest) (*kvstorev1.De
 
 // BatchPut is the RPC.
 func (s kv) BatchPut(_ context.Context, r *kvstorev1.BatchPutRequest) (*kvstorev1.BatchPutResponse, error) {
+	if err := s.Faults.runBefore("BatchPut"); err != nil {
+		return nil, err
+	}
 	resp := &kvstorev1.BatchPutResponse{Header: s.header()}
 	for i, op := range r.Puts {
 		item := &kvstorev1.BatchPutResponse_Item{}
@@ -229,6 +232,9 @@ func (s kv) BatchPut(_ context.Context, r *kvstorev1.BatchPutRequest) (*kvstorev
 
 // BatchGet is the RPC.
 func (s kv) BatchGet(_ context.Context, r *kvstorev1.BatchGetRequest) (*kvstorev1.BatchGetResponse, error) {
+	if err := s.Faults.runBefore("BatchGet"); err != nil {
+		return nil, err
+	}
 	resp := &kvstorev1.BatchGetResponse{Header: s.header()}
 	for _, op := range r.Gets {
 		item := &kvstorev1.BatchGetResponse_Item{}
