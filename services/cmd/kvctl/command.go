@@ -27,6 +27,8 @@ var commands = map[string]command{
 	"watch":            watchCommand,
 	"batch":            batchCommand,
 	"txn":              txnCommand,
+	"export":           exportCommand,
+	"import":           importCommand,
 	"status":           statusCommand,
 	"accept-loss":      acceptLossCommand,
 	"doctor":           doctorCommand,
@@ -56,6 +58,11 @@ var commands = map[string]command{
 	"ca cluster":       caClusterCommand,
 	"ca issue":         caIssueCommand,
 	"token new":        tokenNewCommand,
+	"context add":      contextAddCommand,
+	"context use":      contextUseCommand,
+	"context ls":       contextLsCommand,
+	"context show":     contextShowCommand,
+	"context rm":       contextRmCommand,
 	"version":          versionCommand,
 }
 
@@ -65,6 +72,7 @@ type command struct {
 	min, max int    // how many; max < 0: any number
 	short    string // one line
 	help     string // what else there is to know, with examples
+	complete what   // its arguments are, for completion in shells
 
 	// setup declares the command's flags and returns what it does with them.
 	setup func(fs *flag.FlagSet) func(ctx context.Context, s *session, args []string) error
@@ -104,17 +112,18 @@ type session struct {
 	endpoint  string
 	keyspace  string
 	namespace string
-	output    string // "", "table", "json", "raw"
+	context   string // that counts here; "" = none
+	output    string // "", "table", "wide", "json", "raw"
 	door      door
 	timeout   time.Duration
-	patient   bool   // --timeout was given
-	command   string // the name of the command that runs
+	given     map[string]bool // flags of the command line
+	command   string          // the name of the command that runs
 	c         *client.Client
 }
 
 // run executes a command line and returns the exit code.
 func run(ctx context.Context, sys system, args []string) int {
-	s := &session{system: sys}
+	s := &session{system: sys, given: map[string]bool{}}
 	err := s.run(ctx, args)
 	if s.c != nil {
 		_ = s.c.Close()
@@ -130,16 +139,12 @@ func run(ctx context.Context, sys system, args []string) int {
 }
 
 func (s *session) run(ctx context.Context, args []string) error {
-	global := flag.NewFlagSet("kvctl", flag.ContinueOnError)
-	global.SetOutput(io.Discard)
-	s.globals(global)
-	if err := global.Parse(args); err != nil && !errors.Is(err, flag.ErrHelp) {
-		return usagef("%v", err)
-	} else if err != nil {
+	args, err := s.globalArgs(args)
+	if errors.Is(err, flag.ErrHelp) {
 		return s.help(nil)
+	} else if err != nil {
+		return err
 	}
-	s.noteTimeout(global)
-	args = global.Args()
 	if len(args) == 0 || args[0] == "help" {
 		if len(args) > 0 {
 			args = args[1:]
@@ -159,7 +164,7 @@ func (s *session) run(ctx context.Context, args []string) error {
 	do := cmd.setup(fs)
 	s.command = name
 	pos, err := parseMixed(fs, rest)
-	s.noteTimeout(fs)
+	s.note(fs)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 		return s.help(strings.Fields(name))
@@ -172,22 +177,40 @@ func (s *session) run(ctx context.Context, args []string) error {
 	}
 	switch s.output {
 	case "", "table", "json", "raw":
+	case "wide":
+		s.output, s.width = "table", 0
 	default:
-		return usagef("-o %s: want table, json or raw", s.output)
+		return usagef("-o %s: want table, wide, json or raw", s.output)
+	}
+	if err := s.settle(); err != nil && !strings.HasPrefix(name, "context ") { // which mend contexts
+		return err
 	}
 	return do(ctx, s, pos)
 }
 
-// globals declares the flags that every command has. A value given before the command's name is the default after it.
-func (s *session) globals(fs *flag.FlagSet) {
-	env := func(name, otherwise string) string { return cmp.Or(s.getenv(name), otherwise) }
-	fs.StringVar(&s.endpoint, "endpoint", cmp.Or(s.endpoint, env("KVSTORE_ENDPOINT", "127.0.0.1:8085")),
-		"`address` of the server: host:port, or several with commas (KVSTORE_ENDPOINT)")
-	fs.StringVar(&s.keyspace, "keyspace", cmp.Or(s.keyspace, env("KVSTORE_KEYSPACE", "")), "`name` of the keyspace (KVSTORE_KEYSPACE)")
-	fs.StringVar(&s.namespace, "namespace", cmp.Or(s.namespace, env("KVSTORE_NAMESPACE", "")), "`name` of the namespace (KVSTORE_NAMESPACE)")
-	s.door.flags(fs, s.getenv)
-	fs.StringVar(&s.output, "o", s.output, "output `format`: table, json or raw")
-	fs.DurationVar(&s.timeout, "timeout", cmp.Or(s.timeout, 30*time.Second), "give up after this `time`, also when waiting for a server that starts; measurements do not")
+// globalArgs takes flags and an address that stand before the command's name. An address alone asks how the server is.
+func (s *session) globalArgs(args []string) ([]string, error) {
+	for {
+		global := flag.NewFlagSet("kvctl", flag.ContinueOnError)
+		global.SetOutput(io.Discard)
+		s.globals(global)
+		if err := global.Parse(args); errors.Is(err, flag.ErrHelp) {
+			return nil, err
+		} else if err != nil {
+			return nil, usagef("%v", err)
+		}
+		s.note(global)
+		if args = global.Args(); len(args) == 0 || !isAddress(args[0]) {
+			return args, nil
+		}
+		if s.given["endpoint"] {
+			return nil, usagef("%s: the endpoint is given already, as %s", args[0], s.endpoint)
+		}
+		s.endpoint, s.given["endpoint"] = args[0], true
+		if args = args[1:]; len(args) == 0 {
+			return []string{"status"}, nil
+		}
+	}
 }
 
 // find takes the command's name off args.
@@ -246,7 +269,7 @@ func (s *session) connect(ctx context.Context, more ...func(*client.Config)) (*c
 	c, err := s.dialSoon(ctx, cfg)
 	// A server that takes connections without an answer is starting: recovering its data, most likely. One that does not even
 	// take them is waited for only by who said how long.
-	if k := kindOf(err); ctx.Err() == nil && (k == kverr.DeadlineExceeded || k == kverr.Unavailable && s.patient) {
+	if k := kindOf(err); ctx.Err() == nil && (k == kverr.DeadlineExceeded || k == kverr.Unavailable && s.given["timeout"]) {
 		fmt.Fprintf(s.stderr, "kvctl: no server answers at %s yet; waiting for it, %v at most (--timeout)\n", s.endpoint, s.timeout)
 		c, err = client.Dial(ctx, cfg)
 	}
@@ -262,11 +285,6 @@ func (s *session) dialSoon(ctx context.Context, cfg client.Config) (*client.Clie
 	ctx, cancel := context.WithTimeout(ctx, cmp.Or(s.soon, 3*time.Second))
 	defer cancel()
 	return client.Dial(ctx, cfg)
-}
-
-// noteTimeout notes whether --timeout was given.
-func (s *session) noteTimeout(fs *flag.FlagSet) {
-	fs.Visit(func(f *flag.Flag) { s.patient = s.patient || f.Name == "timeout" })
 }
 
 // limited bounds ctx by --timeout.

@@ -21,10 +21,19 @@ Commands:
 
 const outro = `
 Values come from the command line, standard input (-) or a file (@FILE). Flags may stand before or after arguments; behind
--- nothing is a flag. -o json is for programs, -o raw for pipes.
+-- nothing is a flag. -o json is for programs, -o raw for pipes; tables fit the terminal, with -o wide they are as wide as they are.
 
-Environment: KVSTORE_ENDPOINT (127.0.0.1:8085), KVSTORE_KEYSPACE and KVSTORE_NAMESPACE ("default"), KVSTORE_TOKEN or
-KVSTORE_TOKEN_FILE, and for TLS KVSTORE_TLS, KVSTORE_CA, KVSTORE_CERT, KVSTORE_KEY, KVSTORE_SERVER_NAME (as the flags).
+The server's address may also stand first: kvctl 10.0.0.4:8085 get greeting, or grpc://10.0.0.4:8085 (grpcs:// is with TLS);
+alone it asks how the server is.
+
+Where nothing else is said: 127.0.0.1:8085, keyspace and namespace "default". Each setting is, by what comes first:
+  1. its flag
+  2. its variable: KVSTORE_ENDPOINT, KVSTORE_KEYSPACE, KVSTORE_NAMESPACE, KVSTORE_TOKEN or KVSTORE_TOKEN_FILE, and for TLS
+     KVSTORE_TLS, KVSTORE_CA, KVSTORE_CERT, KVSTORE_KEY, KVSTORE_SERVER_NAME (as the flags)
+  3. what the context has: that of KVSTORE_CONTEXT, or the current one (kvctl help context)
+--context NAME leaves the variables aside. The current context is left aside when an endpoint is given by flag or
+variable: its token is for its own server.
+
 Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 conflict (version or existence), 5 unavailable.
 `
 
