@@ -51,6 +51,8 @@ Blocks go into a namespace of kind prompt that is made for the run and deleted b
 		fs.BoolVar(&r.keep, "keep", false, "do not delete the namespace")
 		fs.IntVar(&r.conns, "conns", 1, "`number` of connections")
 		fs.StringVar(&r.out, "out", "", "write the JSON result to this `file` too")
+		fs.BoolVar(&r.hdr, "hdr", false, "histograms too in the JSON result")
+		fs.BoolVar(&r.hold, "hold", false, "when ready say so on standard error, and begin when standard input ends")
 		return r.command
 	},
 }
@@ -73,6 +75,8 @@ type replay struct {
 	keep       bool
 	conns      int
 	out        string
+	hdr        bool
+	hold       bool
 
 	perSecond float64 // of --rate R
 	speed     float64 // of --rate xN
@@ -163,8 +167,16 @@ func (r *replay) command(ctx context.Context, s *session, _ []string) error {
 		return err
 	}
 	p := newReplayer(r, c.In(s.keyspace, ns), requests)
+	if r.hold {
+		if err := s.hold(); err != nil {
+			return err
+		}
+	}
 	failure := p.run(ctx, s)
 	res := p.result(ns)
+	if r.hdr {
+		failure = cmp.Or(failure, withHDR(res.Steps))
+	}
 	if failure != nil {
 		res.Failure = failure.Error()
 	}

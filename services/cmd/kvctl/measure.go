@@ -49,47 +49,81 @@ func (l *latency) record(d time.Duration, bytes int64) {
 	p.mu.Unlock()
 }
 
+// count is how many steps were recorded.
+func (l *latency) count() (n int64) {
+	for i := range l.part {
+		p := &l.part[i]
+		p.mu.Lock()
+		n += p.hist.TotalCount()
+		p.mu.Unlock()
+	}
+	return n
+}
+
 // stepResult is one step's row; times in milliseconds.
 type stepResult struct {
 	Name  string  `json:"step"`
 	Count int64   `json:"count"`
+	Mean  float64 `json:"mean_ms"`
 	P50   float64 `json:"p50_ms"`
 	P90   float64 `json:"p90_ms"`
 	P99   float64 `json:"p99_ms"`
+	P999  float64 `json:"p999_ms"`
 	Max   float64 `json:"max_ms"`
 	Bytes int64   `json:"bytes"`
-	MBps  float64 `json:"mb_per_s"` // megabytes (10^6) a second of the whole run
+	MBps  float64 `json:"mb_per_s"`      // megabytes (10^6) a second of the whole run
+	HDR   string  `json:"hdr,omitempty"` // with --hdr: all of it, in microseconds, in HdrHistogram's compressed V2 encoding as base64
+
+	hist *hdrhistogram.Histogram
 }
 
 // result adds up what was recorded in a run that took so long.
 func (l *latency) result(took time.Duration) stepResult {
 	all := hdrhistogram.New(1, latencyMaxUS, latencyDigits)
-	r := stepResult{Name: l.name}
+	var bytes int64
 	for i := range l.part {
 		p := &l.part[i]
 		p.mu.Lock()
 		all.Merge(p.hist)
-		r.Bytes += p.data
+		bytes += p.data
 		p.mu.Unlock()
 	}
+	return newStepResult(l.name, all, bytes, took)
+}
+
+func newStepResult(name string, all *hdrhistogram.Histogram, bytes int64, took time.Duration) stepResult {
+	r := stepResult{Name: name, Count: all.TotalCount(), Bytes: bytes, hist: all}
 	ms := func(q float64) float64 { return float64(all.ValueAtQuantile(q)) / 1000 }
-	r.Count = all.TotalCount()
-	r.P50, r.P90, r.P99, r.Max = ms(50), ms(90), ms(99), float64(all.Max())/1000
+	r.Mean, r.Max = all.Mean()/1000, float64(all.Max())/1000
+	r.P50, r.P90, r.P99, r.P999 = ms(50), ms(90), ms(99), ms(99.9)
 	if took > 0 {
 		r.MBps = float64(r.Bytes) / 1e6 / took.Seconds()
 	}
 	return r
 }
 
-// steps prints a table of steps; extra is a column of one more figure for each.
+// withHDR adds the histograms to results.
+func withHDR(steps []stepResult) error {
+	for i := range steps {
+		text, err := steps[i].hist.Encode(hdrhistogram.V2CompressedEncodingCookieBase)
+		if err != nil {
+			return err
+		}
+		steps[i].HDR = string(text)
+	}
+	return nil
+}
+
+// steps prints a table of steps.
 func (s *session) steps(results ...stepResult) {
 	var rows [][]string
 	for _, r := range results {
 		rows = append(rows, []string{
-			r.Name, fmt.Sprint(r.Count), msText(r.P50), msText(r.P90), msText(r.P99), msText(r.Max), fmt.Sprintf("%.1f", r.MBps),
+			r.Name, fmt.Sprint(r.Count), msText(r.P50), msText(r.P90), msText(r.P99), msText(r.P999), msText(r.Max),
+			fmt.Sprintf("%.1f", r.MBps),
 		})
 	}
-	s.table([]string{"STEP", "COUNT", "P50 ms", "P90 ms", "P99 ms", "MAX ms", "MB/s"}, rows)
+	s.table([]string{"STEP", "COUNT", "P50 ms", "P90 ms", "P99 ms", "P99.9 ms", "MAX ms", "MB/s"}, rows)
 }
 
 func msText(ms float64) string {
@@ -156,6 +190,16 @@ func bar(columns int, done float64, took time.Duration, text string) string {
 	}
 	return cut(line, columns)
 }
+
+// hold keeps a measurement that is ready until standard input ends, so that several processes begin together.
+func (s *session) hold() error {
+	fmt.Fprintln(s.stderr, readyLine)
+	_, err := io.Copy(io.Discard, s.stdin)
+	return err
+}
+
+// readyLine is what hold says.
+const readyLine = "ready: begins when standard input ends"
 
 // workers runs n goroutines that take work by number until take says there is no more or one of them fails; it returns
 // the first failure.
