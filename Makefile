@@ -149,6 +149,10 @@ check-proto: $(BUF) ## Lint the API and compare the checked-in generated code wi
 	@tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; $(BUF) generate -o "$$tmp" && diff -r "$$tmp/proto/gen" proto/gen \
 	  || { echo "proto/gen is not what proto/ generates: run make proto and commit"; exit 1; }
 
+.PHONY: manual
+manual: ## Write kvctl's manual from its help.
+	$(GO) test -count=1 -run TestManual ./services/cmd/kvctl -write-manual
+
 .PHONY: lint
 lint: $(LINT) ## golangci-lint, pinned.
 	$(LINT) run ./...

@@ -310,7 +310,9 @@ func (r *loadRun) caller(ctx context.Context, w int) error {
 
 // operation does one operation, which was due at a time.
 func (r *loadRun) operation(ctx context.Context, rng *rand.Rand, pick func() int, due time.Time) error {
-	lat, bytes, err := r.gets, 0, error(nil)
+	lat := r.gets
+	var bytes int
+	var err error
 	read := r.reads > 0 && rng.Float64() < r.reads
 	switch {
 	case r.kind == "batch" && read:

@@ -67,6 +67,7 @@ var commands = map[string]command{
 	"context ls":       contextLsCommand,
 	"context show":     contextShowCommand,
 	"context rm":       contextRmCommand,
+	"completion":       completionCommand,
 	"version":          versionCommand,
 }
 
@@ -143,6 +144,10 @@ func run(ctx context.Context, sys system, args []string) int {
 }
 
 func (s *session) run(ctx context.Context, args []string) error {
+	if len(args) > 0 && args[0] == completeWord {
+		s.completion(ctx, args[1:])
+		return nil
+	}
 	args, err := s.globalArgs(args)
 	if errors.Is(err, flag.ErrHelp) {
 		return s.help(nil)

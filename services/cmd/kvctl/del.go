@@ -9,7 +9,7 @@ import (
 )
 
 var delCommand = command{
-	args: "KEY...", min: 1, max: 1000,
+	args: "KEY...", min: 1, max: 1000, complete: completeKeys,
 	short: "remove keys",
 	help: `A key that is not there is no error; the output tells. Several keys are removed one by one, in one call.
 

@@ -12,7 +12,7 @@ import (
 )
 
 var getCommand = command{
-	args: "KEY", min: 1, max: 1,
+	args: "KEY", min: 1, max: 1, complete: completeKeys,
 	short: "read a key",
 	help: `On a terminal get shows the entry and its value; into a pipe or a file it writes the value alone, byte by byte
 (-o raw does so always). Values of any size pass, as a stream.

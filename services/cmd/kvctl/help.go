@@ -69,22 +69,61 @@ func printCommands(w io.Writer, names []string) {
 }
 
 func (s *session) helpCommand(name string, cmd command) {
-	fmt.Fprintf(s.stdout, "usage: kvctl %s\n\n%s.\n\n%s\n\nFlags:\n",
-		strings.TrimSpace(name+" [flags] "+cmd.args), strings.ToUpper(cmd.short[:1])+cmd.short[1:], cmd.help)
-	fs := flag.NewFlagSet(name, flag.ContinueOnError)
-	s.globals(fs)
-	cmd.setup(fs)
+	fmt.Fprintf(s.stdout, "%s\nFlags of every command:\n", commandText(name, cmd))
+	fs := flag.NewFlagSet("", flag.ContinueOnError)
+	new(session).globals(fs)
+	printFlags(s.stdout, fs, nil)
+}
+
+// commandText explains a command, but for the flags that every command has.
+func commandText(name string, cmd command) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "usage: kvctl %s\n\n%s.\n\n%s\n", strings.TrimSpace(name+" [flags] "+cmd.args), strings.ToUpper(cmd.short[:1])+cmd.short[1:], cmd.help)
+	all, global := flag.NewFlagSet(name, flag.ContinueOnError), flag.NewFlagSet("", flag.ContinueOnError)
+	new(session).globals(global)
+	cmd.setup(all)
+	var flags strings.Builder
+	printFlags(&flags, all, global)
+	if flags.Len() > 0 {
+		b.WriteString("\nFlags:\n" + flags.String())
+	}
+	return b.String()
+}
+
+// printFlags prints the flags of a set that another one does not have.
+func printFlags(w io.Writer, fs, without *flag.FlagSet) {
 	fs.VisitAll(func(f *flag.Flag) {
+		if without != nil && without.Lookup(f.Name) != nil {
+			return
+		}
 		arg, usage := flag.UnquoteUsage(f)
 		if f.DefValue != "" && f.DefValue != "0" && f.DefValue != "false" && f.DefValue != "0s" {
 			usage += " (default " + f.DefValue + ")"
 		}
-		dash := "--"
-		if len(f.Name) == 1 {
-			dash = "-"
-		}
-		fmt.Fprintf(s.stdout, "  %-24s %s\n", strings.TrimSpace(dash+f.Name+" "+arg), usage)
+		fmt.Fprintf(w, "  %-24s %s\n", strings.TrimSpace(dashed(f.Name)+" "+arg), usage)
 	})
+}
+
+// manual is all help as one page.
+func manual() string {
+	var b strings.Builder
+	b.WriteString("# kvctl\n\nWritten by `make manual` from what `kvctl help` says; a test holds the two together, and runs every example.\n\n")
+	section := func(title, text string) {
+		fmt.Fprintf(&b, "## %s\n\n```text\n%s\n```\n\n", title, strings.Trim(text, "\n"))
+	}
+	var all strings.Builder
+	s := &session{system: system{stdout: &all}}
+	_ = s.help(nil) // of everything: there is always help
+	section("kvctl help", all.String())
+	for _, name := range slices.Sorted(maps.Keys(commands)) {
+		section("kvctl "+name, commandText(name, commands[name]))
+	}
+	fs := flag.NewFlagSet("", flag.ContinueOnError)
+	s.globals(fs)
+	all.Reset()
+	printFlags(&all, fs, nil)
+	section("Flags of every command", all.String())
+	return strings.TrimRight(b.String(), "\n") + "\n"
 }
 
 // group lists the second words of the commands that begin with first.

@@ -27,7 +27,7 @@ var keyspaceLsCommand = command{
 }
 
 var keyspaceGetCommand = command{
-	args: "NAME", min: 1, max: 1,
+	args: "NAME", min: 1, max: 1, complete: completeKeyspaces,
 	short: "show one keyspace",
 	help:  `  kvctl keyspace get tenant1`,
 	setup: simple(func(ctx context.Context, s *session, args []string) error {
@@ -72,7 +72,7 @@ var keyspaceCreateCommand = command{
 }
 
 var keyspaceRmCommand = command{
-	args: "NAME", min: 1, max: 1,
+	args: "NAME", min: 1, max: 1, complete: completeKeyspaces,
 	short: "remove a keyspace with all its namespaces and data",
 	help: `Asks for the name once more, by --confirm.
 

@@ -9,7 +9,7 @@ import (
 )
 
 var lsCommand = command{
-	args: "[PREFIX]", min: 0, max: 1,
+	args: "[PREFIX]", min: 0, max: 1, complete: completeKeys,
 	short: "list keys",
 	help: `Keys come in byte order. -o raw prints the keys alone, one a line; -o json one object a line.
 

@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -216,7 +217,7 @@ func TestCommandLines(t *testing.T) {
 		{"get a --colour", "", 2, `-colour`},
 		{"get a -o xml", "", 2, `table, wide, json or raw`},
 		{"bench put -c 0", "", 2, `1 to 100000`},
-		{"bench get --zipf 0.5", "", 2, `more than 1`},
+		{"bench get --zipf 1", "", 2, `not 1`},
 		{"bench prompt", "", 2, `--trace FILE is missing`},
 		{"bench prompt --trace /nowhere", "", 2, `--trace`},
 		{"bench value --size tiny", "", 2, `80MiB`},
@@ -254,11 +255,27 @@ func TestTerminal(t *testing.T) {
 	if code, _, errs := sh.run("\x00\x01\xff binary", "put", "bin", "-"); code != 0 {
 		t.Fatal(errs)
 	}
-	for line := range strings.Lines(sh.ok("ls")) {
-		if n := len([]rune(strings.TrimSuffix(line, "\n"))); n > 40 {
-			t.Errorf("a line of %d columns: %q", n, line)
+	for _, columns := range []int{40, 60, 80, 100} {
+		sh.tty = columns
+		out := sh.ok("ls")
+		for line := range strings.Lines(out) {
+			if n := len([]rune(strings.TrimSuffix(line, "\n"))); n > columns {
+				t.Errorf("a line of %d columns: %q", n, line)
+			}
+		}
+		// The key is cut, so that what follows it can be seen.
+		if columns >= 80 && !regexp.MustCompile(`(?m)^a-key-with\S*…  +1  `).MatchString(out) {
+			t.Errorf("on %d columns: %s", columns, out)
 		}
 	}
+	if out := sh.ok("ls", "-o", "wide"); !strings.Contains(out, "a-key-with-a-name-that-is-far-too-long-for-a-narrow-terminal ") {
+		t.Errorf("wide: %s", out)
+	}
+	sh.ok("put", "evil\x1b[2J\nkey", "x")
+	if out := sh.ok("ls"); strings.Contains(out, "\x1b") || !strings.Contains(out, `evil\x1b[2J\nkey`) {
+		t.Errorf("a key that moves the cursor: %q", out)
+	}
+	sh.tty = 40
 	if out := sh.ok("get", "bin"); !strings.Contains(out, "00 01 ff") || strings.Contains(out, "\x00") {
 		t.Errorf("binary on a terminal: %q", out)
 	}
@@ -445,6 +462,27 @@ func TestHelp(t *testing.T) {
 	}
 	if out := sh.ok("help", "prompt"); !strings.Contains(out, "prompt lookup") || strings.Contains(out, "bench") {
 		t.Errorf("help prompt:\n%s", out)
+	}
+}
+
+var writeManual = flag.Bool("write-manual", false, "write MANUAL.md")
+
+// TestManual: the manual is what help says.
+func TestManual(t *testing.T) {
+	want := manual()
+	if *writeManual {
+		if err := os.WriteFile("MANUAL.md", []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile("MANUAL.md")
+	if err != nil || string(got) != want {
+		t.Errorf("MANUAL.md is not what help says (%v): make manual writes it", err)
+	}
+	for line := range strings.Lines(want) {
+		if n := len([]rune(line)); n > 200 {
+			t.Errorf("a line of %d columns: %s", n, line)
+		}
 	}
 }
 

@@ -48,7 +48,7 @@ var namespaceLsCommand = command{
 }
 
 var namespaceGetCommand = command{
-	args: "NAME", min: 1, max: 1,
+	args: "NAME", min: 1, max: 1, complete: completeNamespaces,
 	short: "show one namespace",
 	help:  `  kvctl namespace get prompts -o json`,
 	setup: simple(func(ctx context.Context, s *session, args []string) error {
@@ -108,7 +108,7 @@ var namespaceCreateCommand = command{
 }
 
 var namespaceUpdateCommand = command{
-	args: "NAME", min: 1, max: 1,
+	args: "NAME", min: 1, max: 1, complete: completeNamespaces,
 	short: "change the limits of a namespace",
 	help: `Only the flags given are changed.
 
@@ -142,7 +142,7 @@ var namespaceUpdateCommand = command{
 }
 
 var namespaceRmCommand = command{
-	args: "NAME", min: 1, max: 1,
+	args: "NAME", min: 1, max: 1, complete: completeNamespaces,
 	short: "remove a namespace with all its data",
 	help: `Asks for the name once more, by --confirm.
 

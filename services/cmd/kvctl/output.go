@@ -4,13 +4,15 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
 )
 
-// table prints rows under headings, cut to the terminal's width; columns all of numbers stand to the right.
+// table prints rows under headings; columns all of numbers stand to the right. On a terminal it is no wider than that: the widest columns
+// of text are cut, then lines. What cannot be printed is escaped.
 func (s *session) table(head []string, rows [][]string) {
 	width := make([]int, len(head))
 	number := make([]bool, len(head))
@@ -18,9 +20,13 @@ func (s *session) table(head []string, rows [][]string) {
 		width[c] = utf8.RuneCountInString(h)
 		number[c] = c > 0 && len(rows) > 0
 		for _, r := range rows {
+			r[c] = visible(r[c])
 			width[c] = max(width[c], utf8.RuneCountInString(r[c]))
 			number[c] = number[c] && isNumber(r[c])
 		}
+	}
+	if s.width > 0 {
+		fit(width, number, s.width)
 	}
 	line := func(cells []string) {
 		var b strings.Builder
@@ -28,6 +34,7 @@ func (s *session) table(head []string, rows [][]string) {
 			if c > 0 {
 				b.WriteString("  ")
 			}
+			cell = cut(cell, width[c])
 			pad := strings.Repeat(" ", width[c]-utf8.RuneCountInString(cell))
 			if number[c] {
 				b.WriteString(pad + cell)
@@ -43,7 +50,56 @@ func (s *session) table(head []string, rows [][]string) {
 	}
 }
 
-// cut shortens a line to the terminal; 0 columns is no terminal.
+// leastColumn is how narrow a column of text may become.
+const leastColumn = 8
+
+// fit narrows the widest columns that are no numbers until all fit so many columns of a terminal, or nothing more can be done.
+func fit(width []int, number []bool, columns int) {
+	over := 2*(len(width)-1) - columns
+	for _, w := range width {
+		over += w
+	}
+	for over > 0 {
+		widest, next := -1, leastColumn // the second widest
+		for c, w := range width {
+			switch {
+			case number[c]:
+			case widest < 0 || w > width[widest]:
+				if widest >= 0 {
+					next = max(next, width[widest])
+				}
+				widest = c
+			default:
+				next = max(next, w)
+			}
+		}
+		if widest < 0 || width[widest] <= leastColumn {
+			return
+		}
+		less := min(over, max(1, width[widest]-next))
+		width[widest] -= less
+		over -= less
+	}
+}
+
+// visible is a text for one line of a terminal: nothing in it moves the cursor or changes colours.
+func visible(text string) string {
+	if !strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return text
+	}
+	var b strings.Builder
+	for _, r := range text {
+		if unicode.IsPrint(r) {
+			b.WriteRune(r)
+		} else {
+			quoted := strconv.QuoteRune(r)
+			b.WriteString(quoted[1 : len(quoted)-1])
+		}
+	}
+	return b.String()
+}
+
+// cut shortens a text to so many columns; 0 columns is no terminal.
 func cut(line string, columns int) string {
 	if columns < 2 || utf8.RuneCountInString(line) <= columns {
 		return line

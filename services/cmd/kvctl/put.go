@@ -11,7 +11,7 @@ import (
 )
 
 var putCommand = command{
-	args: "KEY VALUE|-|@FILE", min: 2, max: 2,
+	args: "KEY VALUE|-|@FILE", min: 2, max: 2, complete: completeKeyValue,
 	short: "store a value under a key",
 	help: `The value is the argument itself, standard input (-), or a file (@FILE; @@x is the text "@x"). A file of any size is
 sent as a stream. The write is durable when put returns.

@@ -15,7 +15,7 @@ import (
 )
 
 var watchCommand = command{
-	args: "[PREFIX]", min: 0, max: 1,
+	args: "[PREFIX]", min: 0, max: 1, complete: completeKeys,
 	short: "tell of changes as they happen",
 	help: `Without --state it begins now. A lost connection is taken up again by itself, and nothing is missed: the token that --from goes on
 from is part of every line of -o json. Without --all, changes to one key that come faster than they are read are told as the last of them.
@@ -216,7 +216,7 @@ func (s *session) tellChange(e *client.Event, token []byte) error {
 		fmt.Fprintln(s.stdout, cut(line, s.width))
 		return nil
 	}
-	line := fmt.Sprintf("%-6s %8d  %s", e.Type, e.Version, e.Key)
+	line := fmt.Sprintf("%-6s %8d  %s", e.Type, e.Version, visible(e.Key))
 	if e.Type == client.EventPut {
 		switch {
 		case e.ValueLeftOut, e.Value == nil && e.Size > 0, !printable(e.Value):
