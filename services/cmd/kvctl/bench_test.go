@@ -159,6 +159,9 @@ func modTimes(t *testing.T, dir string) map[string]time.Time {
 
 // TestBenchSweep: with real processes, killed half-way and gone on with; then its report.
 func TestBenchSweep(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts some forty processes, which share nothing: make unit runs it")
+	}
 	srv := clienttest.StartTCP(t)
 	t.Setenv("KVCTL_IS_THE_TEST", "yes") // for the processes that sweeps start
 	sh := &shell{t: t, env: map[string]string{"KVSTORE_ENDPOINT": srv.Addr(), "KVSTORE_TOKEN": "kvs_not-in-any-report"}}

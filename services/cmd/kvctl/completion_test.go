@@ -76,6 +76,9 @@ func TestCompletion(t *testing.T) {
 
 // TestCompletionInShells: what real shells offer.
 func TestCompletionInShells(t *testing.T) {
+	if testing.Short() {
+		t.Skip("is of shells, and starts many processes: make unit runs it")
+	}
 	srv := clienttest.StartTCP(t)
 	dir := t.TempDir()
 	self, err := os.Executable()

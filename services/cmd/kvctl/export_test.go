@@ -26,13 +26,15 @@ func holds(t *testing.T, sh *shell, namespace string) map[string]string {
 	}
 	defer c.Close()
 	out := map[string]string{}
-	for e, err := range c.List(t.Context(), &client.ListOptions{KeysOnly: true, PageSize: 1000}) {
+	for full, err := range c.List(t.Context(), &client.ListOptions{PageSize: 1000}) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		full, err := c.Get(t.Context(), e.Key, nil)
-		if err != nil {
-			t.Fatal(err)
+		e := full
+		if int64(len(full.Value)) != full.Size {
+			if full, err = c.Get(t.Context(), e.Key, nil); err != nil {
+				t.Fatal(err)
+			}
 		}
 		out[e.Key] = fmt.Sprintf("%x %q %q %v %v", full.Value, full.ContentType, full.Encoding, full.Metadata, full.Tags)
 		if !full.Expires.IsZero() {
@@ -88,7 +90,7 @@ func fillOdd(t *testing.T, sh *shell, n int) {
 // TestExportRoundTrip: what goes out comes in again, byte by byte, through a pipe and through a file.
 func TestExportRoundTrip(t *testing.T) {
 	sh, _ := newShell(t)
-	fillOdd(t, sh, 3456)
+	fillOdd(t, sh, 1234)
 	want := holds(t, sh, "")
 	code, dump, told := sh.run("", "export")
 	if code != 0 || !regexp.MustCompile(fmt.Sprintf(`^exported %d keys, [\d.]+ MiB of values\n$`, len(want))).MatchString(told) {
@@ -167,6 +169,9 @@ func TestExportResumes(t *testing.T) {
 		if n%40009 == 0 || n < 500 && n%41 == 0 || bytes.IndexByte(whole[max(0, n-2):min(len(whole), n+2)], '\n') >= 0 {
 			cuts = append(cuts, n)
 		}
+	}
+	if testing.Short() { // the same again and again
+		cuts = cuts[len(cuts)/2:]
 	}
 	for _, n := range cuts {
 		if err := os.WriteFile(file, whole[:n], 0o600); err != nil {
@@ -298,12 +303,12 @@ func TestImportKeepsGoing(t *testing.T) {
 // TestImportResumes: an import whose server went away goes on behind the line that it noted, and not into another namespace or another file.
 func TestImportResumes(t *testing.T) {
 	sh, srv := newShell(t)
-	fillOdd(t, sh, 5000)
+	fillOdd(t, sh, 2500)
 	want := len(holds(t, sh, ""))
 	file := filepath.Join(t.TempDir(), "dump")
 	sh.ok("export", "--out", file)
 	sh.ok("namespace", "create", "copy")
-	calls, allowed := 0, 3
+	calls, allowed := 0, 2
 	srv.Faults.Before(func(method string) error {
 		if method == "BatchPut" {
 			if calls++; calls > allowed {
