@@ -112,7 +112,7 @@ func wait(ctx context.Context, d time.Duration) bool {
 
 const compaction = "changes that a watcher has missed are gone"
 
-// run breaks watches of a store until so many events were judged, and each blow fell.
+// run breaks watches of a store until so many events were judged, each blow fell, and the client that is a process was killed.
 func run(t *testing.T, s *store, bin string, events int, seed uint64) outcome {
 	ctx, cancel := context.WithTimeoutCause(t.Context(), time.Minute+time.Duration(events)*4*time.Millisecond, fmt.Errorf("%d events take too long", events))
 	defer cancel()
@@ -173,7 +173,7 @@ func run(t *testing.T, s *store, bin string, events int, seed uint64) outcome {
 		await(l.Events() + step)
 		fail("rest", l.Rest())
 		fail("judgement", l.Verify(ctx))
-		if o.verified++; l.Events() >= events {
+		if o.verified++; l.Events() >= events && p.killed() > 0 {
 			break
 		}
 		l.Work(ctx)
