@@ -100,6 +100,11 @@ STOPPED    ?= 1m
 slow-reader: build ## What readers that stop reading cost a server under load, for STOPPED (1m; make slow-reader STOPPED=10m).
 	KVSTORE_STOPPED=$(STOPPED) KVSTORE_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 30m -v -run TestStoppedReaders ./tests/e2e
 
+OVERLOAD   ?= 1m
+.PHONY: overload
+overload: build ## A server on a slow Redis offered twice what it can do for OVERLOAD (1m); and one whose Redis stops answering.
+	KVSTORE_OVERLOAD=$(OVERLOAD) KVSTORE_REDIS=1 KVSTORE_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 10m -v ./tests/overload
+
 .PHONY: sidecars
 sidecars: $(foreach b,daprd sentry placement,$(if $(shell command -v $b),,$(SIDECARS)/$b)) ## Build daprd, sentry and placement (once, minutes) unless they are on PATH; print where they are.
 	@PATH="$$PATH:$(SIDECARS)"; for b in daprd sentry placement; do command -v $$b; done

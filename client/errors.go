@@ -23,7 +23,9 @@ var (
 	ErrTooLarge        error = kverr.TooLarge        // Field says what, Limit how much is allowed
 	ErrCrossPartition  error = kverr.CrossPartition  // a transaction over two partitions
 	ErrWrongKind       error = kverr.WrongKind       // the namespace holds something else
-	ErrExhausted       error = kverr.Exhausted       // budget or rate; not applied
+	ErrExhausted       error = kverr.Exhausted       // budget or quota; not applied
+	ErrOverloaded      error = kverr.Overloaded      // more comes than the store can write; not applied
+	ErrRateLimited     error = kverr.RateLimited     // more than this client, or the namespace, may; not applied
 	ErrNoSpace         error = kverr.NoSpace         // the store is full; not applied
 	ErrUnavailable     error = kverr.Unavailable     // not applied; try again later
 	ErrOutcomeUnknown  error = kverr.OutcomeUnknown  // a write that may or may not have been applied

@@ -34,7 +34,13 @@ type attempts struct {
 
 // passes tells whether an item's error may be another one, or none, when its batch is repeated.
 func passes(e *kverr.Error) bool {
-	return e.Kind == kverr.OutcomeUnknown || e.Kind == kverr.Unavailable || e.Kind == kverr.Exhausted && e.RetryAfterMS > 0
+	switch e.Kind {
+	case kverr.OutcomeUnknown, kverr.Unavailable:
+		return true
+	case kverr.Exhausted, kverr.Overloaded, kverr.RateLimited:
+		return e.RetryAfterMS > 0
+	}
+	return false
 }
 
 // again judges the error of a try. It returns how long to wait before the next, or the error to give to the caller.
@@ -52,7 +58,7 @@ func (a *attempts) again(ctx context.Context, co *core, err error) (time.Duratio
 		}
 	case kverr.Unavailable:
 		wait = time.Duration(e.RetryAfterMS) * time.Millisecond
-	case kverr.Exhausted:
+	case kverr.Exhausted, kverr.Overloaded, kverr.RateLimited:
 		wait = time.Duration(e.RetryAfterMS) * time.Millisecond
 		if wait == 0 {
 			return 0, a.final(err)
@@ -80,7 +86,8 @@ func (a *attempts) again(ctx context.Context, co *core, err error) (time.Duratio
 			a.deadline = d // a read is repeated for as long as its caller wants
 		}
 	}
-	wait = max(wait, co.backoff(a.tries))
+	// Whoever was told the same time does not come back at the same time.
+	wait = max(wait+rand.N(wait/4+1), co.backoff(a.tries))
 	a.tries++
 	if a.single || now.Add(wait).After(a.deadline) {
 		if verdict != nil {
@@ -124,7 +131,7 @@ func (a *attempts) final(err error) error {
 		return err
 	}
 	switch e.Kind {
-	case kverr.Unavailable, kverr.Exhausted, kverr.NoSpace, kverr.NotFound,
+	case kverr.Unavailable, kverr.Exhausted, kverr.Overloaded, kverr.RateLimited, kverr.NoSpace, kverr.NotFound,
 		kverr.Unauthenticated, kverr.PermissionDenied, kverr.Unimplemented:
 		return &kverr.Error{Kind: kverr.OutcomeUnknown, Op: e.Op,
 			Message: "an earlier try may have been applied; the last said: " + e.Message, Err: err}

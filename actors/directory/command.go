@@ -106,3 +106,6 @@ func (c *Command) Size() int { return 512 + 64*len(c.Marks) }
 
 // Grows tells whether the command may make the state larger.
 func (c *Command) Grows() bool { return c.Op == OpCreateKeyspace || c.Op == OpCreateNamespace }
+
+// Until is not known: what the directory was asked for it does.
+func (c *Command) Until() int64 { return 0 }

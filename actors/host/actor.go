@@ -55,7 +55,10 @@ type Actor[C Command] struct {
 	queue      []C           // commands not stepped yet because the next body is full
 	queueBytes int           // Size of them together
 	flight     *flight       // the append in flight; nil when there is none
+	pace       pace          // of appends
 	confirming *confirmation // the confirmation under way; nil when there is none
+	silent     bool          // the last append was not written, and took longer than Patience
+	doubted    bool          // the last confirmation had no answer
 	closing    bool          // no more commands are taken
 	wakeMS     int64         // what Hooks.Wake was told last
 	idle       chan struct{} // closed once nothing waits and nothing is in flight; nil when nobody asked
@@ -102,11 +105,11 @@ func (a *Actor[C]) Do(cmds ...C) error {
 	var out *outcomes[C]
 	a.tick(now)
 	for i, c := range cmds {
-		err := a.take(c, i)
+		err := a.take(c, i, now)
 		if err == nil {
 			continue
 		}
-		if !errors.Is(err, errStarved) {
+		if err != errStarved && err != errLate {
 			// Those behind it may count on their order: refuse them too.
 			for _, c := range cmds[i:] {
 				out = a.release(out, c, err)
@@ -155,11 +158,50 @@ func (a *Actor[C]) tick(now time.Time) {
 
 var (
 	errStarved = &kverr.Error{Kind: kverr.Exhausted, Op: "write", Message: "the host is at its memory budget; deletes still pass", RetryAfterMS: 1000}
-	errCrowded = &kverr.Error{Kind: kverr.Exhausted, Op: "queue", Message: "too many commands wait for the shard's log", RetryAfterMS: 50}
+	errCrowded = &kverr.Error{Kind: kverr.Overloaded, Op: "queue", Message: "too many commands wait for the shard's log", RetryAfterMS: 50}
+	errLate    = &kverr.Error{Kind: kverr.DeadlineExceeded, Op: "queue", Message: "the deadline passed before it was begun; it was not applied"}
+	errStuck   = &kverr.Error{Kind: kverr.Unavailable, Op: "append", Message: "the log engine does not answer; the write was not applied", RetryAfterMS: 500}
 )
 
+// minRetry is the least time after which whoever was refused for want of time is told to come again.
+const minRetry = 50 * time.Millisecond
+
+// crowded refuses a command that would have to wait too long. What waits now is half written when it may be tried again.
+func crowded(wait time.Duration) *kverr.Error {
+	return &kverr.Error{
+		Kind: kverr.Overloaded, Op: "queue", Message: "the log engine takes writes more slowly than they come: they would wait too long",
+		RetryAfterMS: max(minRetry, wait/2).Milliseconds(),
+	}
+}
+
+// shed tells why a command that there is room for is not taken; nil when it is. Mutex held.
+func (a *Actor[C]) shed(c C, now time.Time) *kverr.Error {
+	until := c.Until()
+	if until != 0 && now.UnixMilli() >= until {
+		return errLate
+	}
+	if a.flight == nil {
+		return nil
+	}
+	if a.silent || now.Sub(a.flight.began) > a.cfg.Patience {
+		return errStuck
+	}
+	limit := a.pace.limit()
+	if limit == 0 {
+		return nil
+	}
+	bytes := a.flight.bytes + a.machine.Pending() + a.queueBytes
+	if wait := a.pace.wait(bytes); bytes >= limit || until != 0 && now.Add(wait).UnixMilli() > until {
+		return crowded(wait)
+	}
+	return nil
+}
+
 // take steps or queues one command; ahead is how many of the same call came before it. An error refuses it. Mutex held.
-func (a *Actor[C]) take(c C, ahead int) error {
+func (a *Actor[C]) take(c C, ahead int, now time.Time) *kverr.Error {
+	if err := a.shed(c, now); err != nil {
+		return err
+	}
 	if a.hooks.Starved != nil && c.Grows() && a.hooks.Starved() {
 		return errStarved
 	}
@@ -172,7 +214,7 @@ func (a *Actor[C]) take(c C, ahead int) error {
 		return nil
 	}
 	size := c.Size()
-	if len(a.queue) > 0 && a.queueBytes+size > a.cfg.MaxQueuedBytes {
+	if len(a.queue) > 0 && a.queueBytes+size > a.cfg.MaxQueuedBytes || a.hooks.Queue != nil && !a.hooks.Queue(size) {
 		return errCrowded
 	}
 	a.queue = append(a.queue, c)
@@ -187,7 +229,7 @@ func (a *Actor[C]) advance(now time.Time, out *outcomes[C]) (begun *flight, _ *o
 	if a.flight == nil {
 		begun, out = a.begin(now, out)
 	}
-	a.drain()
+	out = a.drain(now, out)
 	a.replies = a.machine.Replies(a.replies[:0])
 	out = a.admit(now, a.replies, out)
 	clear(a.replies)
@@ -210,19 +252,33 @@ func (a *Actor[C]) begin(now time.Time, out *outcomes[C]) (*flight, *outcomes[C]
 	return a.flight, out
 }
 
-// drain steps queued commands until the next body is full.
-func (a *Actor[C]) drain() {
+// drain steps queued commands until the next body is full. Those that nobody waits for any more are not begun.
+func (a *Actor[C]) drain(now time.Time, out *outcomes[C]) *outcomes[C] {
 	if len(a.queue) == 0 {
-		return
+		return out
 	}
 	n := 0
 	for n < len(a.queue) && a.machine.Pending() < a.cfg.MaxBody {
-		a.queueBytes -= a.queue[n].Size()
-		a.machine.Step(a.queue[n])
-		a.stepped++
+		c := a.queue[n]
 		n++
+		a.unqueued(c.Size())
+		if until := c.Until(); until != 0 && now.UnixMilli() >= until {
+			out = a.release(out, c, errLate)
+			continue
+		}
+		a.machine.Step(c)
+		a.stepped++
 	}
 	a.queue = slices.Delete(a.queue, 0, n)
+	return out
+}
+
+// unqueued gives back the room that a command had in the queue. Mutex held.
+func (a *Actor[C]) unqueued(bytes int) {
+	a.queueBytes -= bytes
+	if a.hooks.Queue != nil {
+		a.hooks.Queue(-bytes)
+	}
 }
 
 // admit lets new outcomes go that may leave at once, and keeps the others waiting.
@@ -288,7 +344,9 @@ func (a *Actor[C]) land(seq uint64, err error) {
 	if a.hooks.Committed != nil {
 		a.hooks.Committed(Committed{Outcome: what, Took: now.Sub(f.began), Commands: f.commands, Bytes: f.bytes, Waiting: len(a.waiting) + len(a.queue)})
 	}
+	a.silent = what != wal.Written && now.Sub(f.began) > a.cfg.Patience
 	if what == wal.Written {
+		a.pace.landed(f.bytes, now.Sub(f.began))
 		f.state.Seq = seq
 		a.publish(&f.state)
 		out = a.gather(now, f.turn, out)

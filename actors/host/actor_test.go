@@ -397,7 +397,7 @@ func TestBounds(t *testing.T) {
 		queued = append(queued, b.do(a, &command{op: add, name: "a", n: 1, size: 100}))
 	}
 	refused := b.do(a, &command{op: add, name: "a", n: 1, size: 100})
-	b.left(kverr.Exhausted, refused)
+	b.left(kverr.Overloaded, refused)
 	b.waits(flying)
 	b.waits(stepped...)
 	b.waits(queued...)

@@ -14,6 +14,8 @@ const (
 	DefaultMaxBody           = 4 << 20
 	DefaultMaxCommands       = 64 << 10
 	DefaultMaxQueuedBytes    = 32 << 20
+	DefaultMaxWait           = 500 * time.Millisecond
+	DefaultPatience          = 3 * time.Second
 	DefaultCheckpointBytes   = 24 << 20
 	DefaultCheckpointRecords = 1 << 20
 	DefaultConfirmTimeout    = 5 * time.Second
@@ -45,10 +47,16 @@ type Config struct {
 	// than this by at most one command's effects. Default 4 MiB.
 	MaxBody int
 	// MaxCommands bounds the commands that were taken and not released yet; beyond it commands are released with
-	// kverr.Exhausted. Default 65,536.
+	// kverr.Overloaded. Default 65,536.
 	MaxCommands int
 	// MaxQueuedBytes bounds the bytes of commands that queue unstepped; beyond it likewise. Default 32 MiB.
 	MaxQueuedBytes int
+	// MaxWait bounds what waits for a log that does not keep up with what comes, by how long the log takes for it: beyond it commands are
+	// released with kverr.Overloaded at once. Default 500 ms.
+	MaxWait time.Duration
+	// Patience is how long an append, or a confirmation, may take before others fail at once instead of waiting for it too: kverr.Unavailable. It
+	// goes on; while the next ones fail too, whoever begins one waits for it alone; and once one has succeeded all is well again. Default 3 s.
+	Patience time.Duration
 	// CheckpointBytes of log since the last checkpoint make one due. More means fewer bytes written by checkpoints and more to replay
 	// at the next start. Default 24 MiB: of four busy shards, about a million small writes together.
 	CheckpointBytes int64
@@ -64,6 +72,8 @@ func (c *Config) EnsureDefaults() {
 	setDefault(&c.MaxBody, DefaultMaxBody)
 	setDefault(&c.MaxCommands, DefaultMaxCommands)
 	setDefault(&c.MaxQueuedBytes, DefaultMaxQueuedBytes)
+	setDefault(&c.MaxWait, DefaultMaxWait)
+	setDefault(&c.Patience, DefaultPatience)
 	setDefault(&c.CheckpointBytes, DefaultCheckpointBytes)
 	setDefault(&c.CheckpointRecords, DefaultCheckpointRecords)
 	setDefault(&c.ConfirmTimeout, DefaultConfirmTimeout)
@@ -80,6 +90,8 @@ func (c *Config) Validate() error {
 	check(c.MaxBody >= 1<<10, "MaxBody is %d: at least 1024", c.MaxBody)
 	check(c.MaxCommands >= 1, "MaxCommands is %d: at least 1", c.MaxCommands)
 	check(c.MaxQueuedBytes >= 1, "MaxQueuedBytes is %d: at least 1", c.MaxQueuedBytes)
+	check(c.MaxWait > 0, "MaxWait is %v: more than 0", c.MaxWait)
+	check(c.Patience > 0, "Patience is %v: more than 0", c.Patience)
 	check(c.CheckpointBytes >= 1, "CheckpointBytes is %d: at least 1", c.CheckpointBytes)
 	check(c.CheckpointRecords >= 1, "CheckpointRecords is %d: at least 1", c.CheckpointRecords)
 	check(c.ConfirmTimeout > 0, "ConfirmTimeout is %v: more than 0", c.ConfirmTimeout)
@@ -108,6 +120,9 @@ type Hooks struct {
 	// with kverr.Exhausted, others pass. (A machine keeps its own shard's budget itself.) It is asked for each command that
 	// grows the state.
 	Starved func() bool
+	// Queue takes room for the bytes of a command that must queue, of what the runtime has for all its actors, or gives it back when they are
+	// negative. False refuses: the command is released with kverr.Overloaded.
+	Queue func(bytes int) bool
 	// Committed tells of every append that has ended.
 	Committed func(c Committed)
 	// Jumped tells that the clock was moved forward by more than 10 s (D12).

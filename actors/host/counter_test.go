@@ -33,6 +33,7 @@ type command struct {
 	n    int64
 	grow bool
 	size int
+	till int64
 
 	// The outcome.
 	value int64
@@ -61,6 +62,8 @@ func (c *command) Release(err error) {
 
 func (c *command) Size() int   { return c.size }
 func (c *command) Grows() bool { return c.grow }
+
+func (c *command) Until() int64 { return c.till }
 
 // state returns how often it was released, and with what.
 func (c *command) state() (int, error) {

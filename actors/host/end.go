@@ -118,9 +118,10 @@ func (a *Actor[C]) finish(why, sent *kverr.Error, last uint64, unsent *kverr.Err
 
 func (a *Actor[C]) refuseQueue(why *kverr.Error, out *outcomes[C]) *outcomes[C] {
 	for _, c := range a.queue {
+		a.unqueued(c.Size())
 		out = a.release(out, c, why)
 	}
-	a.queue, a.queueBytes = nil, 0
+	a.queue = nil
 	return out
 }
 

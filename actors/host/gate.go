@@ -11,10 +11,13 @@ import (
 
 // confirmation is one proof of the epoch with the engine, shared by all who need it.
 type confirmation struct {
-	turn uint64        // outcomes up to this turn were stepped before it began
-	done chan struct{} // closed once it is over
-	err  error         // valid then
+	turn  uint64       // outcomes up to this turn were stepped before it began
+	began time.Time
+	done  chan struct{} // closed once it is over
+	err   error         // valid then
 }
+
+var errUnconfirmed = &kverr.Error{Kind: kverr.Unavailable, Op: "confirm the owner", Message: "the log engine does not answer", RetryAfterMS: 100}
 
 // Durable returns the last durable state for a linearizable read: it holds everything that was acknowledged before the call.
 // Inside the lease it takes no lock and asks nobody; otherwise it first confirms the epoch with the engine. Errors are
@@ -70,11 +73,19 @@ func (a *Actor[C]) Leased() bool {
 // and reads that may be stale.
 func (a *Actor[C]) Latest() *State { return a.durable.Load() }
 
-// Confirm proves with the engine that this epoch still owns the shard, together with everybody else who asks now.
+// Confirm proves with the engine that this epoch still owns the shard, together with everybody else who asks now. When the engine did not
+// answer the last time, or has not for Config.Patience, only whoever asks first waits for it: the others fail at once.
 func (a *Actor[C]) Confirm(ctx context.Context) error {
-	c := a.renew()
+	now := a.cfg.Clock.Now()
+	a.mu.Lock()
+	joins, doubted := a.confirming != nil, a.doubted
+	c := a.renewLocked()
+	a.mu.Unlock()
 	if c == nil {
 		return ErrOver
+	}
+	if joins && (doubted || now.Sub(c.began) > a.cfg.Patience) {
+		return errUnconfirmed
 	}
 	select {
 	case <-c.done:
@@ -96,7 +107,7 @@ func (a *Actor[C]) renewLocked() *confirmation {
 		return nil
 	}
 	if a.confirming == nil {
-		c := &confirmation{turn: a.turn, done: make(chan struct{})}
+		c := &confirmation{turn: a.turn, began: a.cfg.Clock.Now(), done: make(chan struct{})}
 		a.confirming = c
 		a.background.Go(func() { a.runConfirm(c) })
 	}
@@ -112,7 +123,7 @@ func (a *Actor[C]) runConfirm(c *confirmation) {
 	var out *outcomes[C]
 	var over *kverr.Error
 	a.mu.Lock()
-	a.confirming = nil
+	a.confirming, a.doubted = nil, err != nil
 	switch {
 	case a.ended():
 		c.err = ErrOver

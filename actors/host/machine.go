@@ -15,6 +15,9 @@ type Command interface {
 	// Grows tells whether the command may make the state larger. Such commands are refused at the memory budget; others,
 	// above all deletes, always pass.
 	Grows() bool
+	// Until is when whoever waits for the command stops waiting, in milliseconds since the Unix epoch; 0 = not known. It is not stepped
+	// after that.
+	Until() int64
 }
 
 // Gated is a command with an outcome that may leave once revision Dep is durable.

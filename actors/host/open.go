@@ -34,7 +34,7 @@ func Open[C Command](ctx context.Context, store *wal.Store, shard string, m Mach
 		giveUp(ctx, log)
 		return nil, fmt.Errorf("restore %s: the machine has effects before any command", shard)
 	}
-	a := &Actor[C]{cfg: cfg, hooks: hooks, log: log, machine: m, term: store.Engine().Term(), ackAfter: log.AckAfter()}
+	a := &Actor[C]{cfg: cfg, hooks: hooks, log: log, machine: m, term: store.Engine().Term(), ackAfter: log.AckAfter(), pace: pace{target: cfg.MaxWait}}
 	a.appended = a.land
 	s := &State{Tree: m.Tree().Clone(), Revision: r.Head, Seq: log.Seq(), TimeMS: r.TimeMS}
 	a.durable.Store(s)

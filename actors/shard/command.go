@@ -267,6 +267,9 @@ type Command struct {
 	Forget    []ObjectID
 	Prompt    *PromptArgs
 
+	// UntilMS is when whoever waits for the outcome stops waiting, by the clock of the process that it is in; 0 = not known. It does not travel.
+	UntilMS int64
+
 	// Result is the outcome, valid once Done is called with a nil error.
 	Result Result
 	// Done is called exactly once, by Release; it must not block.

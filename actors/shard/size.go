@@ -53,6 +53,9 @@ func (p *Put) size() int {
 	return n
 }
 
+// Until is when whoever waits for the command stops waiting.
+func (c *Command) Until() int64 { return c.UntilMS }
+
 // Grows tells whether the command may make the shard's state larger: puts, transactions that put, edits, and stored blocks.
 func (c *Command) Grows() bool {
 	switch c.Op {

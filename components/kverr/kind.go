@@ -29,7 +29,7 @@ const (
 	CrossPartition
 	// WrongKind: the namespace is of another kind.
 	WrongKind
-	// Exhausted: budget, quota or rate; not applied; with the time to wait.
+	// Exhausted: budget or quota; not applied; with the time to wait.
 	Exhausted
 	// NoSpace: the store is at its free-space reserve; not applied.
 	NoSpace
@@ -60,6 +60,10 @@ const (
 	Unimplemented
 	// Compacted: changes that a watch was to go on with are not kept any more.
 	Compacted
+	// Overloaded: more comes than the store can write; not applied; with the time to wait.
+	Overloaded
+	// RateLimited: more comes from a client, or to a namespace, than was allowed; not applied; with the time to wait.
+	RateLimited
 
 	kinds // how many there are
 )
@@ -105,6 +109,8 @@ var table = [kinds]outside{
 	Fenced:           {"FENCED", codes.Unavailable, http.StatusServiceUnavailable, "UNAVAILABLE", notApplied},
 	Unimplemented:    {"UNIMPLEMENTED", codes.Unimplemented, http.StatusNotImplemented, "UNIMPLEMENTED", notApplied},
 	Compacted:        {"COMPACTED", codes.OutOfRange, http.StatusGone, "COMPACTED", notApplied},
+	Overloaded:       {"OVERLOADED", codes.ResourceExhausted, http.StatusTooManyRequests, "OVERLOADED", notApplied},
+	RateLimited:      {"RATE_LIMITED", codes.ResourceExhausted, http.StatusTooManyRequests, "RATE_LIMITED", notApplied},
 }
 
 // outside returns the kind's row; a number from a newer release counts as Unknown.
@@ -139,7 +145,7 @@ func (k Kind) NotApplied() bool { return k.outside().outcome == notApplied }
 // safely only with its identity.
 func (k Kind) Temporary() bool {
 	switch k {
-	case Exhausted, NoSpace, Unavailable, OutcomeUnknown, Moved, Fenced:
+	case Exhausted, Overloaded, RateLimited, NoSpace, Unavailable, OutcomeUnknown, Moved, Fenced:
 		return true
 	}
 	return false

@@ -34,7 +34,7 @@ type Error struct {
 	Field          string // InvalidArgument, TooLarge: the request's field
 	Limit          int64  // TooLarge: what Field may be at most, in the unit that Message tells; 0 = not given
 	CurrentVersion uint64 // VersionMismatch, AlreadyExists
-	RetryAfterMS   int64  // Exhausted, Unavailable; 0 = not known
+	RetryAfterMS   int64  // Exhausted, Overloaded, RateLimited, Unavailable; 0 = not known
 	Err            error  // cause; may be nil; for logs, never sent to users
 }
 

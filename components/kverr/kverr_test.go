@@ -24,7 +24,7 @@ var numbers = []Kind{
 	0: Unknown, 1: InvalidArgument, 2: TooLarge, 3: NotFound, 4: VersionMismatch, 5: AlreadyExists, 6: CrossPartition,
 	7: WrongKind, 8: Exhausted, 9: NoSpace, 10: Unavailable, 11: OutcomeUnknown, 12: Expired, 13: DataLoss,
 	14: ValueTooLarge, 15: Unauthenticated, 16: PermissionDenied, 17: DeadlineExceeded, 18: Canceled, 19: Moved,
-	20: Fenced, 21: Unimplemented, 22: Compacted,
+	20: Fenced, 21: Unimplemented, 22: Compacted, 23: Overloaded, 24: RateLimited,
 }
 
 func TestNumbers(t *testing.T) {

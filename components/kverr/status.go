@@ -21,7 +21,7 @@ const (
 	MetadataLimit          = "limit"           // decimal
 )
 
-// exhaustedRetryMS is told with Exhausted when nobody knew better, for it always carries a RetryInfo.
+// exhaustedRetryMS is told with Exhausted, Overloaded and RateLimited when nobody knew better, for they always carry a RetryInfo.
 const exhaustedRetryMS = 1000
 
 // GRPC returns err as the status that users get; nil for nil. The details are those of ERRORS.md. OutcomeUnknown becomes UNAVAILABLE
@@ -68,7 +68,7 @@ func (e *Error) retryAfterMS() int64 {
 	switch {
 	case !e.Kind.Temporary() || e.Kind == OutcomeUnknown:
 		return 0
-	case e.Kind == Exhausted && e.RetryAfterMS == 0:
+	case (e.Kind == Exhausted || e.Kind == Overloaded || e.Kind == RateLimited) && e.RetryAfterMS == 0:
 		return exhaustedRetryMS
 	}
 	return e.RetryAfterMS

@@ -190,7 +190,7 @@ func TestClientIsBounded(t *testing.T) {
 		soon(ctx, t, "those that are too many are refused", func() bool {
 			mu.Lock()
 			defer mu.Unlock()
-			return kinds[kverr.Exhausted] >= 90
+			return kinds[kverr.Overloaded] >= 90
 		})
 		frozen.Thaw()
 		frozen.Remove()
@@ -487,6 +487,68 @@ func TestTLS(t *testing.T) {
 		c := cl.client(ClientConfig{TLS: way.tls, Budget: 200 * time.Millisecond})
 		if err := do(ctx, c, shardID(0), put("k", "v")); (err == nil) != way.good || err != nil && kverr.KindOf(err) != kverr.Unavailable {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestUnserved: while a shard has had no host for longer than calls wait, one waits for it at a time and the others fail at once; when it has one all
+// are served.
+func TestUnserved(t *testing.T) {
+	c := newCluster(t, 1, 1)
+	client := c.client(ClientConfig{Budget: 300 * time.Millisecond})
+	ctx := testContext(t)
+	if err := do(ctx, client, shardID(0), put("a", "1")); err != nil {
+		t.Fatal(err)
+	}
+	c.place(shardID(0), host.Location{}) // it is being opened, for ever
+	c.nodes[0].kill()
+	for range 2 { // the first may have been sent before the connection broke
+		if err := do(ctx, client, shardID(0), put("a", "1")); !errors.Is(err, kverr.Unavailable) && !errors.Is(err, kverr.OutcomeUnknown) {
+			t.Fatalf("a call without a host: %v", err)
+		}
+	}
+	probe := put("b", "1")
+	probing := make(chan error, 1)
+	probe.Done = func(_ *shard.Command, err error) { probing <- err }
+	client.Do(ctx, shardID(0), probe)
+	const beside = 100
+	refused := make(chan error, beside)
+	for range beside {
+		cmd := put("c", "1")
+		cmd.Done = func(_ *shard.Command, err error) { refused <- err }
+		client.Do(ctx, shardID(0), cmd)
+	}
+	// Each was released before Do returned; but the time of the one that waits may be over, and then another does.
+	if n := len(refused); n < beside-3 {
+		t.Errorf("%d of %d calls wait beside one that does", beside-n, beside)
+	}
+	for range len(refused) {
+		err := <-refused
+		if e := kverr.From(err); e.Kind != kverr.Unavailable || e.RetryAfterMS == 0 {
+			t.Fatalf("a call beside one that waits: %v", err)
+		}
+	}
+	n := c.addNode()
+	c.place(shardID(0), host.Location{Address: n.Address})
+	<-probing // served, or its time was over just before
+	for {
+		err := do(ctx, client, shardID(0), put("b", "1"))
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, kverr.Unavailable) {
+			t.Fatal(err)
+		}
+	}
+	served := make(chan error, beside)
+	for range beside {
+		cmd := put("c", "1")
+		cmd.Done = func(_ *shard.Command, err error) { served <- err }
+		client.Do(ctx, shardID(0), cmd)
+	}
+	for range beside {
+		if err := <-served; err != nil {
+			t.Fatalf("a call when there is a host: %v", err)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/mem"
@@ -276,6 +277,9 @@ func (x *exchange) call(j *job) {
 	r.wait = max(r.wait, j.wait)
 	switch j.kind {
 	case callCommand:
+		if j.wait > 0 {
+			j.cmd.UntilMS = time.Now().UnixMilli() + j.wait
+		}
 		r.cmds = append(r.cmds, &j.cmd)
 	case callQuery:
 		if long(&j.query) {

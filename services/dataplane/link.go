@@ -207,7 +207,7 @@ func (l *link) leave() {
 	poke(l.wake)
 }
 
-var errCrowded = &kverr.Error{Kind: kverr.Exhausted, Op: "reach the shard", Message: "too much is under way to the shard's host", RetryAfterMS: 50}
+var errCrowded = &kverr.Error{Kind: kverr.Overloaded, Op: "reach the shard", Message: "too much is under way to the shard's host", RetryAfterMS: 50}
 
 // submit takes calls to a shard.
 func (l *link) submit(t *target, calls callList) callList {

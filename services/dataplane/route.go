@@ -17,6 +17,7 @@ type shardRoute struct {
 	id     string
 	target atomic.Pointer[target] // nil: not known, or not any more
 	fails  atomic.Int32           // in a row: how often the place was not the right one, or not found
+	since  atomic.Int64           // when the place was looked for first since an outcome came from it, nanoseconds since the Unix epoch; 0 = it is not
 
 	mu      sync.Mutex
 	parked  callList // guarded by mu, as is all below
@@ -53,6 +54,9 @@ func (r *shardRoute) works() {
 	if r.fails.Load() != 0 {
 		r.fails.Store(0)
 	}
+	if r.since.Load() != 0 {
+		r.since.Store(0)
+	}
 }
 
 // again parks a call that came back without its outcome.
@@ -63,15 +67,23 @@ func (r *shardRoute) again(k *call) {
 	r.park(calls)
 }
 
-var errManyParked = &kverr.Error{Kind: kverr.Exhausted, Op: "reach the shard", Message: "too many calls wait for the shard to be found", RetryAfterMS: 100}
+// errUnserved is what calls get at once while another looks for the place, which has been looked for in vain for as long as any call waits.
+var errUnserved = &kverr.Error{Kind: kverr.Unavailable, Op: "reach the shard", Message: "no host serves the shard now", RetryAfterMS: 500}
+
+var errManyParked = &kverr.Error{Kind: kverr.Overloaded, Op: "reach the shard", Message: "too many calls wait for the shard to be found", RetryAfterMS: 100}
 
 // park keeps calls until the shard's place is found.
 func (r *shardRoute) park(calls callList) {
-	var refused callList
+	var refused, unserved callList
+	now := time.Now().UnixNano()
+	r.since.CompareAndSwap(0, now)
+	broken := now-r.since.Load() > int64(r.client.cfg.Budget)
 	r.mu.Lock()
 	for k := calls.first; k != nil; {
 		next := k.next
-		if r.calls > 0 && (r.calls >= maxCalls || r.bytes+k.size > maxBytes) {
+		if broken && r.calls > 0 && !k.maybe {
+			unserved.add(k)
+		} else if r.calls > 0 && (r.calls >= maxCalls || r.bytes+k.size > maxBytes) {
 			refused.add(k)
 		} else {
 			r.calls++
@@ -93,6 +105,7 @@ func (r *shardRoute) park(calls callList) {
 			r.seek()
 		}()
 	}
+	unserved.release(errUnserved)
 	if closed {
 		refused.release(errClosed)
 	} else {
@@ -266,7 +279,7 @@ var errLeft = &kverr.Error{Kind: kverr.Unavailable, Op: "reach the shard", Messa
 // finalKind tells the answers of a Locator that will not change soon.
 func finalKind(k kverr.Kind) bool {
 	switch k {
-	case kverr.Unavailable, kverr.Moved, kverr.Fenced, kverr.DeadlineExceeded, kverr.Canceled, kverr.Unknown, kverr.OutcomeUnknown, kverr.Exhausted:
+	case kverr.Unavailable, kverr.Moved, kverr.Fenced, kverr.DeadlineExceeded, kverr.Canceled, kverr.Unknown, kverr.OutcomeUnknown, kverr.Exhausted, kverr.Overloaded:
 		return false
 	}
 	return true

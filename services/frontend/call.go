@@ -36,6 +36,7 @@ func (c *call) free() {
 // do sends the call's command and waits for its outcome. After an error the command may still be with the shard: the call
 // must not be freed, nor what the command points to be used again.
 func (s *Server) do(ctx context.Context, shardID string, c *call) *kverr.Error {
+	c.cmd.UntilMS = untilOf(ctx)
 	s.shards.Do(ctx, shardID, c.list[:]...)
 	select {
 	case err := <-c.done:
@@ -46,6 +47,14 @@ func (s *Server) do(ctx context.Context, shardID string, c *call) *kverr.Error {
 	case <-ctx.Done():
 		return gaveUp(ctx)
 	}
+}
+
+// untilOf is when a caller stops waiting, in milliseconds since the Unix epoch; 0 when he does not tell.
+func untilOf(ctx context.Context) int64 {
+	if deadline, ok := ctx.Deadline(); ok {
+		return deadline.UnixMilli()
+	}
+	return 0
 }
 
 // reading is one query and whoever waits for it.
@@ -169,9 +178,10 @@ func (s *Server) doAll(ctx context.Context, groups map[string][]*shard.Command) 
 			close(done)
 		}
 	}
+	until := untilOf(ctx)
 	for id, cmds := range groups {
 		for _, c := range cmds {
-			c.Done = release
+			c.Done, c.UntilMS = release, until
 		}
 		s.shards.Do(ctx, id, cmds...)
 	}

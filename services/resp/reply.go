@@ -105,7 +105,7 @@ func faultText(e *kvv1.Error) string {
 		return errOutOfMemory
 	case "NO_SPACE":
 		return "MISCONF " + text
-	case "UNAVAILABLE":
+	case "UNAVAILABLE", "OVERLOADED", "RATE_LIMITED":
 		return "TRYAGAIN " + text
 	case "OUTCOME_UNKNOWN", "DEADLINE_EXCEEDED", "CANCELLED":
 		return "UNKNOWN the outcome is not known: " + text

@@ -82,7 +82,8 @@ func (r *requests) Refused(kind kverr.Kind) {
 // Failed implements frontend.Counter.
 func (o *operation) Failed(n int, took time.Duration, kind kverr.Kind) {
 	o.outcomes.Failed(n, took, kind)
-	if kind == kverr.Exhausted || kind == kverr.NoSpace {
+	switch kind {
+	case kverr.Exhausted, kverr.Overloaded, kverr.RateLimited, kverr.NoSpace:
 		o.requests.refused[kind].Add(uint64(n))
 	}
 }
@@ -153,7 +154,7 @@ func (r *requests) Collect(out chan<- prometheus.Metric) {
 }
 
 // alwaysShown are the reasons of refusals that are shown from the beginning, so that their increase is seen.
-var alwaysShown = map[kverr.Kind]bool{kverr.Unauthenticated: true, kverr.PermissionDenied: true, kverr.Exhausted: true, kverr.NoSpace: true}
+var alwaysShown = map[kverr.Kind]bool{kverr.Unauthenticated: true, kverr.PermissionDenied: true, kverr.Exhausted: true, kverr.Overloaded: true, kverr.RateLimited: true, kverr.NoSpace: true}
 
 // maxCodes is how many codes gRPC has.
 const maxCodes = int(codes.Unauthenticated) + 1

@@ -215,6 +215,20 @@ func (s *Server) Stop() error {
 	return err
 }
 
+// Resident is what the process has in memory, in bytes.
+func (s *Server) Resident(t testing.TB) int64 {
+	t.Helper()
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", s.cmd.Process.Pid))
+	var size, pages int64
+	if err == nil {
+		_, err = fmt.Sscan(string(data), &size, &pages)
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	return pages * int64(os.Getpagesize())
+}
+
 // Tail is the end of the server's log.
 func (s *Server) Tail() []byte {
 	data, err := os.ReadFile(filepath.Join(s.Dir, "kvstored.log"))

@@ -25,6 +25,9 @@ type condition struct {
 
 var asleep = &condition{name: StateAsleep}
 
+// errSilent is what callers are told while one of them tries to open a shard whose engine has not answered for long.
+var errSilent = &kverr.Error{Kind: kverr.Unavailable, Op: "open the shard", Message: "the log engine does not answer", RetryAfterMS: 500}
+
 // failPause is how long a shard whose activation failed is not tried again.
 const failPause = 500 * time.Millisecond
 
@@ -114,9 +117,16 @@ func (s *slot) take(ctx context.Context) error {
 func (s *slot) give() { <-s.turn }
 
 // activate opens a shard, once for all who wait for it. The opening itself is not bound to ctx, so that one impatient caller
-// does not undo what others wait for.
+// does not undo what others wait for. After one that failed because the engine did not answer, only whoever comes first waits for the next:
+// the others fail at once.
 func (h *Host) activate(ctx context.Context, s *slot) (*live, error) {
-	if err := s.take(ctx); err != nil {
+	if why := s.broken.Load(); why != nil {
+		select {
+		case s.turn <- struct{}{}:
+		default:
+			return nil, why
+		}
+	} else if err := s.take(ctx); err != nil {
 		return nil, err
 	}
 	if l := s.live.Load(); l != nil && l.Err() == nil {
@@ -223,6 +233,7 @@ func (h *Host) open(s *slot) (*live, error) {
 	}
 	s.live.Store(l)
 	s.told = false
+	s.broken.Store(nil)
 	s.used.Store(true)
 	s.state.CompareAndSwap(activating, asleep) // unless it is over by now
 	if l.shard != nil {
@@ -247,7 +258,15 @@ func (h *Host) openLive(s *slot, mark *wal.Mark) (*live, error) {
 		limit := h.cfg.MemoryBudget - h.cfg.MemoryReserve
 		hooks.Starved = func() bool { return h.memory.Load() >= limit }
 	}
-	hooks.Committed = h.cfg.Events.Committed
+	hooks.Queue = h.queue
+	hooks.Committed = func(c host.Committed) {
+		if c.Outcome == wal.Unknown && c.Took > h.cfg.Actor.Patience {
+			s.broken.Store(errSilent)
+		}
+		if f := h.cfg.Events.Committed; f != nil {
+			f(c)
+		}
+	}
 	if f := h.cfg.Events.Jumped; f != nil {
 		hooks.Jumped = func(by time.Duration) { f(s.id, by) }
 	}
@@ -271,6 +290,15 @@ func (h *Host) openLive(s *slot, mark *wal.Mark) (*live, error) {
 	l.shard, _ = resident.(*shardActor)
 	h.reports.note(s)
 	return l, nil
+}
+
+// queue takes room in the queue of all actors, or gives it back.
+func (h *Host) queue(bytes int) bool {
+	if n := h.queued.Add(int64(bytes)); bytes > 0 && n > h.cfg.MaxQueuedBytes {
+		h.queued.Add(int64(-bytes))
+		return false
+	}
+	return true
 }
 
 // logOptions are what this host opens a log with.

@@ -18,6 +18,7 @@ const (
 	DefaultPeace             = 30 * time.Second
 	DefaultValueBytes        = 256 << 20
 	DefaultMoveBytes         = 64 << 20
+	DefaultMaxQueuedBytes    = 128 << 20
 	DefaultBackgroundTimeout = 10 * time.Minute
 )
 
@@ -40,6 +41,9 @@ type Config struct {
 	MemoryBudget int64
 	// MemoryReserve is kept for what deletes and expiry leave behind. Default: an eighth of MemoryBudget.
 	MemoryReserve int64
+	// MaxQueuedBytes bounds the bytes of commands that queue because the next record of their shard is full, of all shards together;
+	// beyond it they are refused with kverr.Overloaded. Default 128 MiB. A shard's own bound is Actor.MaxQueuedBytes.
+	MaxQueuedBytes int64
 	// IdleAfter is how long a shard is not used before it sleeps: it is checkpointed and its memory is given back. 0 = never.
 	IdleAfter time.Duration
 	// Activations is how many shards are activated at once. Default 2.
@@ -97,6 +101,9 @@ func (c *Config) EnsureDefaults() {
 	if c.MemoryReserve == 0 {
 		c.MemoryReserve = c.MemoryBudget / 8
 	}
+	if c.MaxQueuedBytes == 0 {
+		c.MaxQueuedBytes = DefaultMaxQueuedBytes
+	}
 	if c.Activations == 0 {
 		c.Activations = DefaultActivations
 	}
@@ -125,6 +132,7 @@ func (c *Config) Validate() error {
 	check(c.Peers == nil || c.Address != "", "Address is empty: required with Peers")
 	check(c.MemoryBudget >= 0, "MemoryBudget is %d: not negative", c.MemoryBudget)
 	check(c.MemoryReserve >= 0 && c.MemoryReserve <= c.MemoryBudget, "MemoryReserve is %d: from 0 to MemoryBudget (%d)", c.MemoryReserve, c.MemoryBudget)
+	check(c.MaxQueuedBytes >= 1, "MaxQueuedBytes is %d: at least 1", c.MaxQueuedBytes)
 	check(c.IdleAfter >= 0, "IdleAfter is %v: not negative", c.IdleAfter)
 	check(c.Activations >= 1, "Activations is %d: at least 1", c.Activations)
 	check(c.Peace >= 0, "Peace is %v: not negative", c.Peace)

@@ -34,6 +34,7 @@ type Host struct {
 	cancel context.CancelFunc
 
 	memory      atomic.Int64  // bytes of all states
+	queued      atomic.Int64  // bytes of commands that queue
 	feeds       atomic.Int64  // shards that watches follow
 	fills       fills         // values that watchers were told last
 	activations chan struct{} // one token for each activation under way
@@ -61,6 +62,8 @@ type slot struct {
 	told  bool                 // the last activation failed for a loss; changed with the turn
 	noted atomic.Bool          // it is part of the next report
 	wish  wish
+
+	broken atomic.Pointer[kverr.Error] // why the last activation failed, when the engine did not answer; nil since one succeeded
 
 	turn  chan struct{}             // a token: whoever holds it changes the slot's state
 	state atomic.Pointer[condition] // for Status and for failing fast

@@ -137,3 +137,34 @@ func TestPutGet(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestBroken: while a shard cannot be opened because its engine does not answer, one caller waits for each try and the others fail at once; when it
+// answers they all are served.
+func TestBroken(t *testing.T) {
+	onStage(t, func(t *testing.T, s *stage) {
+		h := s.host("a", Config{})
+		down := s.faults.Add(fault.Rule{Verb: fault.Manifest, Times: -1, Err: errors.New("no answer")})
+		if err := s.put(h, shard.Put{}); !errors.Is(err, kverr.Unavailable) {
+			t.Fatal(err)
+		}
+		down.Remove()
+		time.Sleep(failPause)
+		hangs := s.faults.Add(fault.Rule{Verb: fault.Manifest, Times: -1, Freeze: true})
+		probe := make(chan error, 1)
+		go func() { probe <- s.put(h, shard.Put{}) }()
+		<-hangs.Hit()
+		began := time.Now()
+		for range 10 {
+			if err := s.put(h, shard.Put{}); !errors.Is(err, kverr.Unavailable) || time.Since(began) > 0 {
+				t.Fatalf("beside the one that tries: %v after %v", err, time.Since(began))
+			}
+		}
+		hangs.Remove()
+		if err := <-probe; err != nil {
+			t.Fatal(err)
+		}
+		if err := s.put(h, shard.Put{}); err != nil {
+			t.Fatal(err)
+		}
+	})
+}

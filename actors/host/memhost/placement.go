@@ -181,6 +181,9 @@ func (h *Host) failed(s *slot, err error) {
 		c = &condition{name: StateAsleep, reason: why, peace: h.cfg.Actor.Clock.Now().Add(h.cfg.Peace)}
 	}
 	c.absent = errors.Is(err, driver.ErrNotExist)
+	if why.Kind == kverr.Unavailable {
+		s.broken.Store(why)
+	}
 	s.state.Store(c)
 	if c.absent {
 		// Nothing is kept of a shard that does not exist, but for those who ask and do not wait.

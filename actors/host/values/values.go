@@ -38,7 +38,7 @@ type Config struct {
 	// one call of more makes an object as large as itself. Default 8 MiB.
 	ObjectBytes int
 	// QueuedBytes bounds the values that wait to be written or are being written by Put; beyond it Put fails with
-	// kverr.Exhausted. Default 64 MiB. One call is always let in when nothing waits.
+	// kverr.Overloaded. Default 64 MiB. One call is always let in when nothing waits.
 	QueuedBytes int
 	// Writers is how many objects are written at once; while that many are, callers' values gather. Default 1: a second writer makes
 	// more and smaller objects (trace replay at 32 callers: fewer tokens/s where each is a file, no more where they share files).
@@ -182,7 +182,7 @@ func (s *Store) Put(ctx context.Context, values ...[]byte) ([]shard.Ref, error) 
 	}
 	if s.queued > 0 && s.queued+p.bytes > s.cfg.QueuedBytes {
 		s.mu.Unlock()
-		return nil, &kverr.Error{Kind: kverr.Exhausted, Op: "write values", Message: "too many bytes of values wait to be written", RetryAfterMS: 100}
+		return nil, &kverr.Error{Kind: kverr.Overloaded, Op: "write values", Message: "too many bytes of values wait to be written", RetryAfterMS: 100}
 	}
 	s.queue = append(s.queue, p)
 	s.queued += p.bytes

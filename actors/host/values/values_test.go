@@ -167,7 +167,7 @@ func TestBound(t *testing.T) {
 		}
 		<-frozen.Hit()
 		synctest.Wait()
-		if err := <-errs; err == nil || kverr.KindOf(err) != kverr.Exhausted {
+		if err := <-errs; err == nil || kverr.KindOf(err) != kverr.Overloaded {
 			t.Fatalf("the fourth of 3,000 bytes with a bound of 10,000: %v", err)
 		}
 		frozen.Thaw()

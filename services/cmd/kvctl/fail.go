@@ -19,7 +19,7 @@ func exitCode(err error) int {
 		return exitNotFound
 	case kverr.VersionMismatch, kverr.AlreadyExists:
 		return exitConflict
-	case kverr.Unavailable, kverr.OutcomeUnknown, kverr.DeadlineExceeded, kverr.Exhausted, kverr.NoSpace:
+	case kverr.Unavailable, kverr.OutcomeUnknown, kverr.DeadlineExceeded, kverr.Exhausted, kverr.Overloaded, kverr.RateLimited, kverr.NoSpace:
 		return exitUnavailable
 	}
 	return exitError
@@ -98,6 +98,10 @@ func hint(s *session, err error) string {
 		return "make room on the store's disk (kvctl status shows how much is missing); then writes and deletes pass again by themselves"
 	case kverr.Exhausted:
 		return "the server is at a limit now: try again later, or delete something"
+	case kverr.Overloaded:
+		return "more is written than the server's engine takes: try again later, or write less at once"
+	case kverr.RateLimited:
+		return "come more slowly, or raise the limit: kvctl namespace update NAME --rate N, and -client-rate of the server"
 	case kverr.DataLoss:
 		return "stored data is damaged; kvctl status tells about the shards"
 	case kverr.Unauthenticated:

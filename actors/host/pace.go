@@ -1,0 +1,75 @@
+package host
+
+import "time"
+
+// paceFloor is how much may always wait for a log, however slow it is; and what is no more than that tells how long it takes for nothing.
+const paceFloor = 64 << 10
+
+// pace says how much may wait for a log, by what it made of the last appends. It is a pure machine.
+//
+// Group commit makes an append as large as what came during the one before, so while the log keeps up with what comes, appends are short, and
+// nothing is bounded. A log that takes longer for more bytes, and does not keep up, makes them longer and longer. Two in a row that took a
+// quarter of target longer than an append takes for nothing tell how fast the log is, and then no more may wait than it writes in
+// target, or in twice what an append takes for nothing. One is no sign: disks stall.
+type pace struct {
+	target time.Duration
+
+	small  [4]time.Duration // of the last appends of at most paceFloor bytes
+	smalls int              // how many there were
+	last   float64          // bytes a second of the last append, if it was a long one; otherwise 0
+	short  int              // appends since the last long one
+	rate   float64          // bytes a second, when the log does not keep up; 0 = it does
+}
+
+// After so many short appends in a row the log keeps up; until then each lets half as much more wait.
+const shortAppends = 8
+
+// landed tells of an append that was written.
+func (p *pace) landed(bytes int, took time.Duration) {
+	if bytes <= paceFloor {
+		p.small[p.smalls%len(p.small)] = took
+		p.smalls++
+	}
+	longer := took - p.base()
+	if longer < p.target/4 {
+		p.last = 0
+		p.rate *= 1.5
+		if p.short++; p.short >= shortAppends {
+			p.rate = 0
+		}
+		return
+	}
+	p.short = 0
+	rate := float64(bytes) / longer.Seconds()
+	if p.last > 0 {
+		p.rate = max(rate, p.last)
+	}
+	p.last = rate
+}
+
+// base is what an append takes for nothing: the least of the small ones, since any may have met a stall. The large ones say nothing of it.
+func (p *pace) base() time.Duration {
+	least := time.Duration(0)
+	for i := range min(p.smalls, len(p.small)) {
+		if i == 0 || p.small[i] < least {
+			least = p.small[i]
+		}
+	}
+	return least
+}
+
+// limit is how many bytes may wait for the log, those in flight included; 0 = as many as come.
+func (p *pace) limit() int {
+	if p.rate == 0 {
+		return 0
+	}
+	return max(paceFloor, int(p.rate*max(p.target, 2*p.base()).Seconds())) // less would leave a log that is slow for nothing idle
+}
+
+// wait is how long the log takes for so many bytes; 0 = not known, for it keeps up.
+func (p *pace) wait(bytes int) time.Duration {
+	if p.rate == 0 {
+		return 0
+	}
+	return p.base() + time.Duration(float64(bytes)/p.rate*float64(time.Second))
+}
