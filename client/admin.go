@@ -77,7 +77,7 @@ func (c *Client) ListNamespaces(ctx context.Context) ([]*kvstorev1.Namespace, er
 	return resp.GetNamespaces(), err
 }
 
-// UpdateNamespace changes the fields named: capacity_blocks, capacity_bytes, default_ttl_ms. When ns.Version is not 0
+// UpdateNamespace changes the fields named: capacity_blocks, capacity_bytes, default_ttl_ms, ops_per_second. When ns.Version is not 0
 // it must be the current one.
 func (c *Client) UpdateNamespace(ctx context.Context, ns *kvstorev1.Namespace, fields ...string) (*kvstorev1.Namespace, error) {
 	if ns.GetKeyspace() == "" {

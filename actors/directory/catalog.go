@@ -46,6 +46,7 @@ type Namespace struct {
 	CapacityBlocks int64 // 0 = no limit
 	CapacityBytes  int64 // 0 = no limit
 	DefaultTTLMS   int64 // 0 = for ever
+	OpsPerSecond   int64 // of each frontend; 0 = no limit
 	CreatedMS      int64
 	Version        uint64
 }
@@ -91,7 +92,7 @@ func NewCatalog(t *btree.Tree) (*Catalog, error) {
 		}
 		ns := &Namespace{
 			Keyspace: ks, Name: p.Name, UID: shard.NamespaceID(p.Uid), Kind: kvv1.NamespaceKind(p.Kind), Rule: rule,
-			CapacityBlocks: p.CapacityBlocks, CapacityBytes: p.CapacityBytes, DefaultTTLMS: p.DefaultTtlMs,
+			CapacityBlocks: p.CapacityBlocks, CapacityBytes: p.CapacityBytes, DefaultTTLMS: p.DefaultTtlMs, OpsPerSecond: p.OpsPerSecond,
 			CreatedMS: p.CreatedMs, Version: p.Version,
 		}
 		ks.Namespaces = append(ks.Namespaces, ns)
@@ -156,7 +157,7 @@ func (k *Keyspace) Proto() *kvv1.Keyspace {
 func (n *Namespace) Proto() *kvv1.Namespace {
 	p := &kvv1.Namespace{
 		Keyspace: n.Keyspace.Name, Name: n.Name, Uid: uint32(n.UID), Kind: n.Kind, Partition: &kvv1.PartitionRule{},
-		CapacityBlocks: n.CapacityBlocks, CapacityBytes: n.CapacityBytes, DefaultTtlMs: n.DefaultTTLMS,
+		CapacityBlocks: n.CapacityBlocks, CapacityBytes: n.CapacityBytes, DefaultTtlMs: n.DefaultTTLMS, OpsPerSecond: n.OpsPerSecond,
 		CreatedMs: n.CreatedMS, Version: n.Version,
 	}
 	switch {

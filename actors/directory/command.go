@@ -50,6 +50,7 @@ const (
 	FieldCapacityBlocks Fields = 1 << iota
 	FieldCapacityBytes
 	FieldDefaultTTL
+	FieldOpsPerSecond
 )
 
 // KeyspaceSpec says what keyspace to make or find.
@@ -74,6 +75,7 @@ type NamespaceSpec struct {
 	CapacityBlocks int64
 	CapacityBytes  int64
 	DefaultTTLMS   int64
+	OpsPerSecond   int64
 }
 
 // Command is one request to the directory. It belongs to the machine until Release.

@@ -206,7 +206,7 @@ func (m *Machine) createNamespace(spec *NamespaceSpec, identity []byte) *kverr.E
 	}
 	m.emit(&dataplanev1.DirectoryEffect{Kind: &dataplanev1.DirectoryEffect_PutNamespace{PutNamespace: &dataplanev1.DirectoryNamespace{
 		Keyspace: spec.Keyspace, Name: spec.Name, Uid: next.LastNamespace, Kind: int32(kind), Partition: partition,
-		CapacityBlocks: spec.CapacityBlocks, CapacityBytes: spec.CapacityBytes, DefaultTtlMs: spec.DefaultTTLMS,
+		CapacityBlocks: spec.CapacityBlocks, CapacityBytes: spec.CapacityBytes, DefaultTtlMs: spec.DefaultTTLMS, OpsPerSecond: spec.OpsPerSecond,
 		CreatedMs: m.now, Version: m.revision, ChangedBy: identity,
 	}}})
 	return nil
@@ -256,7 +256,10 @@ func (m *Machine) updateNamespace(spec *NamespaceSpec, fields Fields, version ui
 	if fields&FieldDefaultTTL != 0 {
 		next.DefaultTtlMs = spec.DefaultTTLMS
 	}
-	if err := checkBounds(next.CapacityBlocks, next.CapacityBytes, next.DefaultTtlMs, kvv1.NamespaceKind(next.Kind)); err != nil {
+	if fields&FieldOpsPerSecond != 0 {
+		next.OpsPerSecond = spec.OpsPerSecond
+	}
+	if err := checkBounds(next.CapacityBlocks, next.CapacityBytes, next.DefaultTtlMs, next.OpsPerSecond, kvv1.NamespaceKind(next.Kind)); err != nil {
 		return err
 	}
 	m.revision++
@@ -431,10 +434,10 @@ func checkNamespace(spec *NamespaceSpec) *kverr.Error {
 			return kverr.From(err)
 		}
 	}
-	return checkBounds(spec.CapacityBlocks, spec.CapacityBytes, spec.DefaultTTLMS, spec.Kind)
+	return checkBounds(spec.CapacityBlocks, spec.CapacityBytes, spec.DefaultTTLMS, spec.OpsPerSecond, spec.Kind)
 }
 
-func checkBounds(blocks, bytes, ttlMS int64, kind kvv1.NamespaceKind) *kverr.Error {
+func checkBounds(blocks, bytes, ttlMS, rate int64, kind kvv1.NamespaceKind) *kverr.Error {
 	prompt := kind == kvv1.NamespaceKind_NAMESPACE_KIND_PROMPT
 	switch {
 	case blocks < 0 || blocks != 0 && !prompt:
@@ -443,6 +446,8 @@ func checkBounds(blocks, bytes, ttlMS int64, kind kvv1.NamespaceKind) *kverr.Err
 		return kverr.Invalid("namespace.capacity_bytes", "is %d; it must be 0 (no limit), or positive with kind PROMPT", bytes)
 	case ttlMS < 0 || ttlMS > maxTTLMS:
 		return kverr.Invalid("namespace.default_ttl_ms", "is %d; it must be 0 (for ever) to %d", ttlMS, int64(maxTTLMS))
+	case rate < 0 || rate > key.MaxRate:
+		return kverr.Invalid("namespace.ops_per_second", "is %d; it must be 0 (no limit) to %d", rate, int64(key.MaxRate))
 	}
 	return nil
 }

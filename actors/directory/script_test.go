@@ -134,11 +134,11 @@ func (s *script) step(line string) string {
 		c.Namespace = NamespaceSpec{
 			Keyspace: arg(0), KeyspaceUID: options["of"], Name: arg(1), UID: uint32(number(options["uid"])), PathElements: int(number(options["path"])), Whole: whole,
 			Kind:           kvv1.NamespaceKind(kvv1.NamespaceKind_value["NAMESPACE_KIND_"+strings.ToUpper(options["kind"])]),
-			CapacityBlocks: number(options["blocks"]), CapacityBytes: number(options["bytes"]), DefaultTTLMS: number(options["ttl"]),
+			CapacityBlocks: number(options["blocks"]), CapacityBytes: number(options["bytes"]), DefaultTTLMS: number(options["ttl"]), OpsPerSecond: number(options["rate"]),
 		}
 		if f[0] == "update" {
 			c.Op = OpUpdateNamespace
-			for name, field := range map[string]Fields{"blocks": FieldCapacityBlocks, "bytes": FieldCapacityBytes, "ttl": FieldDefaultTTL} {
+			for name, field := range map[string]Fields{"blocks": FieldCapacityBlocks, "bytes": FieldCapacityBytes, "ttl": FieldDefaultTTL, "rate": FieldOpsPerSecond} {
 				if _, set := options[name]; set {
 					c.Fields |= field
 				}
@@ -218,6 +218,9 @@ func (s *script) list() string {
 			p := n.Proto()
 			fmt.Fprintf(&b, "  %s #%d version %d, %v, %v, blocks %d, bytes %d, ttl %d, made %d\n", n.Name, n.UID, n.Version,
 				strings.TrimPrefix(p.Kind.String(), "NAMESPACE_KIND_"), rule(p), n.CapacityBlocks, n.CapacityBytes, n.DefaultTTLMS, n.CreatedMS)
+			if n.OpsPerSecond != 0 {
+				fmt.Fprintf(&b, "    rate %d\n", n.OpsPerSecond)
+			}
 		}
 	}
 	for _, chore := range Chores(s.m.Tree()) {

@@ -168,7 +168,7 @@ func (s admin) UpdateNamespace(
 	}
 	ns := &kvstorev1.Namespace{
 		Keyspace: old.Keyspace, Name: old.Name, Uid: old.Uid, Kind: old.Kind, Partition: old.Partition,
-		CapacityBlocks: old.CapacityBlocks, CapacityBytes: old.CapacityBytes, DefaultTtlMs: old.DefaultTtlMs,
+		CapacityBlocks: old.CapacityBlocks, CapacityBytes: old.CapacityBytes, DefaultTtlMs: old.DefaultTtlMs, OpsPerSecond: old.OpsPerSecond,
 		CreatedMs: old.CreatedMs, Version: old.Version + 1,
 	}
 	for _, f := range r.UpdateMask.GetPaths() {
@@ -179,6 +179,8 @@ func (s admin) UpdateNamespace(
 			ns.CapacityBytes = r.Namespace.CapacityBytes
 		case "default_ttl_ms":
 			ns.DefaultTtlMs = r.Namespace.DefaultTtlMs
+		case "ops_per_second":
+			ns.OpsPerSecond = r.Namespace.OpsPerSecond
 		default:
 			return nil, kverr.Invalid("update_mask", "names %q", f)
 		}

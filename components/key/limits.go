@@ -25,6 +25,7 @@ const (
 	MaxChunk            = 1 << 20 // one message of a stream of bytes
 	MaxNotAfterAheadMS  = 10 * 60 * 1000
 	MaxShardsInKeyspace = 1024
+	MaxRate             = 1_000_000_000 // operations a second that a namespace or a client may be limited to
 
 	MaxLookup      = 65_536    // references of a prompt lookup
 	MaxBlockID     = 128       // a prompt block's id; at least 1

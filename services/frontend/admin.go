@@ -108,7 +108,7 @@ func (a *adminService) CreateNamespace(ctx context.Context, req *kvv1.CreateName
 	}
 	made, derr := a.dir.CreateNamespace(ctx, &kvv1.Namespace{
 		Keyspace: ks.Name, Name: want.Name, Kind: want.Kind, Partition: partitionOf(want.Partition),
-		CapacityBlocks: want.CapacityBlocks, CapacityBytes: want.CapacityBytes, DefaultTtlMs: want.DefaultTtlMs,
+		CapacityBlocks: want.CapacityBlocks, CapacityBytes: want.CapacityBytes, DefaultTtlMs: want.DefaultTtlMs, OpsPerSecond: want.OpsPerSecond,
 	})
 	if derr != nil {
 		return nil, kverr.From(derr)
@@ -159,6 +159,8 @@ func checkNamespaceNumbers(ns *kvv1.Namespace) *kverr.Error {
 		return kverr.Invalid("capacity_bytes", "is %d; it must not be negative", ns.CapacityBytes)
 	case ns.DefaultTtlMs < 0 || ns.DefaultTtlMs > maxTTLMS:
 		return kverr.Invalid("default_ttl_ms", "is %d; it must be 0 (for ever) to %d", ns.DefaultTtlMs, maxTTLMS)
+	case ns.OpsPerSecond < 0 || ns.OpsPerSecond > key.MaxRate:
+		return kverr.Invalid("ops_per_second", "is %d; it must be 0 (no limit) to %d", ns.OpsPerSecond, int64(key.MaxRate))
 	}
 	return nil
 }
@@ -192,6 +194,7 @@ var mutable = map[string]kvv1.NamespaceKind{
 	"capacity_blocks": kvv1.NamespaceKind_NAMESPACE_KIND_PROMPT,
 	"capacity_bytes":  kvv1.NamespaceKind_NAMESPACE_KIND_PROMPT,
 	"default_ttl_ms":  kvv1.NamespaceKind_NAMESPACE_KIND_UNSPECIFIED, // all kinds
+	"ops_per_second":  kvv1.NamespaceKind_NAMESPACE_KIND_UNSPECIFIED,
 }
 
 func (a *adminService) UpdateNamespace(ctx context.Context, req *kvv1.UpdateNamespaceRequest) (*kvv1.UpdateNamespaceResponse, error) {
@@ -205,13 +208,13 @@ func (a *adminService) UpdateNamespace(ctx context.Context, req *kvv1.UpdateName
 	}
 	mask := req.GetUpdateMask().GetPaths()
 	if len(mask) == 0 {
-		return nil, kverr.Invalid("update_mask", "is empty; it names the fields to change: capacity_blocks, capacity_bytes, default_ttl_ms")
+		return nil, kverr.Invalid("update_mask", "is empty; it names the fields to change: capacity_blocks, capacity_bytes, default_ttl_ms, ops_per_second")
 	}
 	for _, path := range mask {
 		kind, ok := mutable[path]
 		switch {
 		case !ok:
-			return nil, kverr.Invalid("update_mask", "names %.80q; it may name capacity_blocks, capacity_bytes and default_ttl_ms, for the rest is fixed", path)
+			return nil, kverr.Invalid("update_mask", "names %.80q; it may name capacity_blocks, capacity_bytes, default_ttl_ms and ops_per_second, for the rest is fixed", path)
 		case kind != kvv1.NamespaceKind_NAMESPACE_KIND_UNSPECIFIED && kind != ns.Kind:
 			return nil, kverr.Invalid("update_mask", "names %s, which a namespace of kind %s does not have", path, kindName(ns.Kind))
 		}
@@ -221,7 +224,7 @@ func (a *adminService) UpdateNamespace(ctx context.Context, req *kvv1.UpdateName
 	}
 	changed := &kvv1.Namespace{
 		Keyspace: ns.keyspace.Name, Name: ns.Name, Version: want.Version,
-		CapacityBlocks: want.CapacityBlocks, CapacityBytes: want.CapacityBytes, DefaultTtlMs: want.DefaultTtlMs,
+		CapacityBlocks: want.CapacityBlocks, CapacityBytes: want.CapacityBytes, DefaultTtlMs: want.DefaultTtlMs, OpsPerSecond: want.OpsPerSecond,
 	}
 	now, derr := a.dir.UpdateNamespace(ctx, changed, mask)
 	if derr != nil {

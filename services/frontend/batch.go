@@ -141,6 +141,7 @@ func (k *kvService) BatchPut(ctx context.Context, req *kvv1.BatchPutRequest) (*k
 	if err := checkBatch("puts", len(req.Puts), bytes); err != nil {
 		return nil, err
 	}
+	k.owe(ctx, ns, len(req.Puts)-1)
 	id, err := k.identityOf(req.Identity)
 	if err != nil {
 		return nil, err
@@ -186,6 +187,7 @@ func (k *kvService) BatchDelete(ctx context.Context, req *kvv1.BatchDeleteReques
 	if err := checkBatch("deletes", len(req.Deletes), bytes); err != nil {
 		return nil, err
 	}
+	k.owe(ctx, ns, len(req.Deletes)-1)
 	id, err := k.identityOf(req.Identity)
 	if err != nil {
 		return nil, err
@@ -229,6 +231,7 @@ func (k *kvService) BatchGet(ctx context.Context, req *kvv1.BatchGetRequest) (*k
 	if err := checkBatch("gets", len(req.Gets), 0); err != nil {
 		return nil, err
 	}
+	k.owe(ctx, ns, len(req.Gets)-1)
 	items, latest, err := k.lookUpAll(ctx, ns, req.Gets)
 	if err != nil {
 		return nil, err

@@ -32,6 +32,9 @@ func (s *Server) Calls() *Calls {
 func (c *Calls) Admit(ctx context.Context, call string, authorization []string, from string) (context.Context, error) {
 	access := c.server.cfg.Access
 	if access.Open() {
+		if c.server.cfg.ClientRate > 0 { // then it matters who it is
+			ctx = peer.NewContext(ctx, &peer.Peer{Addr: address(from)})
+		}
 		return ctx, nil
 	}
 	ctx = grpc.NewContextWithServerTransportStream(peer.NewContext(ctx, &peer.Peer{Addr: address(from)}), callName(call))

@@ -33,8 +33,11 @@ func (f Face) Admit(ctx context.Context, where, token string) (*authn.Pass, *kve
 
 // Namespace finds a namespace of keys, for whoever may read there. Empty names mean "default".
 func (f Face) Namespace(ctx context.Context, keyspace, name string) (*Namespace, *kverr.Error) {
-	return f.s.keyNamespace(ctx, keyspace, name)
+	return f.s.findNamespace(ctx, keyspace, name, keyKinds...)
 }
+
+// Spend counts a request of n operations on a namespace, or refuses it because its client or the namespace had as many as it may.
+func (f Face) Spend(ctx context.Context, ns *Namespace, n int) *kverr.Error { return f.s.spend(ctx, ns, n) }
 
 // MayWrite tells whether the caller may write too.
 func (f Face) MayWrite(ctx context.Context, where, keyspace string) *kverr.Error {

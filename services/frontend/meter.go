@@ -36,6 +36,8 @@ type Stats struct {
 	Operations int64 // of pipelines, taken and not answered
 	Watches    int64 // open, however many streams they share
 	Resyncs    int64 // how often watches have been told their state anew so far
+	// ClientLimited and NamespaceLimited are requests that were refused so far because their client, or their namespace, had as many as allowed.
+	ClientLimited, NamespaceLimited int64
 	// Lookups and Reads are of blocks of prompts that were asked for so far. A Lookup for a prefix misses all behind the first miss; of a Read that
 	// stops at a miss those behind it were not asked for.
 	Lookups, Reads Found
@@ -58,6 +60,7 @@ func (f *foundCount) load() Found { return Found{Hits: f.hits.Load(), Misses: f.
 func (s *Server) Stats() Stats {
 	return Stats{
 		Calls: s.calls.Load(), Pipelines: s.pipelines.Load(), Operations: s.operations.Load(), Watches: s.watches.Load(), Resyncs: s.resyncs.Load(),
+		ClientLimited: s.limited.client.Load(), NamespaceLimited: s.limited.namespace.Load(),
 		Lookups: s.lookups.load(), Reads: s.reads.load(),
 	}
 }

@@ -212,6 +212,9 @@ func (p *pipeline) accept(buf mem.Buffer) error {
 		p.size.Add(-int64(len(b)))
 		return fault
 	}
+	if fault == nil {
+		p.server.owe(p.ctx, ns, n-1)
+	}
 	p.deny = p.server.mayWrite(p.ctx, p.head.keyspace)
 	var id shard.Identity
 	if fault == nil && len(p.head.client) > 0 {

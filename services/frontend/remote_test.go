@@ -89,12 +89,14 @@ var apiTests = map[string]func(*testing.T){
 	"WatchPrompts":                    TestWatchPrompts,
 	"WatchEvictions":                  TestWatchEvictions,
 	"SlowWatcher":                     TestSlowWatcher,
+	"NamespaceRate":                   TestNamespaceRate,
+	"TokenRate":                       TestTokenRate,
 }
 
 // localTests are those that meet no shard.
 var localTests = []string{
 	"OverDataPlane", "StatusOnABadDay", "EveryAPITestRunsOverTheDataPlane", "FrameDecodersAgree", "ResultEncodersAgree", "CodecLeavesFramesAlone", "SortPairsKeepsTheLast",
-	"PageToken", "SessionTokenFitsItsRoom", "EveryCallIsInTheTable",
+	"PageToken", "SessionTokenFitsItsRoom", "EveryCallIsInTheTable", "Bucket", "ClientsAreBounded", "ClientRate",
 }
 
 // TestOverDataPlane runs the tests of the API once more, with the shards on two hosts.

@@ -49,6 +49,8 @@ type Namespace struct {
 	CapacityBlocks int64 // of the whole namespace; 0 = no limit
 	CapacityBytes  int64
 	rule           key.Rule
+	rate           int64   // operations a second; 0 = no limit
+	bucket         *bucket // what of rate is left; it outlives catalogs
 	keyspace       *Keyspace
 	record         *kvv1.Namespace
 }
@@ -114,7 +116,7 @@ func (s *Server) reload(ctx context.Context, old *catalog, revision uint64) (*ca
 	if err != nil {
 		return nil, kverr.From(err)
 	}
-	c, err := newCatalog(snap)
+	c, err := newCatalog(snap, s.catalog.Load())
 	if err != nil {
 		return nil, kverr.Wrap(kverr.Unknown, "read the directory", err)
 	}
@@ -122,7 +124,7 @@ func (s *Server) reload(ctx context.Context, old *catalog, revision uint64) (*ca
 	return c, nil
 }
 
-func newCatalog(snap *Snapshot) (*catalog, error) {
+func newCatalog(snap *Snapshot, before *catalog) (*catalog, error) {
 	c := &catalog{revision: snap.Revision, keyspaces: make(map[string]*Keyspace, len(snap.Keyspaces))}
 	for i := range snap.Keyspaces {
 		record := &snap.Keyspaces[i]
@@ -142,14 +144,28 @@ func newCatalog(snap *Snapshot) (*catalog, error) {
 			if err != nil {
 				return nil, fmt.Errorf("namespace %q of keyspace %q: %w", r.Name, ks.Name, err)
 			}
-			ks.spaces[r.Name] = &Namespace{
+			ns := &Namespace{
 				Name: r.Name, ID: shard.NamespaceID(r.Uid), Kind: r.Kind, DefaultTTLMS: r.DefaultTtlMs,
-				CapacityBlocks: r.CapacityBlocks, CapacityBytes: r.CapacityBytes, rule: rule, keyspace: ks, record: r,
+				CapacityBlocks: r.CapacityBlocks, CapacityBytes: r.CapacityBytes, rule: rule, rate: r.OpsPerSecond, keyspace: ks, record: r,
 			}
+			ns.bucket = before.bucketOf(ns)
+			ks.spaces[r.Name] = ns
 		}
 		c.keyspaces[ks.Name] = ks
 	}
 	return c, nil
+}
+
+// bucketOf is the bucket that a namespace had before, or a new one.
+func (c *catalog) bucketOf(ns *Namespace) *bucket {
+	if c != nil {
+		if ks := c.keyspaces[ns.keyspace.Name]; ks != nil && ks.uid == ns.keyspace.uid {
+			if old := ks.spaces[ns.Name]; old != nil && old.ID == ns.ID {
+				return old.bucket
+			}
+		}
+	}
+	return new(bucket)
 }
 
 // ruleOf converts a partition rule; none is hash_tag.
@@ -192,8 +208,20 @@ func (ks *Keyspace) namespace(name string) (*Namespace, *kverr.Error) {
 	return nil, noSuch("namespace", name, ks.spaces)
 }
 
-// namespace finds the namespace of a request and holds it to one of some kinds. Empty names mean "default".
+// namespace finds the namespace of a request, as findNamespace, and counts an operation on it.
 func (s *Server) namespace(ctx context.Context, keyspace, name string, kinds ...kvv1.NamespaceKind) (*Namespace, *kverr.Error) {
+	ns, err := s.findNamespace(ctx, keyspace, name, kinds...)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.spend(ctx, ns, 1); err != nil {
+		return nil, err
+	}
+	return ns, nil
+}
+
+// findNamespace finds the namespace of a request and holds it to one of some kinds. Empty names mean "default".
+func (s *Server) findNamespace(ctx context.Context, keyspace, name string, kinds ...kvv1.NamespaceKind) (*Namespace, *kverr.Error) {
 	ks, err := s.keyspace(ctx, keyspace)
 	if err != nil {
 		return nil, err

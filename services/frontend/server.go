@@ -39,6 +39,9 @@ type Config struct {
 	// InlineLimit is the length up to which a value is kept beside its key, in the shard's memory; longer ones go to an
 	// object of their own (D7). Default 1 KiB, at most 64 KiB.
 	InlineLimit int
+	// ClientRate is how many operations a second one client may make here: whoever has one token or, where none is wanted, one address. 0 = any
+	// number. Those of a namespace are its own property.
+	ClientRate int64
 	// MaxWatches is how many Watch streams are served at once; one more is refused. Default 65,536.
 	MaxWatches int64
 	// WatchProgress is how long a watch says nothing before it tells PROGRESS. Default 20 s.
@@ -103,6 +106,9 @@ func (c *Config) Validate() error {
 	if c.InlineLimit < 1 || c.InlineLimit > 64<<10 {
 		faults = append(faults, fmt.Errorf("InlineLimit is %d, must be 1 to 65,536", c.InlineLimit))
 	}
+	if c.ClientRate < 0 || c.ClientRate > key.MaxRate {
+		faults = append(faults, fmt.Errorf("ClientRate is %d, must be 0 to %d", c.ClientRate, int64(key.MaxRate)))
+	}
 	if c.MaxWatches < 1 {
 		faults = append(faults, fmt.Errorf("MaxWatches is %d, must be at least 1", c.MaxWatches))
 	}
@@ -117,6 +123,7 @@ type Server struct {
 	started time.Time
 	faults  faults
 
+	clients   clients // and what each may still do
 	refusals  refusals
 	catalog   atomic.Pointer[catalog]
 	reloading sync.Mutex // held while the catalog is made anew
@@ -127,6 +134,9 @@ type Server struct {
 	pipelines      atomic.Int64 // Pipeline streams
 	operations     atomic.Int64 // of them, not answered
 	resyncs        atomic.Int64 // ever
+	limited        struct {     // refused for a rate, ever
+		client, namespace atomic.Int64
+	}
 	lookups, reads foundCount   // of blocks
 
 	watches  atomic.Int64  // Watch streams
@@ -146,6 +156,7 @@ func New(cfg Config, shards Shards, dir Directory) (*Server, error) {
 	}
 	s.refusals.cfg = &s.cfg
 	s.epoch = time.Now()
+	s.clients.buckets = map[string]*bucket{}
 	for v, name := range verbNames {
 		s.verbs[v] = cfg.Meter.Operation("pipeline", name)
 	}

@@ -19,6 +19,7 @@ func (k *kvService) Transaction(ctx context.Context, req *kvv1.TransactionReques
 	if err := checkTxnSize(req); err != nil {
 		return nil, err
 	}
+	k.owe(ctx, ns, len(req.Conditions)+len(req.Ops)-1)
 	id, err := k.identityOf(req.Identity)
 	if err != nil {
 		return nil, err

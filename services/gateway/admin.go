@@ -36,6 +36,7 @@ type namespaceJSON struct {
 	CapacityBlocks int64         `json:"capacity_blocks,omitempty"`
 	CapacityBytes  int64         `json:"capacity_bytes,omitempty"`
 	DefaultTTLMS   int64         `json:"default_ttl_ms,omitempty"`
+	OpsPerSecond   int64         `json:"ops_per_second,omitempty"`
 	CreatedMS      int64         `json:"created_ms"`
 	Version        uint64        `json:"version"`
 }
@@ -53,7 +54,7 @@ func namespaceOf(n *kvv1.Namespace) namespaceJSON {
 		Keyspace: n.GetKeyspace(), Name: n.GetName(), UID: n.GetUid(),
 		Kind:           strings.ToLower(strings.TrimPrefix(n.GetKind().String(), "NAMESPACE_KIND_")),
 		Partition:      partitionJSON{p.GetHashTag(), p.GetPathElements(), p.GetNamespace()},
-		CapacityBlocks: n.GetCapacityBlocks(), CapacityBytes: n.GetCapacityBytes(), DefaultTTLMS: n.GetDefaultTtlMs(),
+		CapacityBlocks: n.GetCapacityBlocks(), CapacityBytes: n.GetCapacityBytes(), DefaultTTLMS: n.GetDefaultTtlMs(), OpsPerSecond: n.GetOpsPerSecond(),
 		CreatedMS: n.GetCreatedMs(), Version: n.GetVersion(),
 	}
 }
@@ -139,6 +140,7 @@ func (q *request) createNamespace() error {
 		CapacityBlocks int64          `json:"capacity_blocks"`
 		CapacityBytes  int64          `json:"capacity_bytes"`
 		DefaultTTLMS   int64          `json:"default_ttl_ms"`
+		OpsPerSecond   int64          `json:"ops_per_second"`
 	}
 	free, err := q.decode(&body)
 	defer free()
@@ -151,6 +153,7 @@ func (q *request) createNamespace() error {
 	}
 	ns := &kvv1.Namespace{
 		Keyspace: q.vars[0], Name: body.Name, Kind: kind, CapacityBlocks: body.CapacityBlocks, CapacityBytes: body.CapacityBytes, DefaultTtlMs: body.DefaultTTLMS,
+		OpsPerSecond: body.OpsPerSecond,
 	}
 	if ns.Partition, err = body.Partition.rule(); err != nil {
 		return err
@@ -209,6 +212,7 @@ func (q *request) updateNamespace() error {
 		CapacityBlocks *int64 `json:"capacity_blocks"`
 		CapacityBytes  *int64 `json:"capacity_bytes"`
 		DefaultTTLMS   *int64 `json:"default_ttl_ms"`
+		OpsPerSecond   *int64 `json:"ops_per_second"`
 	}
 	free, err := q.decode(&body)
 	defer free()
@@ -234,6 +238,7 @@ func (q *request) updateNamespace() error {
 		to   *int64
 	}{
 		{"capacity_blocks", body.CapacityBlocks, &ns.CapacityBlocks}, {"capacity_bytes", body.CapacityBytes, &ns.CapacityBytes}, {"default_ttl_ms", body.DefaultTTLMS, &ns.DefaultTtlMs},
+		{"ops_per_second", body.OpsPerSecond, &ns.OpsPerSecond},
 	} {
 		if f.from != nil {
 			*f.to = *f.from
@@ -241,7 +246,7 @@ func (q *request) updateNamespace() error {
 		}
 	}
 	if len(mask.Paths) == 0 {
-		return kverr.Invalid("body", "changes nothing; it has the fields to change: capacity_blocks, capacity_bytes, default_ttl_ms")
+		return kverr.Invalid("body", "changes nothing; it has the fields to change: capacity_blocks, capacity_bytes, default_ttl_ms, ops_per_second")
 	}
 	resp, err := q.g.calls.Admin.UpdateNamespace(q.ctx, &kvv1.UpdateNamespaceRequest{Namespace: ns, UpdateMask: mask})
 	if err != nil {

@@ -3,12 +3,14 @@ package gateway_test
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -37,6 +39,12 @@ const patience = 30 * time.Second
 
 func newRig(t testing.TB, cfg gateway.Config) *rig {
 	t.Helper()
+	return newRigOf(t, cfg, frontend.Config{Access: authn.Anyone})
+}
+
+// newRigOf is newRig with a frontend that is configured.
+func newRigOf(t testing.TB, cfg gateway.Config, front frontend.Config) *rig {
+	t.Helper()
 	engine, err := memlog.New(memlog.Config{})
 	if err != nil {
 		t.Fatal(err)
@@ -58,7 +66,7 @@ func newRig(t testing.TB, cfg gateway.Config) *rig {
 		t.Fatal(err)
 	}
 	r := &rig{t: t}
-	if r.front, err = frontend.New(frontend.Config{Access: authn.Anyone}, host, catalog.Local{Keeper: dir}); err != nil {
+	if r.front, err = frontend.New(front, host, catalog.Local{Keeper: dir}); err != nil {
 		t.Fatal(err)
 	}
 	if r.gateway, err = gateway.New(cfg, r.front.Calls()); err != nil {
@@ -319,6 +327,32 @@ func TestBounds(t *testing.T) {
 			t.Fatal(err)
 		}
 		waitFor(t, conn, "201 Created")
+	}
+}
+
+// TestRate: what is more than a client may is 429, with the time to wait in the header and to the millisecond in the document.
+func TestRate(t *testing.T) {
+	r := newRigOf(t, gateway.Config{}, frontend.Config{Access: authn.Anyone, ClientRate: 10})
+	keys := strings.Repeat(`{"key":"a"},`, 600)
+	resp, err := http.Post(r.url("/batch/get"), "application/json", strings.NewReader(`{"gets":[`+strings.TrimSuffix(keys, ",")+`]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		t.Fatal(resp.Status)
+	}
+	if resp, err = http.Get(r.url("/keys/a")); err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var p gateway.Problem
+	if err := json.NewDecoder(resp.Body).Decode(&p); err != nil {
+		t.Fatal(err)
+	}
+	seconds, _ := strconv.Atoi(resp.Header.Get("Retry-After"))
+	if resp.StatusCode != http.StatusTooManyRequests || p.Reason != "RATE_LIMITED" || seconds < 20 || seconds > 60 || p.RetryAfterMS > int64(seconds)*1000 || p.RetryAfterMS < int64(seconds-1)*1000 {
+		t.Errorf("%s, Retry-After %d: %+v", resp.Status, seconds, p)
 	}
 }
 

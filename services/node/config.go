@@ -55,6 +55,8 @@ type Config struct {
 	AddressFile string
 	// MaxValueBytes is the largest value of a key; default 16 MiB, at most 512 MiB.
 	MaxValueBytes int64
+	// ClientRate is how many operations a second one client may make: whoever has one token, or, without tokens, one address. 0 = any number.
+	ClientRate int64
 	// DefaultShards is how many shards the first keyspace gets, and every one made without a number. Default 4; 64 in a cluster.
 	DefaultShards int
 	// MemoryBudget is how many bytes the states of all shards may take; at it writes get RESOURCE_EXHAUSTED and deletes pass.
@@ -185,6 +187,7 @@ func (c *Config) Validate() error {
 	}
 	c.Access.validate(check)
 	check(c.MaxValueBytes >= 1<<10 && c.MaxValueBytes <= key.MaxValueConfig, "-max-value-bytes is %d: 1024 to %d", c.MaxValueBytes, int64(key.MaxValueConfig))
+	check(c.ClientRate >= 0 && c.ClientRate <= key.MaxRate, "-client-rate is %d: 0 to %d", c.ClientRate, int64(key.MaxRate))
 	check(c.DefaultShards >= 1 && c.DefaultShards <= key.MaxShardsInKeyspace, "-shards is %d: 1 to %d", c.DefaultShards, key.MaxShardsInKeyspace)
 	check(c.SegmentBytes >= 0, "-segment-bytes is %d: not negative", c.SegmentBytes)
 	check(c.CheckpointBytes >= 0, "-checkpoint-bytes is %d: not negative", c.CheckpointBytes)

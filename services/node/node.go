@@ -265,7 +265,7 @@ func (n *Node) keeperConfig() keeper.Config {
 func (n *Node) serveUsers(open *closers, shards frontend.Shards, dir frontend.Directory, status func(context.Context) (*kvv1.StatusResponse, error)) error {
 	front, err := frontend.New(frontend.Config{
 		Access:        n.doors.tokens,
-		MaxValueBytes: n.cfg.MaxValueBytes, Version: n.cfg.Version, Log: n.cfg.Log, Status: status, Meter: n.metrics.Requests(),
+		MaxValueBytes: n.cfg.MaxValueBytes, ClientRate: n.cfg.ClientRate, Version: n.cfg.Version, Log: n.cfg.Log, Status: status, Meter: n.metrics.Requests(),
 	}, shards, dir)
 	if err != nil {
 		return err

@@ -266,10 +266,10 @@ func TestReadinessTellsWhy(t *testing.T) {
 }
 
 func TestConfigListsAllFaults(t *testing.T) {
-	cfg := Config{Target: "x", Engine: "y", Instance: -1, GRPCListen: "nonsense", RESTListen: "8080", AdminListen: ":1", MaxValueBytes: 1, DefaultShards: -1, SegmentBytes: -1, CheckpointBytes: -1, DrainTimeout: -1}
+	cfg := Config{Target: "x", Engine: "y", Instance: -1, GRPCListen: "nonsense", RESTListen: "8080", AdminListen: ":1", MaxValueBytes: 1, ClientRate: -1, DefaultShards: -1, SegmentBytes: -1, CheckpointBytes: -1, DrainTimeout: -1}
 	cfg.EnsureDefaults()
 	err := cfg.Validate()
-	for _, flag := range []string{"target", "engine", "instance", "grpc-listen", "rest-listen", "admin-listen", "max-value-bytes", "shards", "segment-bytes", "checkpoint-bytes", "drain-timeout"} {
+	for _, flag := range []string{"target", "engine", "instance", "grpc-listen", "rest-listen", "admin-listen", "max-value-bytes", "client-rate", "shards", "segment-bytes", "checkpoint-bytes", "drain-timeout"} {
 		if !strings.Contains(err.Error(), "-"+flag+" ") {
 			t.Errorf("no word of %s in %v", flag, err)
 		}

@@ -462,3 +462,27 @@ func TestStop(t *testing.T) {
 		t.Error("it takes connections after Stop")
 	}
 }
+
+// TestRate: what is more than a client may is refused with TRYAGAIN, request by request; each key counts, and so does each request of a MULTI.
+func TestRate(t *testing.T) {
+	r := newRig(t, rigConfig{Front: frontend.Config{ClientRate: 10}})
+	l := dial(t, r.Addr)
+	mget := []string{"MGET"}
+	for range 600 {
+		mget = append(mget, "a")
+	}
+	if got := l.do(mget...); !strings.HasPrefix(got, "*600") {
+		t.Fatalf("the first: %.100q", got)
+	}
+	for _, args := range [][]string{{"GET", "a"}, {"SET", "a", "1"}, {"INCR", "a"}, {"DBSIZE"}, {"SCAN", "0"}} {
+		if got := l.do(args...); !strings.HasPrefix(got, "-TRYAGAIN this client may make 10 operations a second") {
+			t.Errorf("%v: %.100q", args, got)
+		}
+	}
+	if got := l.do("MULTI") + l.do("SET", "a", "1") + l.do("EXEC"); !strings.HasPrefix(got, "+OK\r\n+QUEUED\r\n") || !strings.Contains(got, "-TRYAGAIN") {
+		t.Errorf("a transaction: %.100q", got)
+	}
+	if got := l.do("PING"); got != "+PONG\r\n" {
+		t.Errorf("what is not on keys: %q", got)
+	}
+}

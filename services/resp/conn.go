@@ -254,6 +254,14 @@ func (c *conn) namespace(write bool) (*frontend.Namespace, *kverr.Error) {
 	return c.space, nil
 }
 
+// spend counts a request of n operations; it returns why it is refused, or nothing.
+func (c *conn) spend(ns *frontend.Namespace, n int) (text string) {
+	if err := c.s.face.Spend(c.ctx, ns, max(1, n)); err != nil {
+		return c.fault(err)
+	}
+	return ""
+}
+
 // finish sends what was begun on its way, waits, and makes the replies. It is false when the connection is over.
 func (c *conn) finish() bool {
 	b := c.batch

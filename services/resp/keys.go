@@ -16,10 +16,10 @@ func (c *conn) begins(cmd *command, args [][]byte) {
 	var in intent
 	text := cmd.parse(cmd, args, &in, c.s.face.Now())
 	if text == "" {
-		if _, err := c.namespace(in.writes()); err != nil {
+		if ns, err := c.namespace(in.writes()); err != nil {
 			text = c.fault(err)
-		} else {
-			text = c.check(&in)
+		} else if text = c.check(&in); text == "" {
+			text = c.spend(ns, len(in.keys)/max(1, in.step))
 		}
 	}
 	switch {

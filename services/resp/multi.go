@@ -106,6 +106,11 @@ func runExec(c *conn, b []byte, _ [][]byte) []byte {
 	if err != nil && (keyed || len(watches) > 0) {
 		return appendError(b, c.fault(err))
 	}
+	if err == nil {
+		if text := c.spend(ns, len(m.steps)); text != "" {
+			return appendError(b, text)
+		}
+	}
 	reply, broken, err := c.transact(ns, m.steps, watches)
 	switch {
 	case err != nil:

@@ -120,6 +120,9 @@ func (c *conn) scan(cursor uint64, match []byte, count int) (keys [][]byte, next
 	if err != nil {
 		return nil, 0, err
 	}
+	if err := c.s.face.Spend(c.ctx, ns, 1); err != nil {
+		return nil, 0, err
+	}
 	at := place{namespace: ns.ID, keyspace: c.keyspace}
 	if cursor != 0 {
 		p := c.s.cursors.find(cursor)
@@ -167,6 +170,9 @@ func runDBSize(c *conn, b []byte, _ [][]byte) []byte {
 func (c *conn) countKeys() (n int64, err *kverr.Error) {
 	ns, err := c.namespace(false)
 	if err != nil {
+		return 0, err
+	}
+	if err := c.s.face.Spend(c.ctx, ns, 1); err != nil {
 		return 0, err
 	}
 	for _, sh := range ns.Shards() {

@@ -174,6 +174,7 @@ func (t *Telemetry) WatchFrontend(front *frontend.Server) {
 	inFlight := gauge("kvstore_requests_in_flight", "Requests that are taken and not answered; of a pipeline, its operations.", "face")
 	streams := gauge("kvstore_streams_open", "Pipelines and watches that clients keep open.", "stream")
 	resyncs := counter("kvstore_watch_resyncs_total", "How often a watch was told its state anew because it was too far behind.")
+	limited := counter("kvstore_rate_limited_total", "Requests refused because their client, or their namespace, had as many operations as it may.", "limit")
 	blocks := counter("kvstore_prompt_blocks_total", "Blocks of prompts that were asked for, by call and whether they were there.", "op", "outcome")
 	t.read(func(tell func(*prometheus.Desc, float64, ...string)) {
 		s := front.Stats()
@@ -182,9 +183,11 @@ func (t *Telemetry) WatchFrontend(front *frontend.Server) {
 		tell(streams.desc, float64(s.Pipelines), "pipeline")
 		tell(streams.desc, float64(s.Watches), "watch")
 		tell(resyncs.desc, float64(s.Resyncs))
+		tell(limited.desc, float64(s.ClientLimited), "client")
+		tell(limited.desc, float64(s.NamespaceLimited), "namespace")
 		for op, f := range map[string]frontend.Found{"lookup": s.Lookups, "read": s.Reads} {
 			tell(blocks.desc, float64(f.Hits), op, "hit")
 			tell(blocks.desc, float64(f.Misses), op, "miss")
 		}
-	}, inFlight, streams, resyncs, blocks)
+	}, inFlight, streams, resyncs, limited, blocks)
 }

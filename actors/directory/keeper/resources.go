@@ -104,7 +104,7 @@ func (k *Keeper) CreateNamespace(ctx context.Context, ns *kvv1.Namespace, req Re
 	return k.change(ctx, req.command(directory.OpCreateNamespace, spec))
 }
 
-// UpdateNamespace changes the fields of a namespace that mask names: capacity_blocks, capacity_bytes, default_ttl_ms. A version in
+// UpdateNamespace changes the fields of a namespace that mask names: capacity_blocks, capacity_bytes, default_ttl_ms, ops_per_second. A version in
 // ns that is not 0 must be the current one.
 func (k *Keeper) UpdateNamespace(ctx context.Context, ns *kvv1.Namespace, mask []string, req Request) (*kvv1.Namespace, error) {
 	c := req.command(directory.OpUpdateNamespace, specOf(ns))
@@ -117,8 +117,10 @@ func (k *Keeper) UpdateNamespace(ctx context.Context, ns *kvv1.Namespace, mask [
 			c.Fields |= directory.FieldCapacityBytes
 		case "default_ttl_ms":
 			c.Fields |= directory.FieldDefaultTTL
+		case "ops_per_second":
+			c.Fields |= directory.FieldOpsPerSecond
 		default:
-			return nil, kverr.Invalid("update_mask", "names %q; it may name capacity_blocks, capacity_bytes and default_ttl_ms", field)
+			return nil, kverr.Invalid("update_mask", "names %q; it may name capacity_blocks, capacity_bytes, default_ttl_ms and ops_per_second", field)
 		}
 	}
 	if c.Fields == 0 {
@@ -135,7 +137,7 @@ func (k *Keeper) DeleteNamespace(ctx context.Context, keyspace, name string, req
 func specOf(ns *kvv1.Namespace) directory.NamespaceSpec {
 	return directory.NamespaceSpec{
 		Keyspace: ns.GetKeyspace(), Name: ns.GetName(), Kind: ns.GetKind(),
-		CapacityBlocks: ns.GetCapacityBlocks(), CapacityBytes: ns.GetCapacityBytes(), DefaultTTLMS: ns.GetDefaultTtlMs(),
+		CapacityBlocks: ns.GetCapacityBlocks(), CapacityBytes: ns.GetCapacityBytes(), DefaultTTLMS: ns.GetDefaultTtlMs(), OpsPerSecond: ns.GetOpsPerSecond(),
 	}
 }
 

@@ -113,7 +113,8 @@ var namespaceUpdateCommand = command{
 	help: `Only the flags given are changed.
 
   kvctl namespace update prompts --capacity-blocks 2000000
-  kvctl namespace update sessions --default-ttl 24h --if-version 3`,
+  kvctl namespace update sessions --default-ttl 24h --if-version 3
+  kvctl namespace update batch --rate 5000                 operations a second of each server; the rest is RATE_LIMITED`,
 	setup: func(fs *flag.FlagSet) func(context.Context, *session, []string) error {
 		lim := limitFlags(fs)
 		version := fs.Uint64("if-version", 0, "only when the namespace has this `version`")
@@ -124,7 +125,7 @@ var namespaceUpdateCommand = command{
 				return err
 			}
 			if len(fields) == 0 {
-				return usagef("namespace update: nothing to change; give --capacity-blocks, --capacity-bytes or --default-ttl")
+				return usagef("namespace update: nothing to change; give --capacity-blocks, --capacity-bytes, --default-ttl or --rate")
 			}
 			c, err := s.connect(ctx)
 			if err != nil {
@@ -180,6 +181,7 @@ type limits struct {
 	blocks int64
 	bytes  size
 	ttl    time.Duration
+	rate   int64
 }
 
 func limitFlags(fs *flag.FlagSet) *limits {
@@ -187,12 +189,13 @@ func limitFlags(fs *flag.FlagSet) *limits {
 	fs.Int64Var(&l.blocks, "capacity-blocks", 0, "kind prompt: most blocks kept; 0 = no limit")
 	fs.Var(&l.bytes, "capacity-bytes", "kind prompt: most `bytes` kept, such as 64GiB; 0 = no limit")
 	fs.DurationVar(&l.ttl, "default-ttl", 0, "`time` to live of writes that name none; 0 = for ever")
+	fs.Int64Var(&l.rate, "rate", 0, "most operations a `second` that each server lets through; 0 = no limit")
 	return l
 }
 
 // apply sets the limits whose flags were given, and names their fields.
 func (l *limits) apply(fs *flag.FlagSet, ns *kvstorev1.Namespace) (fields []string, err error) {
-	if l.blocks < 0 || l.ttl < 0 {
+	if l.blocks < 0 || l.ttl < 0 || l.rate < 0 {
 		return nil, usagef("limits are not negative")
 	}
 	fs.Visit(func(f *flag.Flag) {
@@ -203,6 +206,8 @@ func (l *limits) apply(fs *flag.FlagSet, ns *kvstorev1.Namespace) (fields []stri
 			ns.CapacityBytes, fields = int64(l.bytes), append(fields, "capacity_bytes")
 		case "default-ttl":
 			ns.DefaultTtlMs, fields = l.ttl.Milliseconds(), append(fields, "default_ttl_ms")
+		case "rate":
+			ns.OpsPerSecond, fields = l.rate, append(fields, "ops_per_second")
 		}
 	})
 	return fields, nil
@@ -253,12 +258,16 @@ func (s *session) showNamespaces(all ...*kvstorev1.Namespace) error {
 		if ns.DefaultTtlMs > 0 {
 			ttl = (time.Duration(ns.DefaultTtlMs) * time.Millisecond).String()
 		}
+		rate := "-"
+		if ns.OpsPerSecond > 0 {
+			rate = fmt.Sprintf("%d/s", ns.OpsPerSecond)
+		}
 		rows = append(rows, []string{
-			ns.Name, kindText(ns.Kind), partitionText(ns.Partition), limit, ttl, timeMS(ns.CreatedMs), fmt.Sprint(ns.Version),
+			ns.Name, kindText(ns.Kind), partitionText(ns.Partition), limit, ttl, rate, timeMS(ns.CreatedMs), fmt.Sprint(ns.Version),
 		})
 	}
 	if s.output != "json" {
-		s.table([]string{"NAMESPACE", "KIND", "PARTITION", "CAPACITY", "TTL", "CREATED", "VERSION"}, rows)
+		s.table([]string{"NAMESPACE", "KIND", "PARTITION", "CAPACITY", "TTL", "RATE", "CREATED", "VERSION"}, rows)
 	}
 	return nil
 }

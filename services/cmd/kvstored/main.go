@@ -124,6 +124,7 @@ func parse(args []string, stderr io.Writer) (node.Config, error) {
 	f.BoolVar(&cfg.Insecure, "insecure", false, "open doors to other machines without TLS, or without a way to know who comes")
 	f.StringVar(&cfg.AddressFile, "address-file", "", "`file` to write the addresses to, as JSON, once the server serves")
 	f.Int64Var(&cfg.MaxValueBytes, "max-value-bytes", 16<<20, "largest value of a key in `bytes`, up to 512 MiB")
+	f.Int64Var(&cfg.ClientRate, "client-rate", 0, "most `operations` a second of one client: whoever has one token or, without tokens, one address; what is more is RATE_LIMITED (0 = no limit). That of a namespace is its own: kvctl namespace update NAME --rate")
 	f.IntVar(&cfg.DefaultShards, "shards", 0, "`number` of shards of the first keyspace, fixed when the store is made (default 4; 64 in a cluster)")
 	f.Int64Var(&cfg.MemoryBudget, "memory-budget", 0, "`bytes` that keys and small values may take in memory; 0 = two fifths of the machine's, -1 = no limit")
 	f.Int64Var(&cfg.ReserveBytes, "reserve-bytes", 0, "free `bytes` (of the disk; below the maxmemory of a Redis) at which writes stop and reads go on; 0 = 256 MiB or 1 % of the disk, a 16th of maxmemory; -1 = none")

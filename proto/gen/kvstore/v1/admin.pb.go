@@ -292,7 +292,11 @@ type Namespace struct {
 	// When it was made. Output only.
 	CreatedMs int64 `protobuf:"varint,9,opt,name=created_ms,json=createdMs,proto3" json:"created_ms,omitempty"`
 	// Changes with every update. Output only.
-	Version       uint64 `protobuf:"varint,10,opt,name=version,proto3" json:"version,omitempty"`
+	Version uint64 `protobuf:"varint,10,opt,name=version,proto3" json:"version,omitempty"`
+	// Most operations a second that each server lets through, with as many at once after a quiet second; 0 = no limit, at most
+	// 1,000,000,000. Beyond it calls are RESOURCE_EXHAUSTED with the reason RATE_LIMITED. An item of a batch, of a transaction or of a
+	// pipeline is an operation; so is each other call.
+	OpsPerSecond  int64 `protobuf:"varint,11,opt,name=ops_per_second,json=opsPerSecond,proto3" json:"ops_per_second,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -393,6 +397,13 @@ func (x *Namespace) GetCreatedMs() int64 {
 func (x *Namespace) GetVersion() uint64 {
 	if x != nil {
 		return x.Version
+	}
+	return 0
+}
+
+func (x *Namespace) GetOpsPerSecond() int64 {
+	if x != nil {
+		return x.OpsPerSecond
 	}
 	return 0
 }
@@ -1046,7 +1057,7 @@ type UpdateNamespaceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// New values; version, when not 0, must be the current one.
 	Namespace *Namespace `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	// Which fields to change: capacity_blocks, capacity_bytes, default_ttl_ms.
+	// Which fields to change: capacity_blocks, capacity_bytes, default_ttl_ms, ops_per_second.
 	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1762,7 +1773,7 @@ const file_kvstore_v1_admin_proto_rawDesc = "" +
 	"\x06shards\x18\x03 \x01(\x05R\x06shards\x12\x1d\n" +
 	"\n" +
 	"created_ms\x18\x04 \x01(\x03R\tcreatedMs\x12\x18\n" +
-	"\aversion\x18\x05 \x01(\x04R\aversion\"\xe4\x02\n" +
+	"\aversion\x18\x05 \x01(\x04R\aversion\"\x8a\x03\n" +
 	"\tNamespace\x12\x1a\n" +
 	"\bkeyspace\x18\x01 \x01(\tR\bkeyspace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
@@ -1775,7 +1786,8 @@ const file_kvstore_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"created_ms\x18\t \x01(\x03R\tcreatedMs\x12\x18\n" +
 	"\aversion\x18\n" +
-	" \x01(\x04R\aversion\"I\n" +
+	" \x01(\x04R\aversion\x12$\n" +
+	"\x0eops_per_second\x18\v \x01(\x03R\fopsPerSecond\"I\n" +
 	"\x15CreateKeyspaceRequest\x120\n" +
 	"\bkeyspace\x18\x01 \x01(\v2\x14.kvstore.v1.KeyspaceR\bkeyspace\"J\n" +
 	"\x16CreateKeyspaceResponse\x120\n" +

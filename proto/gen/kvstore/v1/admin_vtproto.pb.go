@@ -200,6 +200,11 @@ func (m *Namespace) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
+	if m.OpsPerSecond != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.OpsPerSecond))
+		i--
+		dAtA[i] = 0x58
+	}
 	if m.Version != 0 {
 		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.Version))
 		i--
@@ -1539,6 +1544,9 @@ func (m *Namespace) SizeVT() (n int) {
 	if m.Version != 0 {
 		n += 1 + protohelpers.SizeOfVarint(uint64(m.Version))
 	}
+	if m.OpsPerSecond != 0 {
+		n += 1 + protohelpers.SizeOfVarint(uint64(m.OpsPerSecond))
+	}
 	n += len(m.unknownFields)
 	return n
 }
@@ -2518,6 +2526,25 @@ func (m *Namespace) UnmarshalVT(dAtA []byte) error {
 				b := dAtA[iNdEx]
 				iNdEx++
 				m.Version |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 11:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field OpsPerSecond", wireType)
+			}
+			m.OpsPerSecond = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.OpsPerSecond |= int64(b&0x7F) << shift
 				if b < 0x80 {
 					break
 				}

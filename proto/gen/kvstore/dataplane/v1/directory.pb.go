@@ -523,7 +523,9 @@ type DirectoryNamespace struct {
 	// Revision of the last change.
 	Version uint64 `protobuf:"varint,10,opt,name=version,proto3" json:"version,omitempty"`
 	// Identity of the request that made the last change, 16 random bytes; empty when it had none. A repeat of it changes nothing.
-	ChangedBy     []byte `protobuf:"bytes,11,opt,name=changed_by,json=changedBy,proto3" json:"changed_by,omitempty"`
+	ChangedBy []byte `protobuf:"bytes,11,opt,name=changed_by,json=changedBy,proto3" json:"changed_by,omitempty"`
+	// Most operations a second of each frontend; 0 = no limit.
+	OpsPerSecond  int64 `protobuf:"varint,12,opt,name=ops_per_second,json=opsPerSecond,proto3" json:"ops_per_second,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -633,6 +635,13 @@ func (x *DirectoryNamespace) GetChangedBy() []byte {
 		return x.ChangedBy
 	}
 	return nil
+}
+
+func (x *DirectoryNamespace) GetOpsPerSecond() int64 {
+	if x != nil {
+		return x.OpsPerSecond
+	}
+	return 0
 }
 
 // DirectoryChore is work on shards that a change of the directory leaves to do. It stays until it is done, so that a crash
@@ -897,7 +906,7 @@ const file_kvstore_dataplane_v1_directory_proto_rawDesc = "" +
 	"\x05ready\x18\a \x01(\bR\x05ready\"H\n" +
 	"\x16DirectoryNamespaceName\x12\x1a\n" +
 	"\bkeyspace\x18\x01 \x01(\tR\bkeyspace\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"\xd6\x02\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\xfc\x02\n" +
 	"\x12DirectoryNamespace\x12\x1a\n" +
 	"\bkeyspace\x18\x01 \x01(\tR\bkeyspace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
@@ -912,7 +921,8 @@ const file_kvstore_dataplane_v1_directory_proto_rawDesc = "" +
 	"\aversion\x18\n" +
 	" \x01(\x04R\aversion\x12\x1d\n" +
 	"\n" +
-	"changed_by\x18\v \x01(\fR\tchangedBy\"\x8b\x03\n" +
+	"changed_by\x18\v \x01(\fR\tchangedBy\x12$\n" +
+	"\x0eops_per_second\x18\f \x01(\x03R\fopsPerSecond\"\x8b\x03\n" +
 	"\x0eDirectoryChore\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12=\n" +
 	"\x04kind\x18\x02 \x01(\x0e2).kvstore.dataplane.v1.DirectoryChore.KindR\x04kind\x12!\n" +

@@ -453,6 +453,11 @@ func (m *DirectoryNamespace) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
+	if m.OpsPerSecond != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.OpsPerSecond))
+		i--
+		dAtA[i] = 0x60
+	}
 	if len(m.ChangedBy) > 0 {
 		i -= len(m.ChangedBy)
 		copy(dAtA[i:], m.ChangedBy)
@@ -941,6 +946,9 @@ func (m *DirectoryNamespace) SizeVT() (n int) {
 	l = len(m.ChangedBy)
 	if l > 0 {
 		n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
+	}
+	if m.OpsPerSecond != 0 {
+		n += 1 + protohelpers.SizeOfVarint(uint64(m.OpsPerSecond))
 	}
 	n += len(m.unknownFields)
 	return n
@@ -2135,6 +2143,25 @@ func (m *DirectoryNamespace) UnmarshalVT(dAtA []byte) error {
 				m.ChangedBy = []byte{}
 			}
 			iNdEx = postIndex
+		case 12:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field OpsPerSecond", wireType)
+			}
+			m.OpsPerSecond = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.OpsPerSecond |= int64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])
