@@ -46,7 +46,7 @@ test: build nofence ## Everything that CI checks, targets side by side; what eac
 	@# First what uses the processors. Then clusters, which mostly wait, and fuzzing, which takes what they leave. What is timed there has generous
 	@# bounds (KVSTORE_BUSY): what counts is that nothing is lost and nothing stale is read.
 	@MAKE=$(MAKE) ./tests/lint/lanes.sh 'sidecars compose-tool' 'alerts lint check-proto unit race tagged'
-	@KVSTORE_BUSY=1 MAKE=$(MAKE) ./tests/lint/lanes.sh 'chaos-ci dapr compose-test' 'fault redis crash e2e slow-reader watch-check' fuzz
+	@KVSTORE_BUSY=1 MAKE=$(MAKE) ./tests/lint/lanes.sh 'chaos-ci dapr compose-test' 'fault redis crash e2e slow-reader watch-check overload' fuzz
 	@echo "make test: all passed"
 
 .PHONY: alerts
@@ -100,9 +100,9 @@ STOPPED    ?= 1m
 slow-reader: build ## What readers that stop reading cost a server under load, for STOPPED (1m; make slow-reader STOPPED=10m).
 	KVSTORE_STOPPED=$(STOPPED) KVSTORE_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 30m -v -run TestStoppedReaders ./tests/e2e
 
-OVERLOAD   ?= 1m
+OVERLOAD   ?= $(if $(KVSTORE_BUSY),10s,1m)
 .PHONY: overload
-overload: build ## A server on a slow Redis offered twice what it can do for OVERLOAD (1m); and one whose Redis stops answering.
+overload: build ## A server on a slow Redis offered twice what it can do for OVERLOAD (1m; 10s within make test); and one whose Redis stops answering.
 	KVSTORE_OVERLOAD=$(OVERLOAD) KVSTORE_REDIS=1 KVSTORE_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 10m -v ./tests/overload
 
 .PHONY: sidecars

@@ -11,7 +11,7 @@ import (
 
 // confirmation is one proof of the epoch with the engine, shared by all who need it.
 type confirmation struct {
-	turn  uint64       // outcomes up to this turn were stepped before it began
+	turn  uint64 // outcomes up to this turn were stepped before it began
 	began time.Time
 	done  chan struct{} // closed once it is over
 	err   error         // valid then
@@ -28,6 +28,25 @@ func (a *Actor[C]) Durable(ctx context.Context) (*State, error) { return a.owned
 // state, since that holder can write no more, but it may still answer reads from the state that it knows. So it is for those who must not
 // miss a record, and whom nobody else's answers matter to.
 func (a *Actor[C]) Fenced(ctx context.Context) (*State, error) { return a.owned(ctx, time.Time{}) }
+
+// Recent is Durable for those who need not know of what another owner did in the last Config.Patience: as long as this epoch was known to own the
+// actor then, it asks the engine in the background, and does not wait.
+func (a *Actor[C]) Recent(ctx context.Context) (*State, error) {
+	if a.why.Load() != nil {
+		return nil, ErrOver
+	}
+	if a.term == 0 {
+		return a.durable.Load(), nil
+	}
+	now, until := a.cfg.Clock.Now(), a.log.LeaseUntil()
+	if now.Before(a.ackAfter) || now.Sub(until) > a.cfg.Patience {
+		return a.Durable(ctx)
+	}
+	if until.Sub(now) < a.term/2 {
+		a.renew()
+	}
+	return a.durable.Load(), nil
+}
 
 // owned returns the last durable state once this epoch is known to own the actor, from a moment on.
 func (a *Actor[C]) owned(ctx context.Context, from time.Time) (*State, error) {

@@ -27,7 +27,7 @@ var _ frontend.Directory = Local{}
 // Local is the directory of this process.
 type Local struct{ Keeper *keeper.Keeper }
 
-// Revision is that of the last durable state.
+// Revision is that of the last durable state; see Keeper.Revision for how old it may be.
 func (l Local) Revision(ctx context.Context) (uint64, error) { return l.Keeper.Revision(ctx) }
 
 // Snapshot returns every keyspace that can be used.

@@ -37,7 +37,9 @@ func (f Face) Namespace(ctx context.Context, keyspace, name string) (*Namespace,
 }
 
 // Spend counts a request of n operations on a namespace, or refuses it because its client or the namespace had as many as it may.
-func (f Face) Spend(ctx context.Context, ns *Namespace, n int) *kverr.Error { return f.s.spend(ctx, ns, n) }
+func (f Face) Spend(ctx context.Context, ns *Namespace, n int) *kverr.Error {
+	return f.s.spend(ctx, ns, n)
+}
 
 // MayWrite tells whether the caller may write too.
 func (f Face) MayWrite(ctx context.Context, where, keyspace string) *kverr.Error {

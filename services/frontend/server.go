@@ -128,16 +128,16 @@ type Server struct {
 	catalog   atomic.Pointer[catalog]
 	reloading sync.Mutex // held while the catalog is made anew
 
-	epoch          time.Time // of since
-	verbs          [len(verbNames)]Counter
-	calls          atomic.Int64 // under way, but for lasting ones
-	pipelines      atomic.Int64 // Pipeline streams
-	operations     atomic.Int64 // of them, not answered
-	resyncs        atomic.Int64 // ever
-	limited        struct {     // refused for a rate, ever
+	epoch      time.Time // of since
+	verbs      [len(verbNames)]Counter
+	calls      atomic.Int64 // under way, but for lasting ones
+	pipelines  atomic.Int64 // Pipeline streams
+	operations atomic.Int64 // of them, not answered
+	resyncs    atomic.Int64 // ever
+	limited    struct {     // refused for a rate, ever
 		client, namespace atomic.Int64
 	}
-	lookups, reads foundCount   // of blocks
+	lookups, reads foundCount // of blocks
 
 	watches  atomic.Int64  // Watch streams
 	stopping chan struct{} // closed by Stop, with stopped

@@ -102,8 +102,8 @@ func (s *Slow) pass(from, to net.Conn, rate int) {
 		}
 	})
 	s.running.Go(func() {
-		defer from.Close() // with what is in the way nobody is served any more
-		defer to.Close()
+		defer func() { _ = from.Close() }() // with what is in the way nobody is served any more
+		defer func() { _ = to.Close() }()
 		for b := range way {
 			time.Sleep(time.Until(b.due))
 			if _, err := to.Write(b.bytes); err != nil {
@@ -130,4 +130,3 @@ func (s *Slow) passes(n, rate int) time.Time {
 	s.free = s.free.Add(time.Duration(n) * time.Second / time.Duration(rate))
 	return s.free
 }
-

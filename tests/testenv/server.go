@@ -4,6 +4,7 @@
 package testenv
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -227,6 +228,25 @@ func (s *Server) Resident(t testing.TB) int64 {
 		t.Error(err)
 	}
 	return pages * int64(os.Getpagesize())
+}
+
+// Heap is what is alive in the process's heap, after a collection, in bytes.
+func (s *Server) Heap(t testing.TB) int64 {
+	t.Helper()
+	resp, err := http.Get("http://" + s.Admin + "/debug/pprof/heap?gc=1&debug=1")
+	if err != nil {
+		t.Error(err)
+		return 0
+	}
+	defer func() { _ = resp.Body.Close() }()
+	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
+		var n int64
+		if _, err := fmt.Sscanf(lines.Text(), "# HeapAlloc = %d", &n); err == nil {
+			return n
+		}
+	}
+	t.Errorf("the server does not tell its heap: %s", resp.Status)
+	return 0
 }
 
 // Tail is the end of the server's log.
