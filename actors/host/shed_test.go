@@ -207,15 +207,15 @@ func TestDoubted(t *testing.T) {
 	a := b.open()
 	b.clock.advance(2 * term) // no lease, and nobody before to wait for
 	silent := b.faults.Add(fault.Rule{Verb: fault.Manifest, Freeze: true, Times: -1})
-	if _, err := a.Recent(t.Context()); err != nil {
-		t.Errorf("a reader who need not know it all: %v", err)
-	}
 	first := make(chan error, 1)
 	go func() {
 		_, err := a.Durable(t.Context())
 		first <- err
 	}()
 	<-silent.Hit()
+	if _, err := a.Recent(t.Context()); err != nil {
+		t.Errorf("a reader who need not know it all: %v", err)
+	}
 	b.clock.advance(host.DefaultPatience + time.Millisecond)
 	if _, err := a.Durable(t.Context()); !errors.Is(err, kverr.Unavailable) {
 		t.Errorf("a reader that comes after Patience: %v", err)

@@ -16,7 +16,7 @@ func TestUsage(t *testing.T) {
 		lines int // at most
 		want  []string
 	}{
-		{[]string{"-h"}, exitOK, 110, []string{"kvctl put greeting hello", "-data-dir directory", "-reserve-bytes"}},
+		{[]string{"-h"}, exitOK, 114, []string{"kvctl put greeting hello", "-data-dir directory", "-reserve-bytes"}},
 		{[]string{"-bogus"}, exitUsage, 2, []string{"-bogus", "kvstored -h"}},
 		{[]string{"-shards", "many"}, exitUsage, 2, []string{"-shards"}},
 		{[]string{"serve"}, exitUsage, 2, []string{`"serve"`}},
