@@ -257,6 +257,7 @@ func TestBenchSweep(t *testing.T) {
 		t.Fatal(err)
 	}
 	selfContained(t, string(page), string(text))
+	inBrowser(t, filepath.Join(dir, chartsName))
 	for name, text := range map[string]string{"summary": string(summary), "page": string(page), "results": string(text)} {
 		if strings.Contains(text, "kvs_") {
 			t.Errorf("the %s tells a token", name)
@@ -312,6 +313,34 @@ func selfContained(t *testing.T, page, results string) {
 	}
 	if !strings.Contains(page, "default-src 'none'") {
 		t.Error("the page does not tell the browser that it fetches nothing")
+	}
+}
+
+// inBrowser opens a page where there is a browser: its script must come to its end without a word.
+func inBrowser(t *testing.T, page string) {
+	t.Helper()
+	browser, err := exec.LookPath("chromium")
+	if err != nil {
+		t.Log("no chromium: the page is not opened")
+		return
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--user-data-dir="+t.TempDir(), "--enable-logging=stderr",
+		"--window-size=400,800", "--dump-dom", "file://"+page)
+	var said strings.Builder
+	cmd.Stderr = &said
+	dom, err := cmd.Output()
+	if err != nil {
+		t.Errorf("%v: %s", err, said.String())
+	}
+	for _, want := range []string{`data-ready="yes"`, "Sweet spot", "<svg", "2 processes", "aria-selected=\"true\""} {
+		if !strings.Contains(string(dom), want) {
+			t.Errorf("the page does not show %q", want)
+		}
+	}
+	if strings.Contains(said.String(), "CONSOLE") {
+		t.Errorf("the browser says: %s", said.String())
 	}
 }
 

@@ -2,11 +2,14 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -14,6 +17,7 @@ import (
 	"time"
 
 	"kvstore/client"
+	"kvstore/client/clienttest"
 	"kvstore/components/kverr"
 )
 
@@ -346,6 +350,79 @@ func TestImportResumes(t *testing.T) {
 	}
 	if code, _, told := sh.run("", into...); code != exitUsage || !strings.Contains(told, "has changed since") {
 		t.Errorf("of another file: exit %d: %s", code, told)
+	}
+}
+
+// killed runs a kvctl as a process of its own and kills it (-9) once something holds.
+func killed(t *testing.T, addr string, holds func() bool, args ...string) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, self, args...)
+	cmd.Env = append(os.Environ(), "KVCTL_IS_THE_TEST=yes", "KVSTORE_ENDPOINT="+addr)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for !holds() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatalf("kvctl %q comes to nothing", args)
+		}
+	}
+	_ = cmd.Process.Kill()
+	if err := cmd.Wait(); err == nil {
+		t.Fatalf("kvctl %q was killed too late to tell anything", args)
+	}
+}
+
+// TestKilledHalfWay: kill -9 of an export and of the import of it; --resume goes on with both, and nothing is missing or wrong.
+func TestKilledHalfWay(t *testing.T) {
+	srv := clienttest.StartTCP(t)
+	sh := &shell{t: t, env: map[string]string{"KVSTORE_ENDPOINT": srv.Addr()}}
+	c, err := client.Dial(t.Context(), client.Config{Endpoints: []string{srv.Addr()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	value := make([]byte, 400<<10)
+	for i := range 100 {
+		fill(value, uint64(i))
+		if _, err := c.Put(t.Context(), fmt.Sprintf("k%03d", i), value, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fillOdd(t, sh, 100)
+	file := filepath.Join(t.TempDir(), "dump")
+	size := func() int64 {
+		st, err := os.Stat(file)
+		if err != nil {
+			return 0
+		}
+		return st.Size()
+	}
+	killed(t, srv.Addr(), func() bool { return size() > 1<<20 }, "export", "--out", file)
+	half := size()
+	sh.ok("export", "--out", file, "--resume")
+	if half >= size() {
+		t.Errorf("killed at %d bytes of %d", half, size())
+	}
+	sh.ok("namespace", "create", "copy")
+	into := []string{"import", file, "--namespace", "copy"}
+	killed(t, srv.Addr(), func() bool { _, err := os.Stat(file + ".import"); return err == nil }, into...)
+	code, _, told := sh.run("", append(into, "--resume")...)
+	if code != 0 || !strings.Contains(told, "going on behind line") {
+		t.Errorf("exit %d: %s", code, told)
+	}
+	want, got := holds(t, sh, ""), holds(t, sh, "copy")
+	if len(want) < 200 || !maps.Equal(want, got) {
+		t.Errorf("%d keys became %d, or others", len(want), len(got))
 	}
 }
 
