@@ -60,7 +60,7 @@ func (c *call) free() {
 	c.put.op.ContentType, c.put.op.Encoding, c.put.op.TtlMs, c.put.op.KeepTtl = "", "", 0, false
 	c.get.op.MetadataOnly = false
 	c.del.op.Precondition = nil
-	c.write, c.notAfter, c.slot, c.op.Op, c.op.IdentityOp = false, 0, 0, nil, 0
+	c.write, c.notAfter, c.slot, c.op.Op, c.op.IdentityOp, c.op.Traceparent = false, 0, 0, nil, 0, ""
 	c.putOut, c.getOut, c.delOut, c.failure = PutResult{}, Entry{}, DeleteResult{}, nil
 	calls.Put(c)
 }

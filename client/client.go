@@ -6,12 +6,14 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/resolver/manual"
 
+	"kvstore/components/tracing"
 	"kvstore/components/vtcodec"
 	kvstorev1 "kvstore/proto/gen/kvstore/v1"
 )
@@ -32,6 +34,7 @@ type core struct {
 	clock  serverClock
 	turn   atomic.Uint32 // chooses connections round robin
 	conns  []*conn
+	tracer trace.Tracer // nil: nobody follows
 }
 
 // conn is one TCP connection with its stubs, its Pipeline and its Watches stream, and a second one, opened when first used, for what is long:
@@ -65,6 +68,9 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 		return nil, invalid("connect", "%v", err)
 	}
 	co := &core{cfg: cfg, door: door, id: make([]byte, 16)}
+	if cfg.TracerProvider != nil {
+		co.tracer = cfg.TracerProvider.Tracer(tracing.Scope)
+	}
 	_, _ = rand.Read(co.id) // never fails (crypto/rand)
 	c := &Client{core: co, keyspace: cfg.Keyspace, namespace: cfg.Namespace}
 	for i := range cfg.Connections {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 )
 
@@ -62,6 +63,10 @@ type Config struct {
 	Token     string
 	TokenFile string
 	Insecure  bool
+
+	// TracerProvider, when set, makes a span for every call, by its own sampling, as a part of the span in the call's context; the server continues those
+	// that are sampled, and follows none of the others. nil: what is followed is the server's to decide.
+	TracerProvider trace.TracerProvider
 
 	// DialOptions are added to those of every connection, after the client's own.
 	DialOptions []grpc.DialOption

@@ -26,6 +26,7 @@ const (
 	reqOps       = 3
 	reqClient    = 4
 	reqNotAfter  = 5
+	reqTraced    = 6
 
 	respHeader  = 1
 	respResults = 2
@@ -43,6 +44,7 @@ type requestFrame struct {
 	namespace string
 	client    []byte
 	notAfter  int64 // server milliseconds, of all its writes
+	traced    bool  // the client decides what is followed
 	again     bool  // its writes are repetitions
 	ops       int
 	body      []byte // the field ops, encoded
@@ -78,6 +80,9 @@ func (f *requestFrame) SizeVT() int {
 	for _, l := range [...]int{len(f.keyspace), len(f.namespace), len(f.client)} {
 		n += 1 + protowire.SizeBytes(l) // all tags are below 16: one byte
 	}
+	if f.traced {
+		n += 2
+	}
 	return n
 }
 
@@ -93,6 +98,10 @@ func (f *requestFrame) MarshalToSizedBufferVT(b []byte) (int, error) {
 	b = protowire.AppendBytes(b, f.client)
 	b = protowire.AppendTag(b, reqNotAfter, protowire.VarintType)
 	b = protowire.AppendVarint(b, uint64(f.notAfter))
+	if f.traced {
+		b = protowire.AppendTag(b, reqTraced, protowire.VarintType)
+		b = append(b, 1)
+	}
 	b = append(b, f.body...)
 	if len(b) != size {
 		return 0, errors.New("pipeline frame: size is off")

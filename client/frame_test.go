@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"reflect"
+	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -13,12 +14,12 @@ import (
 
 func TestRequestFrame(t *testing.T) {
 	want := &kvstorev1.PipelineRequest{
-		Keyspace: "ks", Namespace: "ns", IdentityClient: bytes.Repeat([]byte{9}, 16), NotAfterMs: 1234567890123,
+		Keyspace: "ks", Namespace: "ns", IdentityClient: bytes.Repeat([]byte{9}, 16), NotAfterMs: 1234567890123, Traced: true,
 	}
-	f := &requestFrame{keyspace: "ks", namespace: "ns", client: want.IdentityClient, notAfter: want.NotAfterMs}
+	f := &requestFrame{keyspace: "ks", namespace: "ns", client: want.IdentityClient, notAfter: want.NotAfterMs, traced: true}
 	for i := range 50 {
 		op := &kvstorev1.PipelineRequest_Op{
-			Id: uint64(i) << 30, IdentityOp: uint64(i),
+			Id: uint64(i) << 30, IdentityOp: uint64(i), Traceparent: strings.Repeat("0", i),
 			Op: &kvstorev1.PipelineRequest_Op_Put{Put: &kvstorev1.PutOp{
 				Key: fmt.Appendf(nil, "key %d", i), Value: make([]byte, i*10), Tags: map[string]string{"a": "b"},
 			}},

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 
 	"kvstore/components/kverr"
+	"kvstore/components/tracing"
 	kvstorev1 "kvstore/proto/gen/kvstore/v1"
 )
 
@@ -86,6 +87,17 @@ var errClosed = &kverr.Error{Kind: kverr.Unavailable, Message: "not sent", Err: 
 
 // do sends the operation and waits for its outcome, repeating it as attempts allow. The outcome is in c.
 func (p *pipe) do(ctx context.Context, c *call) error {
+	if p.co.tracer == nil {
+		return p.tries(ctx, c)
+	}
+	span := c.follow(ctx, p.co)
+	err := p.tries(ctx, c)
+	tracing.End(span, err)
+	return err
+}
+
+// tries is do, whoever follows.
+func (p *pipe) tries(ctx context.Context, c *call) error {
 	if c.write {
 		c.op.IdentityOp = p.co.lastOp.Add(1)
 	}
@@ -104,7 +116,7 @@ func (p *pipe) do(ctx context.Context, c *call) error {
 	}
 }
 
-// once is one try of do.
+// once is one try.
 func (p *pipe) once(ctx context.Context, c *call) error {
 	idx, err := p.acquire(ctx)
 	if err != nil {
@@ -212,7 +224,7 @@ func (p *pipe) frameFor(c *call) *requestFrame {
 	} else {
 		f = new(requestFrame)
 	}
-	f.keyspace, f.namespace, f.client = c.keyspace, c.namespace, p.co.id
+	f.keyspace, f.namespace, f.client, f.traced = c.keyspace, c.namespace, p.co.id, p.co.tracer != nil
 	f.ops, f.body = 0, f.body[:0]
 	f.again, f.notAfter = c.notAfter != 0, c.notAfter
 	if !f.again {

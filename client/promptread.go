@@ -9,6 +9,7 @@ import (
 	"github.com/zeebo/xxh3"
 
 	"kvstore/components/kverr"
+	"kvstore/components/tracing"
 	kvstorev1 "kvstore/proto/gen/kvstore/v1"
 )
 
@@ -45,6 +46,9 @@ func (p *Prompt) Read(ctx context.Context, refs []BlockRef, o *ReadOptions) iter
 		if o == nil {
 			o = &ReadOptions{}
 		}
+		ctx, span := p.c.begin(ctx, "read blocks", p.c.keyspace, p.c.namespace)
+		var failed error
+		defer func() { tracing.End(span, failed) }()
 		r := blockReader{o: o}
 		next := 0 // first block not yet yielded: where a repetition starts
 		a := attempts{effect: reads}
@@ -58,6 +62,7 @@ func (p *Prompt) Read(ctx context.Context, refs []BlockRef, o *ReadOptions) iter
 				a = attempts{effect: reads} // it got on
 			}
 			if err := a.next(ctx, p.c.core, err); err != nil {
+				failed = err
 				yield(ReadBlock{}, withOp(err, "read blocks"))
 				return
 			}

@@ -9,6 +9,7 @@ import (
 	"github.com/zeebo/xxh3"
 
 	"kvstore/components/kverr"
+	"kvstore/components/tracing"
 	kvstorev1 "kvstore/proto/gen/kvstore/v1"
 )
 
@@ -36,11 +37,13 @@ type WriteOutcome struct {
 // Write stores blocks in one call; outcome i belongs to blocks[i]. The first writer of a block wins. The call is
 // repeated after a lost connection (a block stored by the first try then is there already), and for blocks that could not be
 // stored just then, unless one of the readers is no io.Seeker. Memory use is a few chunks beyond the blocks given.
-func (p *Prompt) Write(ctx context.Context, blocks []NewBlock, o *WriteOptions) ([]WriteOutcome, error) {
+func (p *Prompt) Write(ctx context.Context, blocks []NewBlock, o *WriteOptions) (_ []WriteOutcome, failed error) {
 	const op = "write blocks"
 	if len(blocks) == 0 {
 		return nil, nil
 	}
+	ctx, span := p.c.begin(ctx, op, p.c.keyspace, p.c.namespace)
+	defer func() { tracing.End(span, failed) }()
 	var rewinds []func() error
 	canRepeat := true
 	for i, b := range blocks {

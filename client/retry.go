@@ -6,9 +6,11 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 
 	"kvstore/components/kverr"
+	"kvstore/components/tracing"
 	kvstorev1 "kvstore/proto/gen/kvstore/v1"
 )
 
@@ -167,6 +169,12 @@ func unary[S, Req, Resp any](
 	ctx context.Context, co *core, eff effect, op string,
 	stub func(*conn) S, rpc func(S, context.Context, Req, ...grpc.CallOption) (Resp, error), req Req,
 ) (resp Resp, err error) {
+	if co.tracer != nil {
+		keyspace, namespace := place(req)
+		var span trace.Span
+		ctx, span = co.begin(ctx, op, keyspace, namespace)
+		defer func() { tracing.End(span, err) }()
+	}
 	err = co.retry(ctx, eff, op, func() (err error) {
 		resp, err = rpc(stub(co.pick()), ctx, req)
 		return fromRPC(err, eff)

@@ -9,6 +9,7 @@ import (
 	"github.com/zeebo/xxh3"
 
 	"kvstore/components/kverr"
+	"kvstore/components/tracing"
 	kvstorev1 "kvstore/proto/gen/kvstore/v1"
 )
 
@@ -36,6 +37,7 @@ type ValueReader struct {
 func (c *Client) GetStream(ctx context.Context, key string) (*ValueReader, error) {
 	req := &kvstorev1.GetStreamRequest{Keyspace: c.keyspace, Namespace: c.namespace, Key: []byte(key)}
 	var r *ValueReader
+	ctx, span := c.begin(ctx, "get stream", c.keyspace, c.namespace) // until the value comes
 	err := c.retry(ctx, reads, "get", func() error {
 		sctx, cancel := context.WithCancel(ctx)
 		stream, err := c.pick().bulkKV.GetStream(sctx, req)
@@ -55,6 +57,7 @@ func (c *Client) GetStream(ctx context.Context, key string) (*ValueReader, error
 		cancel()
 		return endedEarly(err, reads)
 	})
+	tracing.End(span, err)
 	if err != nil {
 		return nil, err
 	}
@@ -115,8 +118,10 @@ func endedEarly(err error, eff effect) error {
 // PutStream stores a value of exactly size bytes from r; memory use is a few chunks. It is repeated after a lost
 // connection only when r is an io.Seeker, from where r stood at first; otherwise it fails with ErrOutcomeUnknown then.
 // A reader that ends early or fails stores nothing.
-func (c *Client) PutStream(ctx context.Context, key string, r io.Reader, size int64, o *PutOptions) (PutResult, error) {
+func (c *Client) PutStream(ctx context.Context, key string, r io.Reader, size int64, o *PutOptions) (_ PutResult, err error) {
 	const op = "put stream"
+	ctx, span := c.begin(ctx, op, c.keyspace, c.namespace)
+	defer func() { tracing.End(span, err) }()
 	if size < 0 {
 		return PutResult{}, invalid(op, "size is %d", size)
 	}

@@ -1,6 +1,7 @@
 package directory
 
 import (
+	"kvstore/actors/host"
 	"kvstore/components/kverr"
 	kvv1 "kvstore/proto/gen/kvstore/v1"
 )
@@ -99,6 +100,9 @@ type Command struct {
 	// Done is called exactly once, by Release; it must not block.
 	Done func(c *Command, err error)
 }
+
+// Way is who follows the command: nobody does.
+func (c *Command) Way() *host.Way { return nil }
 
 // Release calls Done.
 func (c *Command) Release(err error) { c.Done(c, err) }

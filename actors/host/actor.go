@@ -51,6 +51,7 @@ type Actor[C Command] struct {
 	replies    []Gated[C]    // room for Machine.Replies
 	turn       uint64        // counts calls that stepped
 	stepped    int           // commands since the last flight began
+	ways       []*Way        // of those of them that are followed
 	ticked     time.Time     // what the machine was told last
 	queue      []C           // commands not stepped yet because the next body is full
 	queueBytes int           // Size of them together
@@ -74,6 +75,7 @@ type flight struct {
 	began    time.Time
 	commands int // stepped since the flight before
 	bytes    int // of body
+	ways     []*Way
 }
 
 // waiter is an outcome that waits to be durable or for the gate.
@@ -209,8 +211,7 @@ func (a *Actor[C]) take(c C, ahead int, now time.Time) *kverr.Error {
 		return errCrowded
 	}
 	if len(a.queue) == 0 && a.machine.Pending() < a.cfg.MaxBody {
-		a.machine.Step(c)
-		a.stepped++
+		a.step(c, now)
 		return nil
 	}
 	size := c.Size()
@@ -220,6 +221,16 @@ func (a *Actor[C]) take(c C, ahead int, now time.Time) *kverr.Error {
 	a.queue = append(a.queue, c)
 	a.queueBytes += size
 	return nil
+}
+
+// step lets the machine take one command. Mutex held.
+func (a *Actor[C]) step(c C, now time.Time) {
+	if w := c.Way(); w != nil {
+		w.stepped(now)
+		a.ways = append(a.ways, w)
+	}
+	a.machine.Step(c)
+	a.stepped++
 }
 
 // advance does what can be done after steps: begin an append if none is in flight, fill the next body from the queue, and
@@ -242,13 +253,17 @@ func (a *Actor[C]) begin(now time.Time, out *outcomes[C]) (*flight, *outcomes[C]
 	r := a.machine.Ready()
 	out = a.admit(now, r.Replies, out)
 	if len(r.Body) == 0 {
+		a.ways = nil
 		return nil, out
 	}
 	a.flight = &flight{
 		state: State{Tree: a.machine.Tree().Clone(), Revision: r.Head, TimeMS: r.TimeMS}, body: r.Body, turn: a.turn,
-		began: now, commands: a.stepped, bytes: len(r.Body),
+		began: now, commands: a.stepped, bytes: len(r.Body), ways: a.ways,
 	}
-	a.stepped = 0
+	for _, w := range a.ways {
+		w.appending(now, a.stepped, len(r.Body))
+	}
+	a.stepped, a.ways = 0, nil
 	return a.flight, out
 }
 
@@ -266,8 +281,7 @@ func (a *Actor[C]) drain(now time.Time, out *outcomes[C]) *outcomes[C] {
 			out = a.release(out, c, errLate)
 			continue
 		}
-		a.machine.Step(c)
-		a.stepped++
+		a.step(c, now)
 	}
 	a.queue = slices.Delete(a.queue, 0, n)
 	return out
@@ -348,6 +362,9 @@ func (a *Actor[C]) land(seq uint64, err error) {
 	if what == wal.Written {
 		a.pace.landed(f.bytes, now.Sub(f.began))
 		f.state.Seq = seq
+		for _, w := range f.ways {
+			w.durable(now)
+		}
 		a.publish(&f.state)
 		out = a.gather(now, f.turn, out)
 		// Whoever can run runs before the next append is sealed, so that what it brings is in it: no delay on an idle machine, fewer

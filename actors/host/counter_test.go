@@ -34,6 +34,7 @@ type command struct {
 	grow bool
 	size int
 	till int64
+	way  *host.Way
 
 	// The outcome.
 	value int64
@@ -60,8 +61,9 @@ func (c *command) Release(err error) {
 	}
 }
 
-func (c *command) Size() int   { return c.size }
-func (c *command) Grows() bool { return c.grow }
+func (c *command) Size() int      { return c.size }
+func (c *command) Grows() bool    { return c.grow }
+func (c *command) Way() *host.Way { return c.way }
 
 func (c *command) Until() int64 { return c.till }
 

@@ -18,6 +18,8 @@ type Command interface {
 	// Until is when whoever waits for the command stops waiting, in milliseconds since the Unix epoch; 0 = not known. It is not stepped
 	// after that.
 	Until() int64
+	// Way is who follows the command; nil for almost all.
+	Way() *Way
 }
 
 // Gated is a command with an outcome that may leave once revision Dep is durable.

@@ -1,6 +1,9 @@
 package shard
 
-import "kvstore/components/kverr"
+import (
+	"kvstore/actors/host"
+	"kvstore/components/kverr"
+)
 
 // NamespaceID is a namespace's uid inside its keyspace: never reused, so a namespace made again under an old name meets
 // no old data.
@@ -28,6 +31,21 @@ const (
 	OpUnindex          // Prompt: forget blocks found damaged, if they still are at their Ref
 	OpEdit             // Edit: change an entry by what it is
 )
+
+// opNames are the names of operations, for who looks on.
+var opNames = [...]string{
+	OpNone: "none", OpPut: "put", OpDelete: "delete", OpTxn: "transaction", OpDropNamespace: "drop_namespace", OpRelocate: "relocate", OpForget: "forget",
+	OpLookup: "lookup", OpIndex: "index", OpRelease: "release", OpTouch: "touch", OpPin: "pin", OpDeleteBlocks: "delete_blocks", OpClear: "clear",
+	OpUnindex: "unindex", OpEdit: "edit",
+}
+
+// String is the operation's name.
+func (o Op) String() string {
+	if int(o) < len(opNames) {
+		return opNames[o]
+	}
+	return "unknown"
+}
 
 // Identity is the identity of one write (D11), kept per slot so that it travels with the slot. The zero value is none.
 type Identity struct {
@@ -274,6 +292,8 @@ type Command struct {
 	Result Result
 	// Done is called exactly once, by Release; it must not block.
 	Done func(c *Command, err error)
+	// Follow is who follows the command, until Release; nil for almost all. It is no part of what the machine does.
+	Follow *host.Way
 }
 
 // NamesRefs tells whether Refs may yield anything; it is cheap for the frequent commands.
@@ -310,5 +330,18 @@ func (c *Command) Refs(yield func(*Ref) bool) {
 	}
 }
 
-// Release calls Done.
-func (c *Command) Release(err error) { c.Done(c, err) }
+// Release calls Done, once whoever follows the command is told.
+func (c *Command) Release(err error) {
+	if w := c.Follow; w != nil {
+		c.Follow = nil
+		if err == nil && c.Result.Err != nil {
+			w.End(c.Result.Err)
+		} else {
+			w.End(err)
+		}
+	}
+	c.Done(c, err)
+}
+
+// Way is who follows the command.
+func (c *Command) Way() *host.Way { return c.Follow }

@@ -1,6 +1,9 @@
 package shard
 
-import "kvstore/components/kverr"
+import (
+	"kvstore/actors/host"
+	"kvstore/components/kverr"
+)
 
 // QueryOp is what a query asks for.
 type QueryOp uint8
@@ -17,6 +20,20 @@ const (
 	QueryScope             // Prompt: what Scope takes
 	QueryScopes            // Prompt: a page of the scopes that have blocks
 )
+
+// queryNames are the names of queries, for who looks on.
+var queryNames = [...]string{
+	QueryNone: "none", QueryGet: "get", QueryList: "list", QueryCount: "count", QueryHas: "has_blocks", QueryBlocks: "get_blocks", QueryBlockPage: "list_blocks",
+	QueryScope: "scope", QueryScopes: "list_scopes",
+}
+
+// String is the query's name.
+func (o QueryOp) String() string {
+	if int(o) < len(queryNames) {
+		return queryNames[o]
+	}
+	return "unknown"
+}
 
 // BlockQuery are the arguments of queries about prompt blocks.
 type BlockQuery struct {
@@ -38,8 +55,23 @@ type Query struct {
 
 	// Answer is valid once Done is called with a nil error. What it points to is never changed.
 	Answer Answer
-	// Done is called exactly once; it must not block.
+	// Done is called exactly once, by Release; it must not block.
 	Done func(q *Query, err error)
+	// Follow is who follows the query, until Release; nil for almost all.
+	Follow *host.Way
+}
+
+// Release calls Done, once whoever follows the query is told.
+func (q *Query) Release(err error) {
+	if w := q.Follow; w != nil {
+		q.Follow = nil
+		if err == nil && q.Answer.Err != nil {
+			w.End(q.Answer.Err)
+		} else {
+			w.End(err)
+		}
+	}
+	q.Done(q, err)
 }
 
 // Answer is what a query found. All of it is as of one durable state of the shard, which has Revision.

@@ -23,6 +23,7 @@ type call struct {
 	maybe    bool        // an earlier try of the command may have been executed
 	route    *shardRoute // set when it is sent first
 	target   *target     // where it was sent last
+	follow   *follow     // nil: nobody follows
 	next     *call
 }
 
@@ -76,6 +77,9 @@ func (l *callList) release(err *kverr.Error) {
 
 // release ends a call with an error that says what is known: nil only where the outcome is in its place.
 func (k *call) release(err *kverr.Error) {
+	if k.follow != nil {
+		k.unfollow(err)
+	}
 	if k.maybe && err != nil && err.Kind.NotApplied() {
 		err = unknownAfter(err)
 	}
@@ -91,7 +95,7 @@ func (k *call) release(err *kverr.Error) {
 	case callQuery:
 		q := k.query
 		k.free()
-		q.Done(q, as)
+		q.Release(as)
 	case callDropValues:
 		k.free()
 	default:
@@ -236,12 +240,15 @@ func (k *call) remaining(now time.Time) int64 {
 
 // append encodes a call. It is false when its caller has gone, so that it is not to be sent.
 func (k *call) append(w *buffer, id, route uint32, now time.Time) bool {
-	w.grow(k.size + 128)
+	w.grow(k.size + 160)
 	from := len(w.b)
 	outer := w.begin(fieldCalls)
 	w.number(callID, uint64(id))
 	w.number(callRoute, uint64(route))
 	w.number(callTimeout, uint64(k.remaining(now)))
+	if k.follow != nil {
+		w.bytes(callFollow, k.follow.ids[:])
+	}
 	at := w.begin(protowire.Number(k.kind))
 	sent := true
 	switch k.kind {

@@ -11,6 +11,7 @@ import (
 	"kvstore/actors/host"
 	"kvstore/actors/shard"
 	"kvstore/components/kverr"
+	"kvstore/components/tracing"
 )
 
 // Locator tells where shards are. In a cluster it asks Dapr, which opens a shard where it has placed it.
@@ -48,6 +49,8 @@ type ClientConfig struct {
 	Detour time.Duration
 	// Silence is how long a host may say nothing, not even to a ping, while calls are due: then it is given up. Default 3 s.
 	Silence time.Duration
+	// Tracer makes the spans of calls that are followed. nil: what is followed is so again on the host.
+	Tracer *tracing.Tracer
 }
 
 // EnsureDefaults fills in what is zero.
@@ -152,6 +155,9 @@ func (c *Client) Do(ctx context.Context, shardID string, cmds ...*shard.Command)
 		k := newCall()
 		k.kind, k.cmd, k.size = callCommand, cmd, cmd.Size()
 		k.deadline, k.until = deadline, until
+		if cmd.Follow != nil {
+			k.follow = c.follow(cmd.Follow, shardID, cmd.Op.String())
+		}
 		if k.size > maxOutcome {
 			k.release(kverr.TooBig("command", k.size, maxOutcome, "bytes"))
 			continue
@@ -169,6 +175,9 @@ func (c *Client) Read(ctx context.Context, shardID string, queries ...*shard.Que
 		k := newCall()
 		k.kind, k.query, k.size = callQuery, q, querySize(q)
 		k.deadline, k.until = deadline, until
+		if q.Follow != nil {
+			k.follow = c.follow(q.Follow, shardID, q.Op.String())
+		}
 		calls.add(k)
 	}
 	c.route(shardID).send(calls)

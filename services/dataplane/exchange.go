@@ -357,7 +357,7 @@ func (x *exchange) let(shardID string, cmds []*shard.Command) []*shard.Command {
 
 func (x *exchange) refuse(r *route, err *kverr.Error) {
 	for _, q := range r.queries {
-		q.Done(q, err)
+		q.Release(err)
 	}
 	for _, c := range r.cmds {
 		c.Release(err)
@@ -388,7 +388,7 @@ func (x *exchange) read1(j *job) {
 	ctx, cancel := x.server.patient(x.ctx, 0)
 	defer cancel()
 	if x.server.stale(j.route) {
-		j.query.Done(&j.query, errMoved)
+		j.query.Release(errMoved)
 		return
 	}
 	x.server.host.Read(ctx, j.route.shard, &j.query)

@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"kvstore/actors/host"
 	"kvstore/actors/shard"
 	"kvstore/components/kverr"
 )
@@ -21,6 +22,7 @@ const (
 	callPutValues  = 6
 	callReadPart   = 7
 	callDropValues = 8
+	callFollow     = 9
 
 	fieldWelcome  = 1
 	fieldOutcomes = 2
@@ -40,6 +42,7 @@ const maxOutcome = maxMessage - maxFrame - 1<<10
 
 // decode decodes a call; what is wrong with it is its outcome.
 func (j *job) decode(b []byte) {
+	var way *host.Way
 	for {
 		p, rest, ok := nextPart(b)
 		if !ok {
@@ -74,10 +77,20 @@ func (j *job) decode(b []byte) {
 			if j.refs, ok = decodeRefs(p.bytes, 1); !ok {
 				j.err = shard.Malformed("drop_values")
 			}
+		case callFollow:
+			way = wayOf(p.bytes)
 		}
 	}
 	if len(b) > 0 || j.kind == 0 {
 		j.err = shard.Malformed("call")
+	}
+	if way != nil {
+		switch j.kind {
+		case callCommand:
+			j.cmd.Follow = way
+		case callQuery:
+			j.query.Follow = way
+		}
 	}
 }
 

@@ -30,7 +30,7 @@ func TestFramesAreWhatIsGenerated(t *testing.T) {
 		call call
 	}{
 		{a, ra, call{kind: callCommand, cmd: cmd, deadline: time.Now().Add(time.Hour).UnixNano()}},
-		{b, rb, call{kind: callQuery, query: &shard.Query{Op: shard.QueryGet, Namespace: 2, Key: []byte("q")}}},
+		{b, rb, call{kind: callQuery, query: &shard.Query{Op: shard.QueryGet, Namespace: 2, Key: []byte("q")}, follow: &follow{ids: [24]byte{1, 23: 24}}}},
 		{a, ra, call{kind: callPutValues, value: value}},
 		{b, rb, call{kind: callReadPart, value: part}},
 		{a, ra, call{kind: callDropValues, refs: []shard.Ref{ref, ref}}},
@@ -65,7 +65,7 @@ func TestFramesAreWhatIsGenerated(t *testing.T) {
 			{Id: 0, TimeoutMs: left, What: &dataplanev1.ExchangeRequest_Call_Command{Command: &dataplanev1.ShardCommand{
 				Op: uint32(shard.OpDelete), Namespace: 1, Delete: &dataplanev1.ShardCommand_Delete{Key: []byte("k")},
 			}}},
-			{Id: 1, Route: 1, What: &dataplanev1.ExchangeRequest_Call_Query{Query: &dataplanev1.ShardQuery{Op: uint32(shard.QueryGet), Namespace: 2, Key: []byte("q")}}},
+			{Id: 1, Route: 1, Follow: []byte{1, 23: 24}, What: &dataplanev1.ExchangeRequest_Call_Query{Query: &dataplanev1.ShardQuery{Op: uint32(shard.QueryGet), Namespace: 2, Key: []byte("q")}}},
 			{Id: 2, What: &dataplanev1.ExchangeRequest_Call_PutValues{PutValues: &dataplanev1.PutValues{Values: [][]byte{[]byte("one"), {}, []byte("three")}}}},
 			{Id: 3, Route: 1, What: &dataplanev1.ExchangeRequest_Call_ReadPart{ReadPart: &dataplanev1.ReadPart{Ref: protoRef(ref), Offset: 5, Length: 6}}},
 			{Id: 4, What: &dataplanev1.ExchangeRequest_Call_DropValues{DropValues: &dataplanev1.DropValues{Refs: protoRefs([]shard.Ref{ref, ref})}}},

@@ -61,6 +61,9 @@ func (r *shardRoute) works() {
 
 // again parks a call that came back without its outcome.
 func (r *shardRoute) again(k *call) {
+	if k.follow != nil {
+		k.follow.again(k.target)
+	}
 	r.lose(k.target)
 	var calls callList
 	calls.add(k)

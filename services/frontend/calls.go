@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/peer"
 
 	"kvstore/components/authn"
+	"kvstore/components/tracing"
 	kvv1 "kvstore/proto/gen/kvstore/v1"
 )
 
@@ -55,6 +56,9 @@ func (c *Calls) Note(call string, err error) { c.server.faults.note(call, err) }
 
 // Meter is who counts for the face.
 func (c *Calls) Meter() Meter { return c.server.cfg.Meter }
+
+// Tracer is who follows requests; nil: nobody does.
+func (c *Calls) Tracer() *tracing.Tracer { return c.server.cfg.Tracer }
 
 // address is a peer's, as net/http tells it.
 type address string

@@ -7,6 +7,7 @@ import (
 	"kvstore/actors/shard"
 	"kvstore/components/authn"
 	"kvstore/components/kverr"
+	"kvstore/components/tracing"
 	kvv1 "kvstore/proto/gen/kvstore/v1"
 )
 
@@ -49,6 +50,12 @@ func (f Face) MayWrite(ctx context.Context, where, keyspace string) *kverr.Error
 	}
 	return err
 }
+
+// Meter is who counts for the face.
+func (f Face) Meter() Meter { return f.s.cfg.Meter }
+
+// Tracer is who follows requests; nil: nobody does.
+func (f Face) Tracer() *tracing.Tracer { return f.s.cfg.Tracer }
 
 // Shards is the way to shards.
 func (f Face) Shards() Shards { return f.s.shards }

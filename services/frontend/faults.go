@@ -9,10 +9,12 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
 
 	"kvstore/components/kverr"
+	"kvstore/components/tracing"
 	kvv1 "kvstore/proto/gen/kvstore/v1"
 )
 
@@ -77,7 +79,7 @@ func (s *Server) guarded(d *grpc.ServiceDesc) *grpc.ServiceDesc {
 	out.Methods, out.Streams = slices.Clone(d.Methods), slices.Clone(d.Streams)
 	for i := range out.Methods {
 		m := &out.Methods[i]
-		name, handle := m.MethodName, m.Handler
+		name, handle, call := m.MethodName, m.Handler, d.ServiceName+"/"+m.MethodName
 		counter := s.cfg.Meter.Call(d.ServiceName, name, false)
 		m.Handler = func(srv any, ctx context.Context, dec func(any) error, in grpc.UnaryServerInterceptor) (any, error) {
 			if err := s.cameByDoor(ctx); err != nil {
@@ -85,7 +87,12 @@ func (s *Server) guarded(d *grpc.ServiceDesc) *grpc.ServiceDesc {
 			}
 			began := s.since()
 			s.calls.Add(1)
+			span := s.follow(ctx, call)
+			if span != nil {
+				ctx, dec = trace.ContextWithSpan(ctx, span), decodeFollowed(span, dec)
+			}
 			resp, err := handle(srv, ctx, dec, in)
+			tracing.End(span, err)
 			s.calls.Add(-1)
 			if err != nil {
 				s.faults.note(name, err)
@@ -96,7 +103,7 @@ func (s *Server) guarded(d *grpc.ServiceDesc) *grpc.ServiceDesc {
 	}
 	for i := range out.Streams {
 		m := &out.Streams[i]
-		name, handle := m.StreamName, m.Handler
+		name, handle, call := m.StreamName, m.Handler, d.ServiceName+"/"+m.StreamName
 		lasts, underWay := lasting[name], &s.calls
 		if lasts {
 			underWay = new(atomic.Int64) // they are counted by kind
@@ -108,7 +115,14 @@ func (s *Server) guarded(d *grpc.ServiceDesc) *grpc.ServiceDesc {
 			}
 			began := s.since()
 			underWay.Add(1)
+			var span trace.Span // of what lasts there is none: operations of a Pipeline have their own
+			if !lasts {
+				if span = s.follow(stream.Context(), call); span != nil {
+					stream = &followedStream{stream, trace.ContextWithSpan(stream.Context(), span)}
+				}
+			}
 			err := handle(srv, stream)
+			tracing.End(span, err)
 			underWay.Add(-1)
 			if err != nil {
 				s.faults.note(name, err)

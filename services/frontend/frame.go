@@ -20,6 +20,7 @@ type frameHead struct {
 	keyspace, namespace string
 	client              []byte
 	notAfterMS          int64
+	traced              bool     // the client decides what is followed
 	ops                 [][]byte // encoded operations; the slice is reused
 }
 
@@ -60,6 +61,8 @@ func (h *frameHead) parse(b []byte) error {
 			h.client = field
 		case 5:
 			h.notAfterMS, want = int64(number), protowire.VarintType
+		case 6:
+			h.traced, want = number != 0, protowire.VarintType
 		default:
 			continue
 		}
@@ -86,6 +89,7 @@ type request struct {
 	identityOp   uint64
 	verb         verb
 	metadataOnly bool // verbGet
+	traceparent  []byte
 }
 
 // parseOp decodes one operation: a put into cmd.Put, a delete into cmd.Delete, the key of a get into cmd.Put.Key.
@@ -117,6 +121,13 @@ func parseOp(b []byte, r *request, cmd *shard.Command) error {
 			if err := parseVerb(verb(num-1), body, r, cmd); err != nil {
 				return err
 			}
+		case 6:
+			v, n := protowire.ConsumeBytes(b)
+			if typ != protowire.BytesType || n < 0 {
+				return errMalformedFrame
+			}
+			b = b[n:]
+			r.traceparent = v
 		default:
 			n := protowire.ConsumeFieldValue(num, typ, b)
 			if n < 0 {

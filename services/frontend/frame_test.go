@@ -45,11 +45,11 @@ func byGenerated(b []byte) (frameHead, []decoded, error) {
 	if err := m.UnmarshalVT(b); err != nil {
 		return frameHead{}, nil, err
 	}
-	h := frameHead{keyspace: m.Keyspace, namespace: m.Namespace, client: m.IdentityClient, notAfterMS: m.NotAfterMs}
+	h := frameHead{keyspace: m.Keyspace, namespace: m.Namespace, client: m.IdentityClient, notAfterMS: m.NotAfterMs, traced: m.Traced}
 	ops := make([]decoded, len(m.Ops))
 	for i, op := range m.Ops {
 		d := &ops[i]
-		d.Request.id, d.Request.identityOp = op.Id, op.IdentityOp
+		d.Request.id, d.Request.identityOp, d.Request.traceparent = op.Id, op.IdentityOp, []byte(op.Traceparent)
 		switch o := op.Op.(type) {
 		case *kvv1.PipelineRequest_Op_Put:
 			d.Request.verb, d.Put = verbPut, putOf(o.Put)
@@ -66,7 +66,7 @@ func byGenerated(b []byte) (frameHead, []decoded, error) {
 
 // plain makes empty and nil the same, which protobuf does not tell apart.
 func plain(h frameHead, ops []decoded) string {
-	s := fmt.Sprintf("%q %q %x %d", h.keyspace, h.namespace, h.client, h.notAfterMS)
+	s := fmt.Sprintf("%q %q %x %d %t", h.keyspace, h.namespace, h.client, h.notAfterMS, h.traced)
 	for _, d := range ops {
 		s += fmt.Sprintf("\n%+v key %x value %x ct %q enc %q meta %q tags %q ttl %d keep %t if %v del %x if %v", d.Request,
 			d.Put.Key, d.Put.Value.Inline, d.Put.ContentType, d.Put.Encoding, d.Put.Metadata, d.Put.Tags, d.Put.TTLMS, d.Put.KeepTTL, d.Put.If,
@@ -106,12 +106,15 @@ func randomBytes(r *rand.Rand, n int) []byte {
 }
 
 func randomFrame(r *rand.Rand) *kvv1.PipelineRequest {
-	m := &kvv1.PipelineRequest{NotAfterMs: r.Int64() >> r.IntN(64), IdentityClient: randomBytes(r, 20)}
+	m := &kvv1.PipelineRequest{NotAfterMs: r.Int64() >> r.IntN(64), IdentityClient: randomBytes(r, 20), Traced: r.IntN(2) == 0}
 	if r.IntN(2) == 0 {
 		m.Keyspace, m.Namespace = "ks", "ns"
 	}
 	for range r.IntN(6) {
 		op := &kvv1.PipelineRequest_Op{Id: r.Uint64() >> r.IntN(64), IdentityOp: r.Uint64N(3)}
+		if r.IntN(4) == 0 {
+			op.Traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+		}
 		switch r.IntN(4) {
 		case 0:
 			op.Op = &kvv1.PipelineRequest_Op_Put{Put: &kvv1.PutOp{

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/mem"
 
@@ -83,6 +84,7 @@ type operation struct {
 	stream *pipeline
 	next   *operation
 	item   *kvv1.Error // err, once it is encoded
+	span   trace.Span  // nil: nobody follows
 	length int         // of the encoded result
 }
 
@@ -225,6 +227,9 @@ func (p *pipeline) accept(buf mem.Buffer) error {
 		o.frame, o.stream = in, p
 		if err := parseOp(encoded, &o.req, &o.cmd); err != nil {
 			return kverr.Invalid("ops", "operation %d is malformed", i)
+		}
+		if p.server.cfg.Tracer != nil {
+			p.follow(o)
 		}
 		fault := fault
 		if fault == nil {

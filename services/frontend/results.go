@@ -123,6 +123,9 @@ func (p *pipeline) retire(first, last *operation) *operation {
 		next, end := o.next, o == last
 		ops++
 		t.add(o)
+		if o.span != nil {
+			o.unfollow()
+		}
 		held += o.held
 		if o.frame.left--; o.frame.left == 0 {
 			bytes += int64(o.frame.buf.Len())

@@ -25,6 +25,7 @@ import (
 	"kvstore/components/authn"
 	"kvstore/components/key"
 	"kvstore/components/kverr"
+	"kvstore/components/tracing"
 	kvv1 "kvstore/proto/gen/kvstore/v1"
 )
 
@@ -56,6 +57,8 @@ type Config struct {
 	Log *slog.Logger
 	// Meter counts what requests do. Default: nobody.
 	Meter Meter
+	// Tracer follows some of the requests. Default: none.
+	Tracer *tracing.Tracer
 	// Now is the clock; default time.Now.
 	Now func() time.Time
 }
@@ -150,6 +153,9 @@ func New(cfg Config, shards Shards, dir Directory) (*Server, error) {
 	cfg.EnsureDefaults()
 	if err := cfg.Validate(); err != nil {
 		return nil, err
+	}
+	if cfg.Tracer != nil {
+		shards = followed{shards}
 	}
 	s := &Server{
 		cfg: cfg, shards: shards, dir: dir, started: cfg.Now(), faults: faults{log: cfg.Log, now: cfg.Now}, stopping: make(chan struct{}),

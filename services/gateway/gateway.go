@@ -23,7 +23,11 @@ import (
 	"time"
 	"unicode"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
+
 	"kvstore/components/kverr"
+	"kvstore/components/tracing"
 	"kvstore/services/frontend"
 )
 
@@ -189,7 +193,8 @@ type request struct {
 	ctx     context.Context // of the call
 	vars    [2]string       // of the path, decoded
 	query   params
-	began   bool // the status has left
+	began   bool       // the status has left
+	span    trace.Span // nil: nobody follows
 }
 
 // extend gives the peer time for the next piece. An error is that of a connection that does not know deadlines, as in tests.
@@ -207,7 +212,9 @@ func (q *request) serve() error {
 		return err
 	}
 	began := time.Now()
+	span := q.follow(rt)
 	err = q.answer(rt)
+	tracing.End(span, err)
 	if c := q.g.counters[rt.id]; c != nil {
 		if err == nil {
 			c.Done(1, time.Since(began))
@@ -216,6 +223,23 @@ func (q *request) serve() error {
 		}
 	}
 	return err
+}
+
+// follow begins the span of a request, if it is to be followed; otherwise it is nil. Watches last, and have none.
+func (q *request) follow(rt *route) trace.Span {
+	t := q.g.calls.Tracer()
+	if t == nil || rt.watch {
+		return nil
+	}
+	traceparent := ""
+	if v := q.r.Header["Traceparent"]; len(v) > 0 {
+		traceparent = v[0]
+	}
+	if !t.Wants(traceparent) {
+		return nil
+	}
+	q.span = t.Request(traceparent, "rest "+operationName(rt.id), attribute.String("kvstore.face", "rest"))
+	return q.span
 }
 
 // kindOf is the kind of an error that a request ended with. Those that HTTP alone has are about the request.
@@ -241,6 +265,9 @@ func operationName(id string) string {
 // answer lets the caller in and carries the operation out.
 func (q *request) answer(rt *route) (err error) {
 	ctx := q.r.Context()
+	if q.span != nil {
+		ctx = trace.ContextWithSpan(ctx, q.span)
+	}
 	if rt.call != "" {
 		if ctx, err = q.g.calls.Admit(ctx, rt.call, q.r.Header["Authorization"], q.r.RemoteAddr); err != nil {
 			return err
@@ -248,6 +275,9 @@ func (q *request) answer(rt *route) (err error) {
 	}
 	if q.query, err = parseParams(q.r.URL.RawQuery, rt); err != nil {
 		return err
+	}
+	if q.span != nil && rt.spaced() {
+		q.span.SetAttributes(tracing.Where(q.spaceOf())...)
 	}
 	if !rt.watch {
 		if n := q.g.requests.Add(1); n > q.g.cfg.MaxRequests {

@@ -14,6 +14,7 @@ import (
 	"kvstore/actors/directory/keeper"
 	"kvstore/components/key"
 	"kvstore/components/wal/redislog"
+	"kvstore/services/telemetry"
 )
 
 // Engines that a node can run on.
@@ -47,6 +48,8 @@ type Config struct {
 	RESPListen string
 	// RESPDatabases are the namespaces that SELECT 0, 1, ... means there. Default: "default" alone.
 	RESPDatabases []string
+	// Traces says where traces go. Zero: nowhere.
+	Traces telemetry.TraceConfig
 	// Access is how the doors know who comes. Zero: everybody who reaches them may do everything, so they stay on loopback.
 	Access Access
 	// Insecure lets doors be opened to other machines without TLS, or without a way to know who comes. Each start logs it.
@@ -186,6 +189,9 @@ func (c *Config) Validate() error {
 			l.door.Name, l.addr, missing)
 	}
 	c.Access.validate(check)
+	traces := c.Traces
+	err := traces.Resolve()
+	check(err == nil, "%w", err)
 	check(c.MaxValueBytes >= 1<<10 && c.MaxValueBytes <= key.MaxValueConfig, "-max-value-bytes is %d: 1024 to %d", c.MaxValueBytes, int64(key.MaxValueConfig))
 	check(c.ClientRate >= 0 && c.ClientRate <= key.MaxRate, "-client-rate is %d: 0 to %d", c.ClientRate, int64(key.MaxRate))
 	check(c.DefaultShards >= 1 && c.DefaultShards <= key.MaxShardsInKeyspace, "-shards is %d: 1 to %d", c.DefaultShards, key.MaxShardsInKeyspace)

@@ -51,6 +51,7 @@ type Node struct {
 	failed   chan error    // gets what ends a server unasked
 	progress progress
 	metrics  *telemetry.Telemetry
+	traces   *telemetry.Traces // nil: nobody follows; set by Run, before anything starts
 }
 
 // New checks the configuration, reads the doors' files and opens the doors, so that a taken port or a bad certificate is known at once. Run must be called, or Close.
@@ -180,6 +181,9 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	}
 	log.Info("starting", append(n.describe(), "version", n.cfg.Version, "target", n.cfg.Target, "engine", n.cfg.Engine, "store", n.cfg.store(), "pid", os.Getpid())...)
 	log.Info("doors", n.doors.describe()...)
+	if err := n.openTraces(ctx, &open); err != nil {
+		return err
+	}
 	ready, err := Targets[n.cfg.Target].start(n, ctx, &open)
 	if err != nil {
 		return err
@@ -199,6 +203,22 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	case err := <-n.failed:
 		return err
 	}
+}
+
+// openTraces begins to send traces, if that is wanted.
+func (n *Node) openTraces(ctx context.Context, open *closers) error {
+	cfg := n.cfg.Traces
+	if err := cfg.Resolve(); err != nil {
+		return err
+	}
+	traces, err := n.metrics.OpenTraces(ctx, cfg, n.cfg.Log)
+	if err != nil || traces == nil {
+		return err
+	}
+	n.traces = traces
+	open.add(traces.Close)
+	n.cfg.Log.Info("traces", "endpoint", cfg.Endpoint, "sample", cfg.Sample)
+	return nil
 }
 
 // startAll starts what one process needs for itself.
@@ -247,6 +267,7 @@ func (n *Node) hostConfig() memhost.Config {
 	cfg := memhost.Config{MemoryBudget: memoryBudget(n.cfg.MemoryBudget, machineMemory()), Events: n.events()}
 	cfg.Actor.CheckpointBytes = n.cfg.CheckpointBytes
 	cfg.IdleAfter = max(n.cfg.IdleAfter, 0)
+	cfg.Events.Followed = n.traces.Followed()
 	n.cfg.Log.Info("shards", "memory_budget", cfg.MemoryBudget, "idle_after", cfg.IdleAfter.String())
 	return cfg
 }
@@ -266,6 +287,7 @@ func (n *Node) serveUsers(open *closers, shards frontend.Shards, dir frontend.Di
 	front, err := frontend.New(frontend.Config{
 		Access:        n.doors.tokens,
 		MaxValueBytes: n.cfg.MaxValueBytes, ClientRate: n.cfg.ClientRate, Version: n.cfg.Version, Log: n.cfg.Log, Status: status, Meter: n.metrics.Requests(),
+		Tracer: n.traces.Tracer(),
 	}, shards, dir)
 	if err != nil {
 		return err

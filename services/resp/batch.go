@@ -39,6 +39,7 @@ type pending struct {
 	first, parts int
 	from, to     int // of static
 	late         *kverr.Error
+	counted
 }
 
 // part is what a request asks of one shard about one key.
@@ -176,6 +177,9 @@ func (b *batch) visit(sh *frontend.Shard) *visit {
 // send hands all parts to their shards: reads first, none of which is of a key that is written here.
 func (b *batch) send(c *conn) {
 	b.left.Add(int32(b.count))
+	if c.s.tracer != nil {
+		b.follow()
+	}
 	shards := c.s.face.Shards()
 	if b.count == 1 {
 		p := b.parts[0]

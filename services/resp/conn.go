@@ -50,6 +50,10 @@ type conn struct {
 	watches []watched
 	big     bigArgument
 
+	arrived time.Duration // when what is in the buffer came, by Server.since
+	at      counted       // the request at hand
+	kind    kverr.Kind    // of the last error that its reply tells
+
 	waiting atomic.Int64 // since when nothing moves that must, in nanoseconds since the Unix epoch; 0 = it may rest
 }
 
@@ -109,6 +113,7 @@ func (c *conn) serve() {
 		if err := c.r.read(); err != nil {
 			return
 		}
+		c.arrived = c.s.since()
 	}
 }
 
@@ -175,6 +180,7 @@ func (c *conn) room() bool { return len(c.out) < usualBuffer || c.flush() }
 func (c *conn) begin(args [][]byte) {
 	c.s.served.Add(1)
 	cmd := lookUp(args[0])
+	c.arrive(cmd)
 	var text string
 	switch {
 	case cmd == nil && speaksHTTP(args[0]):
@@ -204,10 +210,14 @@ func (c *conn) begin(args [][]byte) {
 	case cmd.parse != nil:
 		c.begins(cmd, args)
 	case cmd.says != nil:
+		at := len(c.batch.static)
 		c.batch.static = cmd.says(c, c.batch.static, args)
 		c.batch.said()
+		c.carry(c.outcome(c.batch.static, at))
 	case c.finish():
+		at := len(c.out)
 		c.out = cmd.run(c, c.out, args)
+		c.at.count(c.s.since(), c.outcome(c.out, at))
 		if !c.room() {
 			c.closing = true
 		}
@@ -222,12 +232,20 @@ func speaksHTTP(name []byte) bool {
 
 // say answers with an error, in its turn.
 func (c *conn) say(text string) {
+	kind := c.kind
+	if kind == 0 {
+		kind = kverr.InvalidArgument
+	}
 	c.batch.static = appendError(c.batch.static, text)
 	c.batch.said()
+	c.carry(kind)
 }
 
 // fault is an error of ours as the caller is told.
-func (c *conn) fault(err *kverr.Error) string { return faultText(c.s.face.Item(where, err)) }
+func (c *conn) fault(err *kverr.Error) string {
+	c.kind = err.Kind
+	return faultText(c.s.face.Item(where, err))
+}
 
 // namespace is where the requests of the batch at hand live.
 func (c *conn) namespace(write bool) (*frontend.Namespace, *kverr.Error) {
@@ -272,8 +290,9 @@ func (c *conn) finish() bool {
 				return c.gaveUp()
 			}
 		}
+		now := c.s.since()
 		for i := range b.requests {
-			if !c.answer(b, &b.requests[i]) {
+			if !c.reply(b, &b.requests[i], now) {
 				return false
 			}
 			if !c.room() {
@@ -286,6 +305,20 @@ func (c *conn) finish() bool {
 	return true
 }
 
+// reply makes the reply of a request whose parts are there, and counts it. It is false when the connection is over.
+func (c *conn) reply(b *batch, q *pending, now time.Duration) bool {
+	at, kind := len(c.out), q.kind
+	before := c.kind
+	c.kind = 0
+	ok := c.answer(b, q)
+	if q.cmd != nil {
+		kind = c.outcome(c.out, at)
+	}
+	q.count(now, kind)
+	c.kind = before
+	return ok
+}
+
 // gaveUp answers a batch of which not all came back in time: what is still on its way is left alone, with all that it looks at.
 func (c *conn) gaveUp() bool {
 	b := c.batch
@@ -295,6 +328,7 @@ func (c *conn) gaveUp() bool {
 	}
 	c.batch = newBatch()
 	c.r.abandon()
+	now := c.s.since()
 	for i := range b.requests {
 		q := &b.requests[i]
 		for _, p := range b.parts[q.first : q.first+q.parts] {
@@ -302,7 +336,7 @@ func (c *conn) gaveUp() bool {
 				q.late = late
 			}
 		}
-		if !c.answer(b, q) || !c.room() {
+		if !c.reply(b, q, now) || !c.room() {
 			return false
 		}
 	}

@@ -27,7 +27,9 @@ func (c *conn) begins(cmd *command, args [][]byte) {
 		c.say(text)
 	case in.slow() || in.verb == verbMSet && c.together(in.keys, 2):
 		if c.finish() {
+			at := len(c.out)
 			c.atomically(cmd, &in)
+			c.at.count(c.s.since(), c.outcome(c.out, at))
 		}
 	case c.claim(in.keys, in.step, in.use()):
 		if ns, err := c.namespace(in.writes()); err != nil { // claim may have begun another batch
@@ -82,6 +84,7 @@ func (c *conn) plan(cmd *command, in *intent, ns *frontend.Namespace) {
 		in.keys = append([][]byte(nil), in.keys...) // the list is the reader's, and it may be looked at again
 	}
 	q := b.add(cmd, in)
+	c.carry(0)
 	for i := 0; i < len(in.keys); i += in.step {
 		key := in.keys[i]
 		p, slot := b.part(q, ns, key)
@@ -419,7 +422,7 @@ func (c *conn) ask(sh *frontend.Shard, queries ...*shard.Query) *kverr.Error {
 			p.finish(err)
 		}
 	}
-	c.s.face.Shards().Read(c.ctx, sh.ID, queries...)
+	c.s.face.Shards().Read(c.calls(), sh.ID, queries...)
 	if !b.wait(c) {
 		return errLate
 	}
@@ -440,7 +443,7 @@ func (c *conn) tell(sh *frontend.Shard, cmd *shard.Command) *kverr.Error {
 		p.cmd.Result.Err = cmd.Result.Err
 		p.finish(err)
 	}
-	c.s.face.Shards().Do(c.ctx, sh.ID, cmd)
+	c.s.face.Shards().Do(c.calls(), sh.ID, cmd)
 	if !b.wait(c) {
 		return errLate
 	}

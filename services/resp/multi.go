@@ -50,6 +50,7 @@ func (c *conn) queue(cmd *command, args [][]byte) {
 	m.steps = append(m.steps, step{cmd: cmd, args: copied})
 	c.batch.static = appendStatus(c.batch.static, "QUEUED")
 	c.batch.said()
+	c.at = counted{} // EXEC is counted
 }
 
 func (c *conn) dropMulti() {

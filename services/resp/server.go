@@ -18,6 +18,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"kvstore/components/tracing"
 	"kvstore/services/frontend"
 )
 
@@ -85,6 +86,10 @@ type Server struct {
 	cancel  func()
 	done    chan struct{} // closed by Stop
 
+	counters map[*command]frontend.Counter
+	unknown  frontend.Counter
+	tracer   *tracing.Tracer // nil: nobody follows
+
 	mu       sync.Mutex
 	conns    map[*conn]struct{} // guarded by mu
 	listener net.Listener       // guarded by mu
@@ -99,6 +104,8 @@ func New(cfg Config, face frontend.Face) *Server {
 	_, _ = rand.Read(id[:]) // never fails
 	s := &Server{cfg: cfg, face: face, started: time.Now(), run: hex.EncodeToString(id[:]), conns: make(map[*conn]struct{}), done: make(chan struct{})}
 	s.budget.left.Store(cfg.BufferBytes)
+	s.counters, s.unknown = newCounters(face.Meter())
+	s.tracer = face.Tracer()
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.all.Go(s.watchStalls)
 	return s
@@ -191,6 +198,13 @@ func (s *Server) Stop(ctx context.Context) {
 		<-ended
 	}
 	s.cancel()
+}
+
+// Connections is how many connections there are.
+func (s *Server) Connections() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.conns)
 }
 
 func (s *Server) stopping() bool {

@@ -30,13 +30,14 @@ type Info struct {
 
 // Telemetry is the metrics of one process. It is safe for any number of goroutines.
 type Telemetry struct {
+	info     Info
 	registry *prometheus.Registry
 	requests *requests
 }
 
 // New makes the metrics of a process: those of the Go runtime and of the operating system's process are among them.
 func New(info Info) *Telemetry {
-	t := &Telemetry{registry: prometheus.NewRegistry(), requests: newRequests()}
+	t := &Telemetry{info: info, registry: prometheus.NewRegistry(), requests: newRequests()}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "kvstore_build_info", Help: "1; its labels say what runs.",
 		ConstLabels: prometheus.Labels{"version": info.Version, "target": info.Target, "engine": info.Engine},

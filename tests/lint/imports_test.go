@@ -81,7 +81,7 @@ func layer(rel string) (int, bool) {
 
 // clientMay is what the client may import of the product: generated code and packages that start nothing and keep nothing.
 var clientMay = []string{
-	"proto/gen/", "components/authn", "components/kverr", "components/key", "components/ring", "components/promptcache", "components/vtcodec",
+	"proto/gen/", "components/authn", "components/kverr", "components/key", "components/ring", "components/promptcache", "components/tracing", "components/vtcodec",
 }
 
 // cmdClientMay: kvctl is a client; it starts no server part.

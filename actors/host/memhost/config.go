@@ -81,6 +81,8 @@ type Events struct {
 	Swept func(shardID string, s wal.SweepStats)
 	// Failed tells of background work that failed; it is tried again.
 	Failed func(shardID, what string, err error)
+	// Followed tells of every command and query that was followed, when its outcome leaves, and is called on its path.
+	Followed func(s host.Stops, err error)
 	// Jumped tells that the clock was moved forward.
 	Jumped func(shardID string, by time.Duration)
 }

@@ -97,6 +97,13 @@ var errNoShard = &kverr.Error{Kind: kverr.NotFound, Op: "reach the shard", Messa
 // Do hands commands to a shard, in order, activating it first if need be. Each is released exactly once, possibly before Do
 // returns.
 func (h *Host) Do(ctx context.Context, shardID string, cmds ...*shard.Command) {
+	if h.cfg.Events.Followed != nil {
+		for _, c := range cmds {
+			if c.Follow != nil {
+				c.Follow.Take(shardID, c.Op.String(), h.cfg.Actor.Clock.Now(), h.cfg.Events.Followed)
+			}
+		}
+	}
 	a, err := h.shard(ctx, shardID)
 	var tracked *shardActor
 	for range tries {
@@ -156,12 +163,19 @@ func (h *Host) Epoch(shardID string) (epoch uint64, leased bool) {
 // Read answers queries of a shard, all from its last durable state: everything that was acknowledged before the call is in it. Each
 // is answered before Read returns.
 func (h *Host) Read(ctx context.Context, shardID string, queries ...*shard.Query) {
+	if h.cfg.Events.Followed != nil {
+		for _, q := range queries {
+			if q.Follow != nil {
+				q.Follow.Take(shardID, q.Op.String(), h.cfg.Actor.Clock.Now(), h.cfg.Events.Followed)
+			}
+		}
+	}
 	v, err := h.View(ctx, shardID)
 	for _, q := range queries {
 		if err == nil {
 			v.Answer(q)
 		}
-		q.Done(q, err)
+		q.Release(err)
 	}
 }
 

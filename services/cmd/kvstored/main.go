@@ -15,6 +15,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -132,6 +133,15 @@ func parse(args []string, stderr io.Writer) (node.Config, error) {
 	f.Int64Var(&cfg.CheckpointBytes, "checkpoint-bytes", 0, "`bytes` of log that a shard gathers before a checkpoint; 0 = 24 MiB, in a cluster 128 MiB over the shards of the first keyspace")
 	f.DurationVar(&cfg.IdleAfter, "idle-after", 0, "`time` after which a shard that nobody uses gives its memory back until it is used again; negative = never (default 30m)")
 	f.DurationVar(&cfg.DrainTimeout, "drain-timeout", 0, "`time` that a stop may take, half of it for calls under way, which are then cut off (default 20s)")
+	f.StringVar(&cfg.Traces.Endpoint, "otlp-endpoint", "", "`URL` of an OpenTelemetry collector (OTLP over gRPC) that gets traces: https://host:port, or http:// on this machine; the environment variables OTEL_* count too (default: no traces)")
+	f.BoolVar(&cfg.Traces.Plain, "otlp-insecure", false, "let traces leave this machine without TLS")
+	cfg.Traces.Sample = -1
+	f.Func("trace-sample", "`part` of the requests that is traced, 0 to 1, of those whose clients do not say (default 0.01)", func(text string) (err error) {
+		if cfg.Traces.Sample, err = strconv.ParseFloat(text, 64); err != nil || !(cfg.Traces.Sample >= 0 && cfg.Traces.Sample <= 1) {
+			return errors.New("must be a number from 0 to 1")
+		}
+		return nil
+	})
 	format := f.String("log-format", "text", "`format` of the log on stderr: text or json")
 	level := f.String("log-level", "info", "least `level` that is logged: debug, info, warn or error")
 	f.Usage = func() {} // an unknown flag needs one line, not all of them

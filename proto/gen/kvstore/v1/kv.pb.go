@@ -1875,7 +1875,9 @@ type PipelineRequest struct {
 	// WriteIdentity.client of the operations; empty = none.
 	IdentityClient []byte `protobuf:"bytes,4,opt,name=identity_client,json=identityClient,proto3" json:"identity_client,omitempty"`
 	// WriteIdentity.not_after_ms of the operations.
-	NotAfterMs    int64 `protobuf:"varint,5,opt,name=not_after_ms,json=notAfterMs,proto3" json:"not_after_ms,omitempty"`
+	NotAfterMs int64 `protobuf:"varint,5,opt,name=not_after_ms,json=notAfterMs,proto3" json:"not_after_ms,omitempty"`
+	// The client decides which operations are followed: the server begins no trace of its own for those without a traceparent.
+	Traced        bool `protobuf:"varint,6,opt,name=traced,proto3" json:"traced,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1943,6 +1945,13 @@ func (x *PipelineRequest) GetNotAfterMs() int64 {
 		return x.NotAfterMs
 	}
 	return 0
+}
+
+func (x *PipelineRequest) GetTraced() bool {
+	if x != nil {
+		return x.Traced
+	}
+	return false
 }
 
 // PipelineResponse carries some results, in any order.
@@ -3529,7 +3538,10 @@ type PipelineRequest_Op struct {
 	//	*PipelineRequest_Op_Delete
 	Op isPipelineRequest_Op_Op `protobuf_oneof:"op"`
 	// WriteIdentity.op of this operation; 0 = none.
-	IdentityOp    uint64 `protobuf:"varint,5,opt,name=identity_op,json=identityOp,proto3" json:"identity_op,omitempty"`
+	IdentityOp uint64 `protobuf:"varint,5,opt,name=identity_op,json=identityOp,proto3" json:"identity_op,omitempty"`
+	// Who follows this operation, as the header traceparent of W3C Trace Context; empty for those that nobody follows. One that is no such header
+	// counts as empty.
+	Traceparent   string `protobuf:"bytes,6,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3610,6 +3622,13 @@ func (x *PipelineRequest_Op) GetIdentityOp() uint64 {
 		return x.IdentityOp
 	}
 	return 0
+}
+
+func (x *PipelineRequest_Op) GetTraceparent() string {
+	if x != nil {
+		return x.Traceparent
+	}
+	return ""
 }
 
 type isPipelineRequest_Op_Op interface {
@@ -4143,21 +4162,23 @@ const file_kvstore_v1_kv_proto_rawDesc = "" +
 	"\bOpResult\x12)\n" +
 	"\x03put\x18\x01 \x01(\v2\x15.kvstore.v1.PutResultH\x00R\x03put\x122\n" +
 	"\x06delete\x18\x02 \x01(\v2\x18.kvstore.v1.DeleteResultH\x00R\x06deleteB\b\n" +
-	"\x06result\"\x84\x03\n" +
+	"\x06result\"\xbe\x03\n" +
 	"\x0fPipelineRequest\x12\x1a\n" +
 	"\bkeyspace\x18\x01 \x01(\tR\bkeyspace\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x120\n" +
 	"\x03ops\x18\x03 \x03(\v2\x1e.kvstore.v1.PipelineRequest.OpR\x03ops\x12'\n" +
 	"\x0fidentity_client\x18\x04 \x01(\fR\x0eidentityClient\x12 \n" +
 	"\fnot_after_ms\x18\x05 \x01(\x03R\n" +
-	"notAfterMs\x1a\xb9\x01\n" +
+	"notAfterMs\x12\x16\n" +
+	"\x06traced\x18\x06 \x01(\bR\x06traced\x1a\xdb\x01\n" +
 	"\x02Op\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12%\n" +
 	"\x03put\x18\x02 \x01(\v2\x11.kvstore.v1.PutOpH\x00R\x03put\x12%\n" +
 	"\x03get\x18\x03 \x01(\v2\x11.kvstore.v1.GetOpH\x00R\x03get\x12.\n" +
 	"\x06delete\x18\x04 \x01(\v2\x14.kvstore.v1.DeleteOpH\x00R\x06delete\x12\x1f\n" +
 	"\videntity_op\x18\x05 \x01(\x04R\n" +
-	"identityOpB\x04\n" +
+	"identityOp\x12 \n" +
+	"\vtraceparent\x18\x06 \x01(\tR\vtraceparentB\x04\n" +
 	"\x02op\"\xe0\x02\n" +
 	"\x10PipelineResponse\x122\n" +
 	"\x06header\x18\x01 \x01(\v2\x1a.kvstore.v1.ResponseHeaderR\x06header\x12=\n" +

@@ -1699,7 +1699,10 @@ type ExchangeRequest_Call struct {
 	//	*ExchangeRequest_Call_PutValues
 	//	*ExchangeRequest_Call_ReadPart
 	//	*ExchangeRequest_Call_DropValues
-	What          isExchangeRequest_Call_What `protobuf_oneof:"what"`
+	What isExchangeRequest_Call_What `protobuf_oneof:"what"`
+	// Who follows the call: OpenTelemetry's ids of a trace (16 bytes) and of the span that the call is a part of (8 bytes). Empty for those that nobody
+	// follows, which are nearly all.
+	Follow        []byte `protobuf:"bytes,9,opt,name=follow,proto3" json:"follow,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1803,6 +1806,13 @@ func (x *ExchangeRequest_Call) GetDropValues() *DropValues {
 		if x, ok := x.What.(*ExchangeRequest_Call_DropValues); ok {
 			return x.DropValues
 		}
+	}
+	return nil
+}
+
+func (x *ExchangeRequest_Call) GetFollow() []byte {
+	if x != nil {
+		return x.Follow
 	}
 	return nil
 }
@@ -3960,7 +3970,7 @@ var File_kvstore_dataplane_v1_shard_proto protoreflect.FileDescriptor
 
 const file_kvstore_dataplane_v1_shard_proto_rawDesc = "" +
 	"\n" +
-	" kvstore/dataplane/v1/shard.proto\x12\x14kvstore.dataplane.v1\x1a\"kvstore/dataplane/v1/effects.proto\x1a\x16kvstore/v1/admin.proto\"\xf5\x05\n" +
+	" kvstore/dataplane/v1/shard.proto\x12\x14kvstore.dataplane.v1\x1a\"kvstore/dataplane/v1/effects.proto\x1a\x16kvstore/v1/admin.proto\"\x8d\x06\n" +
 	"\x0fExchangeRequest\x12A\n" +
 	"\x05hello\x18\x01 \x01(\v2+.kvstore.dataplane.v1.ExchangeRequest.HelloR\x05hello\x12C\n" +
 	"\x06routes\x18\x02 \x03(\v2+.kvstore.dataplane.v1.ExchangeRequest.RouteR\x06routes\x12@\n" +
@@ -3971,7 +3981,7 @@ const file_kvstore_dataplane_v1_shard_proto_rawDesc = "" +
 	"\x05Route\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12\x14\n" +
 	"\x05shard\x18\x02 \x01(\tR\x05shard\x12\x14\n" +
-	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x1a\x93\x03\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x1a\xab\x03\n" +
 	"\x04Call\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x14\n" +
 	"\x05route\x18\x02 \x01(\rR\x05route\x12\x1d\n" +
@@ -3983,7 +3993,8 @@ const file_kvstore_dataplane_v1_shard_proto_rawDesc = "" +
 	"put_values\x18\x06 \x01(\v2\x1f.kvstore.dataplane.v1.PutValuesH\x00R\tputValues\x12=\n" +
 	"\tread_part\x18\a \x01(\v2\x1e.kvstore.dataplane.v1.ReadPartH\x00R\breadPart\x12C\n" +
 	"\vdrop_values\x18\b \x01(\v2 .kvstore.dataplane.v1.DropValuesH\x00R\n" +
-	"dropValuesB\x06\n" +
+	"dropValues\x12\x16\n" +
+	"\x06follow\x18\t \x01(\fR\x06followB\x06\n" +
 	"\x04what\"#\n" +
 	"\tPutValues\x12\x16\n" +
 	"\x06values\x18\x01 \x03(\fR\x06values\"n\n" +

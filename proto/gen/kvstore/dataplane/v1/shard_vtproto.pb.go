@@ -148,6 +148,13 @@ func (m *ExchangeRequest_Call) MarshalToSizedBufferVT(dAtA []byte) (int, error) 
 		}
 		i -= size
 	}
+	if len(m.Follow) > 0 {
+		i -= len(m.Follow)
+		copy(dAtA[i:], m.Follow)
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(len(m.Follow)))
+		i--
+		dAtA[i] = 0x4a
+	}
 	if m.TimeoutMs != 0 {
 		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.TimeoutMs))
 		i--
@@ -3580,6 +3587,10 @@ func (m *ExchangeRequest_Call) SizeVT() (n int) {
 	if vtmsg, ok := m.What.(interface{ SizeVT() int }); ok {
 		n += vtmsg.SizeVT()
 	}
+	l = len(m.Follow)
+	if l > 0 {
+		n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
+	}
 	n += len(m.unknownFields)
 	return n
 }
@@ -5468,6 +5479,40 @@ func (m *ExchangeRequest_Call) UnmarshalVT(dAtA []byte) error {
 					return err
 				}
 				m.What = &ExchangeRequest_Call_DropValues{DropValues: v}
+			}
+			iNdEx = postIndex
+		case 9:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Follow", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return protohelpers.ErrInvalidLength
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return protohelpers.ErrInvalidLength
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Follow = append(m.Follow[:0], dAtA[iNdEx:postIndex]...)
+			if m.Follow == nil {
+				m.Follow = []byte{}
 			}
 			iNdEx = postIndex
 		default:
