@@ -19,12 +19,22 @@ type Config struct {
 	TickBudget int
 	// DropBudget is the most items that one OpDropNamespace removes; default 1,000.
 	DropBudget int
+	// Evicted, when set, is told of every block of a prompt that makes room for others, with its size; Damaged of every one that a reader found damaged and
+	// that is forgotten. What is rolled back was told, too.
+	Evicted func(bytes int64)
+	Damaged func()
 
 	chunkChanges int64 // most changes of a history chunk; tests have small ones
 }
 
 // EnsureDefaults fills in what is zero.
 func (c *Config) EnsureDefaults() {
+	if c.Evicted == nil {
+		c.Evicted = func(int64) {}
+	}
+	if c.Damaged == nil {
+		c.Damaged = func() {}
+	}
 	if c.HistoryBytes == 0 {
 		c.HistoryBytes = 4 << 20
 	}

@@ -11,6 +11,7 @@ func KnowsObject(v View, id ObjectID) bool {
 // Totals are sums over a whole shard.
 type Totals struct {
 	Items       int64 // live keys and blocks
+	ItemBytes   int64 // their keys and values, wherever those are
 	Objects     int64 // value objects that are not forgotten
 	ObjectBytes int64 // their length together, dead parts included
 }
@@ -22,6 +23,7 @@ func (v View) Totals() Totals {
 		var n counters
 		n.decode(item)
 		t.Items += n.items
+		t.ItemBytes += n.bytes
 	}
 	for _, item := range v.tree.Ascend([]byte{prefixObject}, []byte{prefixObject + 1}) {
 		var o object

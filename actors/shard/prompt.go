@@ -318,6 +318,7 @@ func (m *Machine) stepUnindex(c *Command) {
 		m.remove(dep, p.typed, removedDamaged)
 		sp.forget(f.item, false)
 		p.statsOf(c.Namespace).damaged++
+		m.cfg.Damaged()
 	}
 	m.reply(c, dep)
 }

@@ -126,6 +126,7 @@ func (m *Machine) makeRoom(c *Command, sp *promptSpace, size int64, spare *int) 
 		n++
 		sp.forget(it, true)
 		p.statsOf(c.Namespace).evicted++
+		m.cfg.Evicted(it.Bytes)
 	}
 	return true
 }

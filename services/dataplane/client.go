@@ -5,6 +5,8 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -49,8 +51,62 @@ type ClientConfig struct {
 	Detour time.Duration
 	// Silence is how long a host may say nothing, not even to a ping, while calls are due: then it is given up. Default 3 s.
 	Silence time.Duration
+	// Events are told of; may be empty.
+	Events ClientEvents
 	// Tracer makes the spans of calls that are followed. nil: what is followed is so again on the host.
 	Tracer *tracing.Tracer
+}
+
+// ClientEvents are told to whoever runs the client. They are called from its goroutines, with mutexes held, and must not block. Nil ones are not called.
+type ClientEvents struct {
+	// Exchanged tells of a call whose outcome has come: how long that was after the call was handed to the stream of its host.
+	Exchanged func(took time.Duration)
+	// Located tells of a question to the Locator; err is nil when a shard was found.
+	Located func(took time.Duration, err *kverr.Error)
+	// Connected tells of an attempt to open a stream to a host.
+	Connected func(err error)
+	// Broke tells that a stream that was up has ended, with calls due or without.
+	Broke func()
+	// Again tells that a call is to be sent once more: its shard has moved, or its stream broke.
+	Again func()
+}
+
+// ClientStats is what a Client has under way.
+type ClientStats struct {
+	Links    int // streams that are up
+	UnderWay int // calls that hosts have, or that wait for their stream
+	Parked   int // calls that wait for their shard to be found
+	Detours  int // hosts whose calls go by Invoker
+}
+
+// Stats tells what is under way now.
+func (c *Client) Stats() ClientStats {
+	var s ClientStats
+	c.mu.Lock()
+	links := slices.Collect(maps.Values(c.links))
+	for _, o := range c.unreachable {
+		if time.Now().Before(o.until) {
+			s.Detours++
+		}
+	}
+	c.mu.Unlock()
+	for _, l := range links {
+		l.mu.Lock()
+		if l.up {
+			s.Links++
+		}
+		s.UnderWay += l.calls
+		l.mu.Unlock()
+	}
+	c.routesMu.RLock()
+	routes := slices.Collect(maps.Values(c.routes))
+	c.routesMu.RUnlock()
+	for _, r := range routes {
+		r.mu.Lock()
+		s.Parked += r.calls
+		r.mu.Unlock()
+	}
+	return s
 }
 
 // EnsureDefaults fills in what is zero.

@@ -61,6 +61,7 @@ type slot struct {
 	call  *call
 	size  int
 	frame uint64 // that it went out with
+	since int64  // when it was handed over, nanoseconds since the Unix epoch
 }
 
 // target is where calls to a shard go.
@@ -110,6 +111,9 @@ func (c *Client) link(ctx context.Context, address string) (*link, *kverr.Error)
 func (l *link) run() {
 	defer l.cancel(nil)
 	stream, err := l.open()
+	if tell := l.client.cfg.Events.Connected; tell != nil {
+		tell(err)
+	}
 	if err != nil {
 		l.gone()
 		l.err = &kverr.Error{Kind: kverr.Unavailable, Op: "connect to the host", Message: "the host cannot be reached now", RetryAfterMS: 100, Err: err}
@@ -134,6 +138,9 @@ func (l *link) run() {
 		l.cancel(err)
 	}
 	parts.Wait()
+	if tell := l.client.cfg.Events.Broke; tell != nil {
+		tell()
+	}
 	l.gone()
 	l.down(context.Cause(l.ctx))
 	_ = l.conn.Close()
@@ -268,7 +275,7 @@ func (l *link) add(t *target, k *call, now time.Time) {
 	if l.calls == 0 {
 		l.busyFrom = now.UnixNano()
 	}
-	l.slots[id] = slot{call: k, size: k.size, frame: w.seq}
+	l.slots[id] = slot{call: k, size: k.size, frame: w.seq, since: now.UnixNano()}
 	l.calls++
 	l.bytes += k.size
 }
@@ -363,6 +370,8 @@ func deliver(list []received, keep *arena) {
 
 // take finds the calls of the outcomes in a frame, whose ids are free from then on.
 func (l *link) take(b []byte, list []received) ([]received, error) {
+	now := time.Now().UnixNano()
+	exchanged := l.client.cfg.Events.Exchanged
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for {
@@ -379,6 +388,9 @@ func (l *link) take(b []byte, list []received) ([]received, error) {
 			}
 			s := &l.slots[id]
 			list = append(list, received{s.call, field, body})
+			if exchanged != nil {
+				exchanged(time.Duration(now - s.since))
+			}
 			l.calls--
 			l.bytes -= s.size
 			*s = slot{}

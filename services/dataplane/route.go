@@ -64,6 +64,9 @@ func (r *shardRoute) again(k *call) {
 	if k.follow != nil {
 		k.follow.again(k.target)
 	}
+	if tell := r.client.cfg.Events.Again; tell != nil {
+		tell()
+	}
 	r.lose(k.target)
 	var calls callList
 	calls.add(k)
@@ -247,10 +250,17 @@ func (r *shardRoute) pause(why *kverr.Error) bool {
 func (r *shardRoute) find() (t *target, final bool, why *kverr.Error) {
 	c := r.client
 	ctx, cancel := context.WithTimeout(c.ctx, c.cfg.LocateTimeout)
+	began := time.Now()
 	at, err := c.cfg.Locator.Locate(ctx, r.id)
 	cancel()
+	var e *kverr.Error
 	if err != nil {
-		e := kverr.From(err)
+		e = kverr.From(err)
+	}
+	if tell := c.cfg.Events.Located; tell != nil {
+		tell(time.Since(began), e)
+	}
+	if e != nil {
 		return nil, finalKind(e.Kind), e
 	}
 	if o := c.outageOf(at.Address); o != nil {

@@ -34,7 +34,7 @@ func (n *Node) dial(open *closers) (*daprhost.Sidecar, *daprhost.Locator, *datap
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	cfg := dataplane.ClientConfig{Locator: locator, TLS: n.doors.peerClient(), Tracer: n.traces.Tracer()}
+	cfg := dataplane.ClientConfig{Locator: locator, TLS: n.doors.peerClient(), Tracer: n.traces.Tracer(), Events: n.metrics.DataPlane()}
 	if n.cfg.Cluster.DaprInvoke {
 		n.cfg.Log.Warn("insecure: requests may travel by Dapr, which does not tell who calls an actor", "dapr_invoke", true)
 		cfg.Invoker = locator
@@ -43,6 +43,7 @@ func (n *Node) dial(open *closers) (*daprhost.Sidecar, *daprhost.Locator, *datap
 	if err != nil {
 		return nil, nil, nil, err
 	}
+	n.metrics.WatchDataPlane(shards)
 	open.add(func(context.Context) error {
 		shards.Close()
 		return nil

@@ -312,6 +312,7 @@ func (n *Node) serveUsers(open *closers, shards frontend.Shards, dir frontend.Di
 // serveRESP serves Redis's protocol. It is stopped once the gRPC API is.
 func (n *Node) serveRESP(front *frontend.Server) (stop func(context.Context) error) {
 	srv := resp.New(resp.Config{Databases: n.cfg.RESPDatabases, Version: n.cfg.Version, Log: n.cfg.Log, Refused: n.doors.stranger}, front.Face())
+	n.metrics.WatchRESP(srv.Connections)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -191,3 +191,9 @@ func (t *Telemetry) WatchFrontend(front *frontend.Server) {
 		}
 	}, inFlight, streams, resyncs, limited, blocks)
 }
+
+// WatchRESP shows how many connections there are by Redis's protocol.
+func (t *Telemetry) WatchRESP(connections func() int) {
+	open := gauge("kvstore_resp_connections", "Connections by Redis's protocol.")
+	t.read(func(tell func(*prometheus.Desc, float64, ...string)) { tell(open.desc, float64(connections())) }, open)
+}

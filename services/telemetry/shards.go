@@ -116,6 +116,13 @@ func (t *Telemetry) Shards(next memhost.Events) memhost.Events {
 			next.Jumped(id, by)
 		}
 	}
+	lag := t.latency("kvstore_watch_lag_seconds", "Time from when a shard saw a change that concerns a watch until the watch was told, on the shard's host; one count for each watch.")
+	out.Told = func(watches int, late time.Duration) {
+		lag.observe(watches, late)
+		if next.Told != nil {
+			next.Told(watches, late)
+		}
+	}
 	out.Committed = func(c host.Committed) {
 		commits[c.Outcome].Inc()
 		if c.Outcome == wal.Written {
@@ -145,12 +152,26 @@ func (t *Telemetry) WatchHost(engine driver.Engine, h *memhost.Host) {
 	memory := gauge("kvstore_shard_memory_bytes", "Bytes of a shard's state in memory.", "shard")
 	logBytes := gauge("kvstore_shard_log_bytes", "Bytes of log that a restart would replay.", "shard")
 	valueBytes := gauge("kvstore_shard_value_bytes", "Bytes of values that lie apart from keys.", "shard")
+	entryBytes := gauge("kvstore_shard_entry_bytes", "Bytes of live keys and blocks, with their values wherever those are.", "shard")
 	epoch := gauge("kvstore_shard_epoch", "Counter of the ownership: it rises with every change of hands.", "shard")
 	revision := gauge("kvstore_shard_revision", "Revision of the last durable state.", "shard")
 	total := gauge("kvstore_memory_bytes", "Bytes of the states of all shards.")
 	free := gauge("kvstore_engine_free_bytes", "Free space of the store.")
 	reserve := gauge("kvstore_engine_reserve_bytes", "Free space below which writes stop; 0 = none.")
+	follows := gauge("kvstore_watch_shards", "Shards that watches follow here, each counted for each watch.")
+	queue := gauge("kvstore_watch_queue", "Of those, how many have something to tell that is not told: ready, or held because the watcher does not take what he is told.", "state")
+	evicted := counter("kvstore_prompt_evictions_total", "Blocks of prompts that made room for others.")
+	evictedBytes := counter("kvstore_prompt_evicted_bytes_total", "Bytes of those.")
+	damagedBlocks := counter("kvstore_prompt_damaged_total", "Blocks of prompts that were found damaged, and forgotten.")
 	t.read(func(tell func(*prometheus.Desc, float64, ...string)) {
+		w := h.Watches()
+		tell(follows.desc, float64(w.Feeds))
+		tell(queue.desc, float64(max(0, w.Queued-w.Held)), "ready")
+		tell(queue.desc, float64(w.Held), "held")
+		b := h.Blocks()
+		tell(evicted.desc, float64(b.Evicted))
+		tell(evictedBytes.desc, float64(b.EvictedBytes))
+		tell(damagedBlocks.desc, float64(b.Damaged))
 		count := make(map[string]int)
 		lost, shown := 0, 0
 		for _, s := range h.Status() {
@@ -163,6 +184,7 @@ func (t *Telemetry) WatchHost(engine driver.Engine, h *memhost.Host) {
 			}
 			shown++
 			tell(entries.desc, float64(s.Entries), s.ID)
+			tell(entryBytes.desc, float64(s.EntryBytes), s.ID)
 			tell(memory.desc, float64(s.MemoryBytes), s.ID)
 			tell(logBytes.desc, float64(s.LogBytes), s.ID)
 			tell(valueBytes.desc, float64(s.ValueBytes), s.ID)
@@ -177,5 +199,5 @@ func (t *Telemetry) WatchHost(engine driver.Engine, h *memhost.Host) {
 		f, r := engine.Space()
 		tell(free.desc, float64(f))
 		tell(reserve.desc, float64(r))
-	}, states, damaged, entries, memory, logBytes, valueBytes, epoch, revision, total, free, reserve)
+	}, follows, queue, evicted, evictedBytes, damagedBlocks, states, damaged, entries, entryBytes, memory, logBytes, valueBytes, epoch, revision, total, free, reserve)
 }

@@ -81,6 +81,9 @@ type Events struct {
 	Swept func(shardID string, s wal.SweepStats)
 	// Failed tells of background work that failed; it is tried again.
 	Failed func(shardID, what string, err error)
+	// Told tells that watches were told of changes (or their state), how many of them together, and how long that was after the oldest of those
+	// changes was seen.
+	Told func(watches int, lag time.Duration)
 	// Followed tells of every command and query that was followed, when its outcome leaves, and is called on its path.
 	Followed func(s host.Stops, err error)
 	// Jumped tells that the clock was moved forward.

@@ -36,6 +36,8 @@ type Host struct {
 	memory      atomic.Int64  // bytes of all states
 	queued      atomic.Int64  // bytes of commands that queue
 	feeds       atomic.Int64  // shards that watches follow
+	untold      atomic.Int64  // of those, with something to tell
+	held        atomic.Int64  // of those, without credit
 	fills       fills         // values that watchers were told last
 	activations chan struct{} // one token for each activation under way
 	timers      timers
@@ -44,6 +46,8 @@ type Host struct {
 	reports     reports
 	highwater   Highwater // nil: nobody else remembers
 	background  sync.WaitGroup
+
+	evicted, evictedBytes, damaged atomic.Int64 // blocks of prompts
 
 	slots  sync.Map // shard id -> *slot; entries are only ever added, and removed by Remove
 	mu     sync.Mutex
@@ -85,6 +89,11 @@ func New(store *wal.Store, cfg Config) (*Host, error) {
 		return nil, err
 	}
 	h := &Host{cfg: cfg, store: store, activations: make(chan struct{}, cfg.Activations)}
+	h.cfg.Shard.Evicted = func(bytes int64) {
+		h.evicted.Add(1)
+		h.evictedBytes.Add(bytes)
+	}
+	h.cfg.Shard.Damaged = func() { h.damaged.Add(1) }
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.timers.clock, h.timers.fire = cfg.Actor.Clock, h.due
 	h.checkpoints.host, h.checkpoints.stopped = h, make(chan struct{})

@@ -24,6 +24,7 @@ type Status struct {
 	Revision        uint64
 	Seq             uint64 // of the last durable record
 	Entries         int64  // live keys and blocks
+	EntryBytes      int64  // their keys and values, wherever those are
 	MemoryBytes     int64  // of the state, by the tree's own count
 	LogBytes        int64  // that a restart would replay
 	LogRecords      uint64 // likewise
@@ -61,9 +62,32 @@ func (h *Host) statusOf(s *slot) Status {
 	}
 	if l.shard != nil {
 		t := l.shard.viewOf(state).Totals()
-		st.Entries, st.ValueBytes, st.ValueObjects = t.Items, t.ObjectBytes, t.Objects
+		st.Entries, st.EntryBytes, st.ValueBytes, st.ValueObjects = t.Items, t.ItemBytes, t.ObjectBytes, t.Objects
 	}
 	return st
+}
+
+// Blocks is what the shards of a host have done to blocks of prompts.
+type Blocks struct {
+	Evicted, EvictedBytes int64 // to make room for others
+	Damaged               int64 // found so by a reader, and forgotten
+}
+
+// Blocks tells what the shards here have done to blocks of prompts.
+func (h *Host) Blocks() Blocks {
+	return Blocks{Evicted: h.evicted.Load(), EvictedBytes: h.evictedBytes.Load(), Damaged: h.damaged.Load()}
+}
+
+// Watches is how the watches of a host's shards are.
+type Watches struct {
+	Feeds  int64 // shards that watches follow, each counted for each watch
+	Queued int64 // of those, with something to tell that is not told
+	Held   int64 // of those, without credit: their watcher does not take what he is told
+}
+
+// Watches tells how the watches of shards here are.
+func (h *Host) Watches() Watches {
+	return Watches{Feeds: h.feeds.Load(), Queued: h.untold.Load(), Held: h.held.Load()}
 }
 
 // MemoryBytes is what the states of all active shards take together, by the trees' own count.

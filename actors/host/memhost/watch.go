@@ -86,10 +86,11 @@ type follow struct {
 	of    *watcher
 	shard string
 
-	queue  bool // it is in ready or held; guarded by w.mu, as is all below
-	urgent bool // its turn comes without credit: the epoch is over
-	opened bool // what follows is set, and does not change
-	gone   bool // nothing more is told of it
+	queue  bool  // it is in ready or held, see queued; guarded by w.mu, as is all below
+	since  int64 // when its turn came, of what is not told, in nanoseconds since the Unix epoch; 0 = all is told
+	urgent bool  // its turn comes without credit: the epoch is over
+	opened bool  // what follows is set, and does not change
+	gone   bool  // nothing more is told of it
 
 	hub  *hub
 	feed fanout.Feed
@@ -195,7 +196,7 @@ func (w *watching) grant(id uint64, bytes int64) {
 	x.credit += bytes
 	if x.credit > 0 && len(x.held) > 0 {
 		w.ready = append(w.ready, x.held...)
-		x.held = nil
+		x.unhold()
 		poke(w.wake)
 	}
 }
@@ -223,11 +224,12 @@ func (w *watching) leave(x *watcher) (left []*follow) {
 	}
 	for _, f := range x.follows {
 		f.gone = true
+		f.queued(false)
 		if f.opened {
 			left = append(left, f)
 		}
 	}
-	x.held = nil
+	x.unhold()
 	return left
 }
 
@@ -325,12 +327,13 @@ func (w *watching) take() []*follow {
 		if f.gone || f.of.credit <= 0 && !f.urgent && f.err == nil {
 			if !f.gone {
 				f.of.held = append(f.of.held, f) // it is still queued
+				w.host.held.Add(1)
 			}
 		} else {
 			if f != first && (f.hub != first.hub || f.err != nil || first.err != nil || !f.of.watch.Same(first.of.watch)) {
 				break
 			}
-			f.queue = false
+			f.queued(false)
 			run = append(run, f)
 		}
 		w.ready[0] = nil
@@ -368,6 +371,7 @@ func (w *watching) step(ctx context.Context) (told *fanout.Told, more bool) {
 		w.again(same[1:]) // they will be told the same
 		return w.over(same[0], told), true
 	}
+	w.lag(same, &told.Batch)
 	w.again(h.took(same, &told.Batch))
 	cost := told.Cost()
 	told.Watches = make([]uint64, len(same))
@@ -378,6 +382,20 @@ func (w *watching) step(ctx context.Context) (told *fanout.Told, more bool) {
 	}
 	w.mu.Unlock()
 	return told, true
+}
+
+// lag tells how late the watches of a step are told.
+func (w *watching) lag(same []*follow, b *fanout.Batch) {
+	tell := w.host.cfg.Events.Told
+	w.mu.Lock()
+	oldest := same[0].since
+	for _, f := range same {
+		f.since = 0
+	}
+	w.mu.Unlock()
+	if tell != nil && len(b.Events) > 0 && oldest != 0 {
+		tell(len(same), time.Duration(w.host.cfg.Actor.Clock.Now().UnixNano()-oldest))
+	}
 }
 
 // again has the turn of follows come again, soon.
@@ -399,6 +417,7 @@ func (w *watching) over(f *follow, told *fanout.Told) *fanout.Told {
 	if !left {
 		f.of.follows = slices.DeleteFunc(f.of.follows, func(x *follow) bool { return x == f })
 		f.gone = true
+		f.queued(false)
 	}
 	w.mu.Unlock()
 	f.hub.remove(f)
@@ -409,10 +428,13 @@ func (w *watching) over(f *follow, told *fanout.Told) *fanout.Told {
 	return told
 }
 
-// tell has the follow's turn come.
+// tell has the follow's turn come, for what was seen just now.
 func (f *follow) tell() {
 	f.w.mu.Lock()
 	defer f.w.mu.Unlock()
+	if f.since == 0 {
+		f.since = f.w.host.cfg.Actor.Clock.Now().UnixNano()
+	}
 	f.enqueue()
 }
 
@@ -421,7 +443,7 @@ func (f *follow) enqueue() {
 	if f.queue || f.gone || f.w.closed {
 		return
 	}
-	f.queue = true
+	f.queued(true)
 	f.w.ready = append(f.w.ready, f)
 	if len(f.w.ready) == 1 {
 		poke(f.w.wake)
@@ -436,9 +458,31 @@ func (f *follow) hurry() {
 	f.urgent = true
 	if i := slices.Index(f.of.held, f); i >= 0 {
 		f.of.held = slices.Delete(f.of.held, i, i+1)
-		f.queue = false
+		w.host.held.Add(-1)
+		f.queued(false)
 	}
 	f.enqueue()
+}
+
+// queued notes whether the follow is in ready or held. Mutex held.
+func (f *follow) queued(is bool) {
+	if f.queue == is {
+		return
+	}
+	f.queue = is
+	if is {
+		f.w.host.untold.Add(1)
+	} else {
+		f.w.host.untold.Add(-1)
+	}
+}
+
+// unhold forgets what is held, which is elsewhere now. Mutex held.
+func (x *watcher) unhold() {
+	if len(x.held) > 0 {
+		x.held[0].w.host.held.Add(-int64(len(x.held)))
+		x.held = nil
+	}
 }
 
 func poke(c chan struct{}) {
