@@ -142,6 +142,7 @@ compose-tool: $(TOOLCACHE)/compose-$(COMPOSE_V)/docker-compose ## Build docker c
 .PHONY: bench
 bench: build sidecars ## Peers (etcd, Redis, Dapr actors) and this store in one run on one disk; prints ratios.
 	cd tests/load && $(GO) build -o ../../$(BIN)/ ./...
+	$(GO) build -tags nometrics -o $(BIN)/kvstored-blind ./services/cmd/kvstored
 	PATH="$$PATH:$(SIDECARS)" $(BIN)/peerbench -bin $(BIN) $(BENCHFLAGS)
 
 .PHONY: proto

@@ -11,6 +11,9 @@ import (
 
 // DataPlane counts what a frontend's end of the data plane tells. It is called once.
 func (t *Telemetry) DataPlane() dataplane.ClientEvents {
+	if !counting {
+		return dataplane.ClientEvents{}
+	}
 	exchange := t.latency("kvstore_dataplane_exchange_duration_seconds", "Time from a call's hand-over to the stream of its host until its outcome came.")
 	locate := t.outcomeLatencies("kvstore_dataplane_locate_duration_seconds", "Time of a question where a shard is, by reason of the error (OK without one).")
 	connects := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "kvstore_dataplane_connects_total", Help: "Streams to hosts that were opened, or could not be."}, []string{"outcome"})

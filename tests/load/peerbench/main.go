@@ -83,7 +83,7 @@ func main() {
 	flag.StringVar(&b.dir, "dir", "", "folder for all data, on the disk to measure (default: a temporary one beside -bin)")
 	flag.DurationVar(&b.d, "d", 5*time.Second, "length of a run")
 	flag.IntVar(&b.rounds, "rounds", 3, "interleaved rounds of each comparison")
-	flag.StringVar(&b.only, "only", "", "comma-separated parts: kv, prompt, blocks, growth, cluster, watch, resp (default all)")
+	flag.StringVar(&b.only, "only", "", "comma-separated parts: kv, prompt, blocks, growth, cluster, watch, resp, eyes (default all)")
 	flag.StringVar(&b.match, "match", "", "of those parts only the comparisons whose name contains this")
 	flag.IntVar(&b.keys, "keys", 10_000_000, "keys of the growth part, more than a million")
 	flag.StringVar(&b.profiles, "profile", "", "folder for CPU profiles of hosts and frontends, one set for each run of the cluster part; they cost some throughput")
@@ -119,7 +119,7 @@ func (b *bench) main(ctx context.Context, out string) error {
 	parts := []struct {
 		name string
 		run  func(context.Context) error
-	}{{"kv", b.kv}, {"prompt", b.prompt}, {"blocks", b.blocks}, {"growth", b.growth}, {"cluster", b.cluster}, {"watch", b.watches}, {"resp", b.resp}}
+	}{{"kv", b.kv}, {"prompt", b.prompt}, {"blocks", b.blocks}, {"growth", b.growth}, {"cluster", b.cluster}, {"watch", b.watches}, {"resp", b.resp}, {"eyes", b.eyes}}
 	for _, p := range parts {
 		if b.only != "" && !slices.Contains(strings.Split(b.only, ","), p.name) {
 			continue
