@@ -50,8 +50,9 @@ test: build nofence ## Everything that CI checks, targets side by side; what eac
 	@echo "make test: all passed"
 
 .PHONY: alerts
-alerts: ## Prometheus's alert rules, checked and tested with promtool (of Debian's package prometheus).
+alerts: ## Prometheus's alert rules and the queries of Grafana's dashboard, checked and tested with promtool (of Debian's package prometheus).
 	cd infra/prometheus && promtool check rules kvstore.rules.yaml && promtool test rules kvstore.rules.test.yaml
+	KVSTORE_PROMTOOL=promtool $(GO) test -count=1 -run TestDashboard ./services/node
 
 .PHONY: unit
 unit: ## Unit, script and model tests: go test ./... alone.
