@@ -33,8 +33,8 @@ const patience = time.Minute
 // collector is an OTLP collector: the gRPC service, on a listener.
 type collector struct {
 	collectorpb.UnimplementedTraceServiceServer
-	t    testing.TB
-	url  string
+	t   testing.TB
+	url string
 
 	mu    sync.Mutex
 	spans []span // guarded by mu
@@ -146,20 +146,20 @@ func (c *collector) paths() []string {
 	var all []string
 	for _, s := range byID {
 		path := ""
-		for at, ok := s, true; ; {
+		for at := s; ; {
 			path = at.from + ":" + at.Name + path
 			if len(at.ParentSpanId) == 0 {
 				break
 			}
-			parent := at
-			if at, ok = byID[hex.EncodeToString(at.TraceId)+hex.EncodeToString(at.ParentSpanId)]; !ok {
+			parent, ok := byID[hex.EncodeToString(at.TraceId)+hex.EncodeToString(at.ParentSpanId)]
+			if !ok {
 				path = "? > " + path
 				break
 			}
-			if at.StartTimeUnixNano > parent.StartTimeUnixNano+uint64(time.Millisecond) {
-				c.t.Errorf("%s begins before its parent %s", parent.Name, at.Name)
+			if parent.StartTimeUnixNano > at.StartTimeUnixNano+uint64(time.Millisecond) {
+				c.t.Errorf("%s begins before its parent %s", at.Name, parent.Name)
 			}
-			path = " > " + path
+			path, at = " > "+path, parent
 		}
 		all = append(all, path)
 	}

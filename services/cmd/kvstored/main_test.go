@@ -16,7 +16,7 @@ func TestUsage(t *testing.T) {
 		lines int // at most
 		want  []string
 	}{
-		{[]string{"-h"}, exitOK, 114, []string{"kvctl put greeting hello", "-data-dir directory", "-reserve-bytes"}},
+		{[]string{"-h"}, exitOK, 120, []string{"kvctl put greeting hello", "-data-dir directory", "-reserve-bytes"}},
 		{[]string{"-bogus"}, exitUsage, 2, []string{"-bogus", "kvstored -h"}},
 		{[]string{"-shards", "many"}, exitUsage, 2, []string{"-shards"}},
 		{[]string{"serve"}, exitUsage, 2, []string{`"serve"`}},
@@ -33,6 +33,8 @@ func TestUsage(t *testing.T) {
 		{[]string{"healthcheck", "-admin-listen", "2112"}, exitUsage, 2, []string{"-admin-listen", "host:port"}},
 		{[]string{"pause", "it"}, exitUsage, 2, []string{"no arguments"}},
 		{[]string{"-log-level", "loud"}, exitUsage, 2, []string{"-log-level", "debug, info"}},
+		{[]string{"-otlp-endpoint", "http://far.example:4317"}, exitUsage, 2, []string{"-otlp-endpoint", "plain text", "-otlp-insecure"}},
+		{[]string{"-trace-sample", "2"}, exitUsage, 2, []string{"-trace-sample", "0 to 1"}},
 	} {
 		var stderr bytes.Buffer
 		code := run(context.Background(), tc.args, io.Discard, &stderr)
