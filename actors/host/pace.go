@@ -16,7 +16,8 @@ type pace struct {
 
 	small  [4]time.Duration // of the last appends of at most paceFloor bytes
 	smalls int              // how many there were
-	last   float64          // bytes a second of the last append, if it was a long one; otherwise 0
+	last   int              // bytes of the last append, if it was a long one; otherwise 0
+	took   time.Duration    // of it, beyond what one takes for nothing
 	short  int              // appends since the last long one
 	rate   float64          // bytes a second, when the log does not keep up; 0 = it does
 }
@@ -40,11 +41,10 @@ func (p *pace) landed(bytes int, took time.Duration) {
 		return
 	}
 	p.short = 0
-	rate := float64(bytes) / longer.Seconds()
-	if p.last > 0 {
-		p.rate = max(rate, p.last)
+	if p.last > 0 { // both together: shards share an engine, so that large and small ones may take turns and take as long
+		p.rate = float64(bytes+p.last) / (longer + p.took).Seconds()
 	}
-	p.last = rate
+	p.last, p.took = bytes, longer
 }
 
 // base is what an append takes for nothing: the least of the small ones, since any may have met a stall. The large ones say nothing of it.

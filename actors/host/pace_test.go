@@ -24,7 +24,7 @@ func TestPace(t *testing.T) {
 		{"one append stalls", []landing{fast, fast, {300, 5 * time.Second}}, 0, 0},
 		{"one large append", []landing{fast, {1 << 20, 1005 * ms}}, 0, 0},
 		{"two large ones in a row: 1 MiB/s", []landing{fast, {1 << 20, 1005 * ms}, {1 << 20, 1005 * ms}}, 1 << 19, 1005 * ms},
-		{"the faster of the two counts", []landing{fast, {1 << 20, 505 * ms}, {1 << 20, 1005 * ms}}, 1 << 20, 505 * ms},
+		{"both together count", []landing{fast, {3 << 20, 1005 * ms}, {1 << 20, 1005 * ms}}, 1 << 20, 505 * ms},
 		{"a quarter of the target is not long", []landing{fast, {1 << 20, 129 * ms}, {1 << 20, 129 * ms}}, 0, 0},
 		{"a log that is slow for little: 64 KiB always wait", []landing{fast, {1 << 10, 500 * ms}, {1 << 10, 500 * ms}}, 64 << 10, 0},
 		{"what it takes for nothing is no sign", []landing{{300, 600 * ms}, {300, 600 * ms}, {300, 600 * ms}, {300, 600 * ms}, {100 << 10, 610 * ms}}, 0, 0},

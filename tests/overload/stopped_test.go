@@ -129,7 +129,7 @@ func TestEngineStopped(t *testing.T) {
 	if slow > callers {
 		t.Errorf("%d calls waited for the engine, must be at most one for each shard and try", slow)
 	}
-	if most := testenv.AtMost(5 * time.Second); back > most {
+	if most := testenv.AtMost(8 * time.Second); back > most {
 		t.Errorf("it took %v until all was well again, must take at most %v", back, most)
 	}
 }
