@@ -384,6 +384,9 @@ func killed(t *testing.T, addr string, holds func() bool, args ...string) {
 
 // TestKilledHalfWay: kill -9 of an export and of the import of it; --resume goes on with both, and nothing is missing or wrong.
 func TestKilledHalfWay(t *testing.T) {
+	if testing.Short() {
+		t.Skip("moves a hundred megabytes through processes that share nothing: make unit runs it")
+	}
 	srv := clienttest.StartTCP(t)
 	sh := &shell{t: t, env: map[string]string{"KVSTORE_ENDPOINT": srv.Addr()}}
 	c, err := client.Dial(t.Context(), client.Config{Endpoints: []string{srv.Addr()}})
