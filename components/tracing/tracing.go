@@ -1,6 +1,6 @@
 // Package tracing decides which requests are followed, and begins their spans, for next to nothing where nobody follows: one in a hundred requests may
-// cost some microseconds, the other ninety-nine cost a random number. It is a thin layer over OpenTelemetry's API, whose own Start allocates also
-// for what is not sampled; spans, their export and their format are OpenTelemetry's.
+// cost some microseconds, the other ninety-nine cost a random number. It speaks OpenTelemetry's API and format, and does without its SDK, whose
+// Start allocates also for what is not sampled, and whose spans cost many times what encoding them at once does (DESIGN.md of services/telemetry).
 //
 // A request that comes with a W3C traceparent is followed if that says so, one that comes without by a ratio, and none beyond MaxPerSecond, so that callers
 // who have everything followed do not make it dear for the others. Spans hold no keys, values, tokens or clients.
@@ -38,15 +38,15 @@ const Scope = "kvstore"
 
 // Tracer begins spans. All methods work on nil, which follows nothing. It is safe for any number of goroutines.
 type Tracer struct {
-	tracer trace.Tracer
+	queue  *Queue
 	below  uint64        // a random number below it: followed
 	second atomic.Uint64 // the second at hand, and how many were followed in it, in its low half
 	clock  func() time.Time
 }
 
-// New makes a Tracer that follows a ratio (0 to 1) of the requests that come without a decision. The provider must sample whatever it is given.
-func New(p trace.TracerProvider, ratio float64) *Tracer {
-	t := &Tracer{tracer: p.Tracer(Scope), clock: time.Now}
+// New makes a Tracer that follows a ratio (0 to 1) of the requests that come without a decision. Spans that have ended go to the queue.
+func New(q *Queue, ratio float64) *Tracer {
+	t := &Tracer{queue: q, clock: time.Now}
 	switch {
 	case ratio >= 1:
 		t.below = math.MaxUint64
@@ -99,28 +99,44 @@ func (t *Tracer) room() bool {
 
 // Request begins the span of a request that Wants has said yes to. One with a traceparent that makes no sense begins a trace of its own.
 func (t *Tracer) Request(traceparent, name string, attrs ...attribute.KeyValue) trace.Span {
-	ctx := context.Background()
+	var of trace.SpanContext
 	if traceparent != "" {
-		ctx = propagation.TraceContext{}.Extract(ctx, &carrier{traceparent})
+		of = trace.SpanContextFromContext(propagation.TraceContext{}.Extract(context.Background(), &carrier{traceparent}))
 	}
-	return t.start(ctx, name, trace.SpanKindServer, time.Time{}, attrs)
+	return t.begin(of, of.IsValid(), name, trace.SpanKindServer, attrs)
 }
 
-// Child begins a span as a part of another, which may be of another process. nil: the Tracer is, and nothing is followed.
-func (t *Tracer) Child(of trace.SpanContext, name string, kind trace.SpanKind, at time.Time, attrs ...attribute.KeyValue) trace.Span {
+// Child begins a span as a part of another of this process. nil: the Tracer is, and nothing is followed.
+func (t *Tracer) Child(of trace.SpanContext, name string, kind trace.SpanKind, attrs ...attribute.KeyValue) trace.Span {
 	if t == nil {
 		return nil
 	}
-	return t.start(trace.ContextWithRemoteSpanContext(context.Background(), of), name, kind, at, attrs)
+	return t.begin(of, false, name, kind, attrs)
 }
 
-func (t *Tracer) start(ctx context.Context, name string, kind trace.SpanKind, at time.Time, attrs []attribute.KeyValue) trace.Span {
-	options := []trace.SpanStartOption{trace.WithSpanKind(kind), trace.WithAttributes(attrs...)}
-	if !at.IsZero() {
-		options = append(options, trace.WithTimestamp(at))
+func (t *Tracer) begin(of trace.SpanContext, remote bool, name string, kind trace.SpanKind, attrs []attribute.KeyValue) trace.Span {
+	s := &span{queue: t.queue, told: recorded{trace: of.TraceID(), id: newSpanID(), parent: of.SpanID(), remote: remote, kind: kind, name: name, start: time.Now()}}
+	if !of.IsValid() {
+		s.told.trace, s.told.parent = newTraceID(), trace.SpanID{}
 	}
-	_, span := t.tracer.Start(ctx, name, options...)
-	return span
+	s.told.details = attributes(s.room[:0], fieldAttributes, attrs)
+	return s
+}
+
+// Past tells a span that is over, from times that were noted on its way: it is cheaper than one that is begun and ended. What it returns names it for its parts.
+// of may be of another process.
+func (t *Tracer) Past(of trace.SpanContext, name string, from, to time.Time, err error, attrs ...attribute.KeyValue) trace.SpanContext {
+	var room [192]byte
+	s := recorded{
+		trace: of.TraceID(), id: newSpanID(), parent: of.SpanID(), remote: of.IsRemote(), kind: trace.SpanKindInternal, name: name,
+		start: from, end: to, details: attributes(room[:0], fieldAttributes, attrs),
+	}
+	if err != nil {
+		s.fault = kverr.KindOf(err).String()
+		s.details = attributes(s.details, fieldAttributes, []attribute.KeyValue{attribute.String("error.type", s.fault)})
+	}
+	t.queue.add(&s)
+	return Of(s.trace, s.id)
 }
 
 // Of names a span by its ids.

@@ -1,8 +1,6 @@
 package dataplane
 
 import (
-	"time"
-
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
 
@@ -22,7 +20,7 @@ type follow struct {
 func (c *Client) follow(way *host.Way, shardID, op string) *follow {
 	f := &follow{}
 	traceID, spanID := way.Trace, way.Span
-	f.span = c.cfg.Tracer.Child(tracing.Of(way.Trace, way.Span), "exchange", trace.SpanKindClient, time.Time{},
+	f.span = c.cfg.Tracer.Child(tracing.Of(way.Trace, way.Span), "exchange", trace.SpanKindClient,
 		attribute.String("kvstore.shard", shardID), attribute.String("kvstore.op", op))
 	if f.span != nil {
 		spanID = f.span.SpanContext().SpanID()

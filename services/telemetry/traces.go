@@ -17,14 +17,15 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
 	"go.opentelemetry.io/otel/sdk/resource"
-	sdktrace "go.opentelemetry.io/otel/sdk/trace"
-	"go.opentelemetry.io/otel/trace"
+	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
+	resourcepb "go.opentelemetry.io/proto/otlp/resource/v1"
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 
 	"kvstore/actors/host"
 	"kvstore/components/tracing"
 )
 
-// TraceConfig says where traces go. The environment variables OTEL_SDK_DISABLED, OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES, OTEL_BSP_* and
+// TraceConfig says where traces go. The environment variables OTEL_SDK_DISABLED, OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES and
 // OTEL_EXPORTER_OTLP_* (the certificate of the collector's CA, headers, timeouts) do what OpenTelemetry says.
 type TraceConfig struct {
 	// Endpoint is the OTLP/gRPC endpoint of a collector: https://host:port, or http://host:port on this machine. Empty: what
@@ -102,18 +103,18 @@ func loopback(name string) bool {
 
 // Traces are the traces of a process: who is followed, and where spans go.
 type Traces struct {
-	tracer   *tracing.Tracer
-	provider *sdktrace.TracerProvider
-	engine   string
+	tracer *tracing.Tracer
+	queue  *tracing.Queue
+	engine string
+	sender *sender
+	cancel context.CancelFunc // gives up what is being sent
+	stop   chan struct{}
+	ended  chan struct{}
 }
 
-// Bounds of what is kept of spans: those that do not fit are dropped.
+// Times of what is sent.
 const (
-	spanQueue    = 8192
-	spanBatch    = 512
 	spanEvery    = 2 * time.Second
-	spanAttrs    = 32
-	spanEvents   = 16
 	flushTimeout = 3 * time.Second
 )
 
@@ -123,35 +124,56 @@ func (t *Telemetry) OpenTraces(ctx context.Context, cfg TraceConfig, log *slog.L
 	if cfg.Endpoint == "" {
 		return nil, nil
 	}
-	exporter, err := otlptracegrpc.New(ctx, otlptracegrpc.WithEndpointURL(cfg.Endpoint))
-	if err != nil {
+	to := otlptracegrpc.NewClient(otlptracegrpc.WithEndpointURL(cfg.Endpoint))
+	if err := to.Start(ctx); err != nil {
 		return nil, fmt.Errorf("traces: %w", err)
 	}
 	about, err := resource.New(ctx, resource.WithAttributes(
 		attribute.String("service.name", "kvstore"), attribute.String("service.version", t.info.Version), attribute.String("kvstore.target", t.info.Target),
-	), resource.WithTelemetrySDK(), resource.WithFromEnv())
+	), resource.WithFromEnv())
 	if err != nil {
+		_ = to.Stop(ctx)
 		return nil, fmt.Errorf("traces: OTEL_RESOURCE_ATTRIBUTES: %w", err)
 	}
-	spans := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "kvstore_spans_total", Help: "Spans handed to the collector, and those that it did not take."}, []string{"outcome"})
-	t.registry.MustRegister(spans)
-	noting := &notingExporter{SpanExporter: exporter, log: log, sent: spans.WithLabelValues("sent"), lost: spans.WithLabelValues("lost")}
-	limits := sdktrace.NewSpanLimits()
-	limits.AttributeCountLimit, limits.EventCountLimit, limits.AttributeValueLengthLimit = spanAttrs, spanEvents, 256
-	provider := sdktrace.NewTracerProvider(
-		sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.AlwaysSample())), // tracing.Tracer has decided
-		sdktrace.WithResource(about),
-		sdktrace.WithRawSpanLimits(limits),
-		sdktrace.WithBatcher(noting, sdktrace.WithMaxQueueSize(spanQueue), sdktrace.WithMaxExportBatchSize(spanBatch), sdktrace.WithBatchTimeout(spanEvery)),
-	)
-	return &Traces{tracer: tracing.New(provider, cfg.Sample), provider: provider, engine: t.info.Engine}, nil
+	counts := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "kvstore_spans_total", Help: "Spans handed to the collector, and those that it did not take."}, []string{"outcome"})
+	t.registry.MustRegister(counts)
+	q := tracing.NewQueue()
+	sending, cancel := context.WithCancel(context.Background())
+	tr := &Traces{
+		tracer: tracing.New(q, cfg.Sample), queue: q, engine: t.info.Engine, cancel: cancel, stop: make(chan struct{}), ended: make(chan struct{}),
+		sender: &sender{to: to, queue: q, about: resourceOf(about), schema: about.SchemaURL(), log: log, sent: counts.WithLabelValues("sent"), lost: counts.WithLabelValues("lost")},
+	}
+	go tr.run(sending)
+	return tr, nil
 }
 
-// Close sends what is left, for a short time.
+// run sends spans until it is stopped.
+func (t *Traces) run(ctx context.Context) {
+	defer close(t.ended)
+	tick := time.NewTicker(spanEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-t.stop:
+			return
+		case <-tick.C:
+		case <-t.queue.Enough():
+		}
+		t.sender.send(ctx)
+	}
+}
+
+// Close sends what is left, for a short time. It is called once.
 func (t *Traces) Close(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, flushTimeout)
 	defer cancel()
-	if err := t.provider.Shutdown(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+	defer context.AfterFunc(ctx, t.cancel)()
+	t.queue.Close()
+	close(t.stop)
+	<-t.ended
+	t.sender.send(ctx)
+	t.cancel()
+	if err := t.sender.to.Stop(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("traces: %w", err)
 	}
 	return nil
@@ -176,41 +198,68 @@ func (t *Traces) Followed() func(s host.Stops, err error) {
 // followed makes the spans of a command or query that has its outcome: "shard ...", from its arrival at the host, and within that "append", from when its
 // append began until it was durable.
 func (t *Traces) followed(s host.Stops, err error) {
-	span := t.tracer.Child(tracing.Of(s.Trace, s.Span), "shard "+s.Op, trace.SpanKindInternal, s.Taken, attribute.String("kvstore.shard", s.Shard))
+	var room [2]attribute.KeyValue
+	attrs := append(room[:0], attribute.String("kvstore.shard", s.Shard))
 	if !s.Stepped.IsZero() {
-		span.SetAttributes(attribute.Int64("kvstore.queue_wait_us", s.Stepped.Sub(s.Taken).Microseconds()))
+		attrs = append(attrs, attribute.Int64("kvstore.queue_wait_us", s.Stepped.Sub(s.Taken).Microseconds()))
 	}
+	of := t.tracer.Past(tracing.Of(s.Trace, s.Span).WithRemote(true), "shard "+s.Op, s.Taken, time.Now(), err, attrs...)
 	if !s.Appending.IsZero() && !s.Durable.IsZero() {
-		commit := t.tracer.Child(span.SpanContext(), "append", trace.SpanKindInternal, s.Appending,
+		t.tracer.Past(of, "append", s.Appending, s.Durable, nil,
 			attribute.String("kvstore.engine", t.engine), attribute.Int("kvstore.commit.commands", s.Commands), attribute.Int("kvstore.commit.bytes", s.Bytes))
-		commit.End(trace.WithTimestamp(s.Durable))
 	}
-	tracing.End(span, err)
 }
 
-// notingExporter counts spans, and logs that a collector does not take them, at most once a minute.
-type notingExporter struct {
-	sdktrace.SpanExporter
+// collector takes spans (otlptrace.Client).
+type collector interface {
+	UploadTraces(ctx context.Context, spans []*tracepb.ResourceSpans) error
+	Stop(ctx context.Context) error
+}
+
+// sender sends spans to a collector, counts them, and logs that it does not take them, at most once a minute.
+type sender struct {
+	to         collector
+	queue      *tracing.Queue
+	about      *resourcepb.Resource
+	schema     string
 	log        *slog.Logger
 	sent, lost prometheus.Counter
 
-	mu   sync.Mutex
-	next time.Time // guarded by mu: when it may be logged again
+	mu   sync.Mutex // held while spans are sent
+	next time.Time  // guarded by mu: when it may be logged again
+	room []byte     // guarded by mu: of the last batch, to be used again
 }
 
-// ExportSpans implements sdktrace.SpanExporter. It returns nil: who asked would hand the error to a handler of the whole process.
-func (n *notingExporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
-	err := n.SpanExporter.ExportSpans(ctx, spans)
-	if err == nil {
-		n.sent.Add(float64(len(spans)))
-		return nil
+// send sends what there is.
+func (s *sender) send(ctx context.Context) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	encoded, spans, lost := s.queue.Take(s.room)
+	s.room = encoded
+	s.lost.Add(float64(lost))
+	if spans == 0 {
+		return
 	}
-	n.lost.Add(float64(len(spans)))
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if now := time.Now(); now.After(n.next) {
-		n.next = now.Add(time.Minute)
-		n.log.Warn("the collector of traces does not take spans; they are dropped, and nothing else is touched", "error", strings.TrimSpace(err.Error()))
+	scope := &tracepb.ScopeSpans{Scope: &commonpb.InstrumentationScope{Name: tracing.Scope}}
+	scope.ProtoReflect().SetUnknown(encoded) // they are encoded; it is copied to where it belongs
+	if err := s.to.UploadTraces(ctx, []*tracepb.ResourceSpans{{Resource: s.about, SchemaUrl: s.schema, ScopeSpans: []*tracepb.ScopeSpans{scope}}}); err != nil {
+		s.lost.Add(float64(spans))
+		if now := time.Now(); now.After(s.next) {
+			s.next = now.Add(time.Minute)
+			s.log.Warn("the collector of traces does not take spans; they are dropped, and nothing else is touched", "error", strings.TrimSpace(err.Error()))
+		}
+		return
 	}
-	return nil
+	s.sent.Add(float64(spans))
+}
+
+// resourceOf is what a process says of itself, as OTLP has it. All of it is text.
+func resourceOf(r *resource.Resource) *resourcepb.Resource {
+	out := &resourcepb.Resource{}
+	for _, a := range r.Attributes() {
+		out.Attributes = append(out.Attributes, &commonpb.KeyValue{
+			Key: string(a.Key), Value: &commonpb.AnyValue{Value: &commonpb.AnyValue_StringValue{StringValue: a.Value.String()}},
+		})
+	}
+	return out
 }
