@@ -56,6 +56,7 @@ func (e *Engine) Append(shard string, epoch driver.Epoch, f driver.Frame, done f
 		go done(driver.ErrClosed)
 		return
 	}
+	e.under.Add(int64(len(p.element)))
 	e.queue = append(e.queue, p)
 	e.wake.Signal()
 	e.mu.Unlock()
@@ -167,21 +168,27 @@ func (e *Engine) answer(p *pending, cmd *redis.Cmd) bool {
 		case busy, noScript:
 			return false
 		}
-		p.done(p.tries.final(err))
+		e.ended(p, p.tries.final(err))
 		return true
 	}
 	n, _ := cmd.Val().(int64)
 	switch {
 	case n == appendDone, n == appendBefore:
-		p.done(nil)
+		e.ended(p, nil)
 	case n == appendRefused && cmd.Val() != nil:
-		p.done(fmt.Errorf("%w: record %d is not the next of the epoch that owns the log", driver.ErrFenced, p.seq))
+		e.ended(p, fmt.Errorf("%w: record %d is not the next of the epoch that owns the log", driver.ErrFenced, p.seq))
 	case n == appendBehind:
-		p.done(fmt.Errorf("%w: record %d is not the next: %w: the log has lost records that were before it", driver.ErrFenced, p.seq, driver.ErrCorrupt))
+		e.ended(p, fmt.Errorf("%w: record %d is not the next: %w: the log has lost records that were before it", driver.ErrFenced, p.seq, driver.ErrCorrupt))
 	default:
-		p.done(&unknownError{fmt.Errorf("record %d was trimmed before its append was answered", p.seq)})
+		e.ended(p, &unknownError{fmt.Errorf("record %d was trimmed before its append was answered", p.seq)})
 	}
 	return true
+}
+
+// ended tells the caller the outcome.
+func (e *Engine) ended(p *pending, err error) {
+	e.under.Add(-int64(len(p.element)))
+	p.done(err)
 }
 
 // settle tries appends again until each has an outcome. An append that may have been executed is looked for in the log by the
@@ -192,7 +199,7 @@ func (e *Engine) settle(batch []*pending) {
 	for len(batch) > 0 {
 		if pace.again(e.ctx, errTryAgain) != nil {
 			for _, p := range batch {
-				p.done(p.tries.final(fmt.Errorf("not taken within %v: %w", e.cfg.Settle, p.tries.why)))
+				e.ended(p, p.tries.final(fmt.Errorf("not taken within %v: %w", e.cfg.Settle, p.tries.why)))
 			}
 			return
 		}

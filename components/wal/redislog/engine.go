@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -33,6 +34,11 @@ type Engine struct {
 	closing chan struct{} // closed by Close: nothing is tried again
 	work    sync.WaitGroup
 	space   space
+	under   atomic.Int64 // bytes of appends that wait or are on their way
+	alone   sync.Mutex   // held while a part of a checkpoint goes alone
+
+	strideMu sync.Mutex
+	stride   stride // guarded by strideMu
 
 	mu     sync.Mutex // guards all below
 	wake   sync.Cond  // queue has grown, or closed is set

@@ -17,7 +17,7 @@ import (
 const (
 	// chunkBytes is how much of an object one key holds. It is part of the format.
 	chunkBytes = 256 << 10
-	// window is how many chunks of one object are on their way at once.
+	// window is how many chunks of one object are on their way at once (but see stride).
 	window = 3
 	// getChunks bounds the chunks of one reply, and dropChunks those that one script removes.
 	getChunks, dropChunks = 4, 256
@@ -214,10 +214,32 @@ func (w *writer) large(ctx context.Context, first []byte, r io.Reader) (total in
 	return total, context.Cause(ctx)
 }
 
+// chunk writes a chunk: at once, or, of a checkpoint when the line is slow, in parts, so that appends do not wait long behind it.
 func (w *writer) chunk(ctx context.Context, n int64, data []byte) error {
+	if !strings.HasPrefix(w.name, driver.CheckpointPrefix) {
+		return w.part(ctx, n, 0, data)
+	}
+	for off := 0; off < len(data); {
+		size, release := w.engine.nextPart()
+		size = min(size, len(data)-off)
+		began := time.Now()
+		err := w.part(ctx, n, off, data[off:off+size])
+		if err == nil {
+			w.engine.partTook(time.Since(began))
+		}
+		release()
+		if err != nil {
+			return err
+		}
+		off += size
+	}
+	return nil
+}
+
+func (w *writer) part(ctx context.Context, n int64, off int, data []byte) error {
 	k := w.keys
 	return w.outcome(w.engine.runInt(ctx, chunkScript, []string{k.manifest, k.objects, k.chunkKey(w.name, n)},
-		w.name+nameEnd, w.id, n, data))
+		w.name+nameEnd, w.id, n, off, data))
 }
 
 func (w *writer) publish(ctx context.Context, size int64) error {
