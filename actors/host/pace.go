@@ -2,7 +2,7 @@ package host
 
 import "time"
 
-// paceFloor is how much may always wait for a log, however slow it is; and what is no more than that tells how long it takes for nothing.
+// paceFloor is how much may always wait for a log, however slow it is.
 const paceFloor = 64 << 10
 
 // pace says how much may wait for a log, by what it made of the last appends. It is a pure machine.
@@ -14,29 +14,32 @@ const paceFloor = 64 << 10
 type pace struct {
 	target time.Duration
 
-	small  [4]time.Duration // of the last appends of at most paceFloor bytes
-	smalls int              // how many there were
-	last   int              // bytes of the last append, if it was a long one; otherwise 0
-	took   time.Duration    // of it, beyond what one takes for nothing
-	short  int              // appends since the last long one
-	rate   float64          // bytes a second, when the log does not keep up; 0 = it does
+	base  time.Duration // what an append takes for nothing; 0 = not known
+	last  int           // bytes of the last append, if it was a long one; otherwise 0
+	took  time.Duration // of it, beyond what one takes for nothing
+	short int           // appends since the last long one
+	rate  float64       // bytes a second, when the log does not keep up; 0 = it does
 }
 
-// After so many short appends in a row the log keeps up; until then each lets half as much more wait.
+// After so many short appends in a row the log keeps up; until then each that should have been long lets half as much more wait.
 const shortAppends = 8
 
 // landed tells of an append that was written.
 func (p *pace) landed(bytes int, took time.Duration) {
-	if bytes <= paceFloor {
-		p.small[p.smalls%len(p.small)] = took
-		p.smalls++
+	// Every append tells that one takes no longer for nothing. That one takes longer than before is believed slowly, and of short ones alone: while shards
+	// that share an engine are in each other's way none of them is quick.
+	if p.base == 0 || took < p.base {
+		p.base = took
 	}
-	longer := took - p.base()
+	longer := took - p.base
 	if longer < p.target/4 {
-		p.last = 0
-		p.rate *= 1.5
+		p.base += longer / 64
+		if float64(bytes) >= p.rate*(p.target/4).Seconds() { // it should have been long: the log is faster
+			p.last = 0
+			p.rate *= 1.5
+		}
 		if p.short++; p.short >= shortAppends {
-			p.rate = 0
+			p.last, p.rate = 0, 0
 		}
 		return
 	}
@@ -47,23 +50,12 @@ func (p *pace) landed(bytes int, took time.Duration) {
 	p.last, p.took = bytes, longer
 }
 
-// base is what an append takes for nothing: the least of the small ones, since any may have met a stall. The large ones say nothing of it.
-func (p *pace) base() time.Duration {
-	least := time.Duration(0)
-	for i := range min(p.smalls, len(p.small)) {
-		if i == 0 || p.small[i] < least {
-			least = p.small[i]
-		}
-	}
-	return least
-}
-
 // limit is how many bytes may wait for the log, those in flight included; 0 = as many as come.
 func (p *pace) limit() int {
 	if p.rate == 0 {
 		return 0
 	}
-	return max(paceFloor, int(p.rate*max(p.target, 2*p.base()).Seconds())) // less would leave a log that is slow for nothing idle
+	return max(paceFloor, int(p.rate*max(p.target, 2*p.base).Seconds())) // less would leave a log that is slow for nothing idle
 }
 
 // wait is how long the log takes for so many bytes; 0 = not known, for it keeps up.
@@ -71,5 +63,5 @@ func (p *pace) wait(bytes int) time.Duration {
 	if p.rate == 0 {
 		return 0
 	}
-	return p.base() + time.Duration(float64(bytes)/p.rate*float64(time.Second))
+	return p.base + time.Duration(float64(bytes)/p.rate*float64(time.Second))
 }

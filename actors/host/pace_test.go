@@ -28,9 +28,11 @@ func TestPace(t *testing.T) {
 		{"a quarter of the target is not long", []landing{fast, {1 << 20, 129 * ms}, {1 << 20, 129 * ms}}, 0, 0},
 		{"a log that is slow for little: 64 KiB always wait", []landing{fast, {1 << 10, 500 * ms}, {1 << 10, 500 * ms}}, 64 << 10, 0},
 		{"what it takes for nothing is no sign", []landing{{300, 600 * ms}, {300, 600 * ms}, {300, 600 * ms}, {300, 600 * ms}, {100 << 10, 610 * ms}}, 0, 0},
-		{"nor what is added to that", []landing{{300, 600 * ms}, {300, 605 * ms}, {300, 600 * ms}, {300, 601 * ms}, {1 << 20, 1600 * ms}, {1 << 20, 1600 * ms}}, 1258291, 1600 * ms},
+		{"nor what is added to that", []landing{{300, 600 * ms}, {300, 605 * ms}, {300, 600 * ms}, {300, 601 * ms}, {1 << 20, 1600 * ms}, {1 << 20, 1600 * ms}}, 1258343, 1600 * ms},
 		{"a stall among the small ones is forgotten", []landing{{300, 2 * time.Second}, fast, {1 << 20, 1005 * ms}, {1 << 20, 1005 * ms}}, 1 << 19, 1005 * ms},
-		{"a short one lets half as much more wait", []landing{fast, {1 << 20, 1005 * ms}, {1 << 20, 1005 * ms}, fast}, 3 << 18, 672 * ms},
+		{"a short one of little says nothing", []landing{fast, {1 << 20, 1005 * ms}, {1 << 20, 1005 * ms}, fast}, 1 << 19, 1005 * ms},
+		{"nor does it part two long ones", []landing{fast, {1 << 20, 1005 * ms}, {1 << 20, 1005 * ms}, fast, {1 << 20, 2005 * ms}}, 349525, 1505 * ms},
+		{"one of much lets half as much more wait", []landing{fast, {1 << 20, 1005 * ms}, {1 << 20, 1005 * ms}, {1 << 20, 5 * ms}}, 3 << 18, 672 * ms},
 		{"it keeps up again", []landing{fast, {1 << 20, 1005 * ms}, {1 << 20, 1005 * ms}, fast, fast, fast, fast, fast, fast, fast, fast}, 0, 0},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -102,5 +104,56 @@ func TestPaceHolds(t *testing.T) {
 		if run(60*time.Second, best/30/2); refused > 0 {
 			t.Errorf("%+v: %.0f bytes refused at half of what it takes", log, refused)
 		}
+	}
+}
+
+// TestPaceShares: the same for shards that share a line: each sees what the others wait for as its own, and learns of it no other time than the least.
+func TestPaceShares(t *testing.T) {
+	const (
+		target = 500 * time.Millisecond
+		base   = 10 * time.Millisecond
+		rate   = 1 << 20
+		step   = time.Millisecond
+	)
+	type actor struct {
+		pace            pace
+		flight, pending float64
+		began, ends     time.Duration
+	}
+	actors := make([]actor, 4)
+	for i := range actors {
+		actors[i].pace.target = target
+	}
+	var now, free time.Duration // when the line has carried what is on it
+	run := func(until time.Duration, offered float64) (longest time.Duration, written float64) {
+		for ; now < until; now += step {
+			for i := range actors {
+				a := &actors[i]
+				if limit := a.pace.limit(); limit == 0 || a.flight+a.pending < float64(limit) {
+					a.pending += offered / float64(len(actors)) * step.Seconds()
+				}
+				if a.flight > 0 && now >= a.ends {
+					a.pace.landed(int(a.flight), a.ends-a.began)
+					longest = max(longest, a.ends-a.began)
+					written += a.flight
+					a.flight = 0
+				}
+				if a.flight == 0 && a.pending >= 1 {
+					a.flight, a.pending, a.began = a.pending, 0, now
+					free = max(free, now) + time.Duration(a.flight/rate*float64(time.Second))
+					a.ends = free + base
+				}
+			}
+		}
+		return longest, written
+	}
+	run(2*time.Second, rate/4)
+	run(10*time.Second, 2*rate) // they learn
+	longest, written := run(70*time.Second, 2*rate)
+	if longest > 3*target/2 {
+		t.Errorf("an append took %v", longest)
+	}
+	if best := 60.0 * rate; written < 0.95*best {
+		t.Errorf("%.0f of %.0f bytes written", written, best)
 	}
 }
