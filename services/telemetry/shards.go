@@ -56,15 +56,8 @@ func (t *Telemetry) Shards(next memhost.Events) memhost.Events {
 	jumps := make1("kvstore_clock_jumps_total", "How often a shard saw the clock moved forward.")
 	checkpoint := histogram("kvstore_checkpoint_duration_seconds", "Time of a checkpoint.", backgroundBuckets)
 	checkpointBytes := make1("kvstore_checkpoint_bytes_total", "Bytes that checkpoints have written.")
-	commits := make(map[wal.Outcome]prometheus.Counter)
-	commitsVec := vec("kvstore_commits_total", "Appends to the logs of shards, by outcome.", "outcome")
-	for o, name := range map[wal.Outcome]string{wal.Written: "written", wal.NotWritten: "not_written", wal.Lost: "lost", wal.Unknown: "unknown"} {
-		commits[o] = commitsVec.WithLabelValues(name)
-	}
-	commit := histogram("kvstore_commit_duration_seconds", "Time of an append that was written, until it is durable.", commitBuckets)
-	width := histogram("kvstore_commit_commands", "Commands that one append makes durable together.", widthBuckets)
-	size := histogram("kvstore_commit_bytes", "Bytes of one append.", sizeBuckets)
-	waiting := histogram("kvstore_commit_waiting_commands", "Commands of a shard without an outcome when an append ends: its queue.", append([]float64{0}, widthBuckets...))
+	appends := newCommits()
+	t.registry.MustRegister(appends)
 	for _, k := range reasonsLost {
 		lost.WithLabelValues(k.String())
 	}
@@ -127,13 +120,7 @@ func (t *Telemetry) Shards(next memhost.Events) memhost.Events {
 		}
 	}
 	out.Committed = func(c host.Committed) {
-		commits[c.Outcome].Inc()
-		if c.Outcome == wal.Written {
-			commit.Observe(c.Took.Seconds())
-			width.Observe(float64(c.Commands))
-			size.Observe(float64(c.Bytes))
-			waiting.Observe(float64(c.Waiting))
-		}
+		appends.count(c)
 		if next.Committed != nil {
 			next.Committed(c)
 		}
