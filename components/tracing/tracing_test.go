@@ -229,6 +229,22 @@ func BenchmarkWants(b *testing.B) {
 	}
 }
 
+// TestFollowingCostsLittle: a span is one object, with the list of its attributes; what was noted is encoded where it waits.
+func TestFollowingCostsLittle(t *testing.T) {
+	tracer, q := newTracer(1)
+	of, now := Of([16]byte{1}, [8]byte{1}), time.Now()
+	room := make([]byte, 0, MaxQueue)
+	q.Take(room)
+	if n := testing.AllocsPerRun(1000, func() { End(tracer.Request("", "put", Where("", "shop")...), nil) }); n > 2 {
+		t.Errorf("a span of a request: %v allocations", n)
+	}
+	if n := testing.AllocsPerRun(1000, func() {
+		tracer.Past(of, "append", now, now, nil, attribute.String("engine", "disk"), attribute.Int("bytes", 9))
+	}); n > 1 {
+		t.Errorf("a span of noted times: %v allocations", n)
+	}
+}
+
 // BenchmarkSpan is a span from its begin to where it waits to be sent.
 func BenchmarkSpan(b *testing.B) {
 	tracer, q := newTracer(1)
