@@ -16,6 +16,9 @@ WORKDIR /owned/credentials/shard
 WORKDIR /owned/credentials/redis
 WORKDIR /owned/credentials/client
 WORKDIR /owned/credentials/sentry
+WORKDIR /owned/credentials/prometheus
+WORKDIR /owned/credentials/jaeger
+WORKDIR /owned/credentials/grafana
 
 FROM scratch
 COPY --from=build /out/ /

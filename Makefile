@@ -50,8 +50,8 @@ test: build nofence ## Everything that CI checks, targets side by side; what eac
 	@echo "make test: all passed"
 
 .PHONY: alerts
-alerts: ## Prometheus's alert rules and the queries of Grafana's dashboard, checked and tested with promtool (of Debian's package prometheus).
-	cd infra/prometheus && promtool check rules kvstore.rules.yaml && promtool test rules kvstore.rules.test.yaml
+alerts: ## Prometheus's configuration, alert rules and the queries of Grafana's dashboard, checked and tested with promtool (of Debian's package prometheus).
+	cd infra/prometheus && promtool check config --syntax-only prometheus.yml && promtool check rules kvstore.rules.yaml && promtool test rules kvstore.rules.test.yaml
 	KVSTORE_PROMTOOL=promtool $(GO) test -count=1 -run TestDashboard ./services/node
 
 .PHONY: unit
@@ -134,7 +134,7 @@ chaos: build sidecars ## All 90 faults (some 25 minutes), and clean moves, held 
 	$(CHAOS) KVSTORE_CHAOS_TENTHS=10 KVSTORE_CHAOS_REPORT=$(CURDIR)/tests/chaos/REPORT.md $(GO) test -count=1 -timeout 2h -v -run 'TestChaos|TestCleanMove' ./tests/chaos
 
 .PHONY: compose-test
-compose-test: build sidecars compose-tool ## docker-compose.yml in containers, by an engine that answers or one of its own (needs docker.io and root); TRACE=12031 replays all of the trace.
+compose-test: build sidecars compose-tool ## docker-compose.yml in containers, by an engine that answers or one of its own (needs docker.io, prometheus and root); TRACE=12031 replays all of the trace.
 	PATH="$(TOOLCACHE)/compose-$(COMPOSE_V):$$PATH:$(SIDECARS)" KVSTORE_BIN=$(CURDIR)/$(BIN) KVSTORE_COMPOSE=1 KVSTORE_TRACE=$(TRACE) $(GO) test -count=1 -timeout 25m -v ./tests/compose
 
 .PHONY: compose-tool

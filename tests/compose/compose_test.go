@@ -31,6 +31,7 @@ var (
 // TestCompose is one run through the life of a cluster: each step finds what the one before has left.
 func TestCompose(t *testing.T) {
 	p := newProject(t)
+	p.must("up", "--detach", "--no-build", "--pull", "never", "prometheus", "jaeger") // as depends_on would, were Grafana one that can run here
 	p.up()
 	for _, step := range []struct {
 		name string
@@ -41,6 +42,7 @@ func TestCompose(t *testing.T) {
 		{"either frontend serves", eitherFrontendServes},
 		{"strangers are refused", strangersAreRefused},
 		{"credentials of others are refused", othersAreRefused},
+		{"metrics and traces arrive", observed},
 		{"the trace has its exact ratio", traceRatio},
 		{"writes go on when a part is killed", killed},
 		{"a restart keeps the data", restarted},
@@ -93,7 +95,10 @@ func portsOfTheTable(t *testing.T, p *project) {
 			t.Errorf("%s is published as %q, want %q", f, got, want)
 		}
 	}
-	if len(published) != len(frontends) {
+	if got := published["grafana"]; !slices.Equal(got, []string{"3000:3000"}) {
+		t.Errorf("grafana is published as %q", got)
+	}
+	if len(published) != len(frontends)+1 {
 		t.Errorf("published: %v", published)
 	}
 }

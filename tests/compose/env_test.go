@@ -19,7 +19,8 @@ func TestEnvExample(t *testing.T) {
 		return string(data)
 	}
 	// These are off without a setting, and the example shows how they are on.
-	shown := map[string]bool{"DAPR_MTLS": true, "DAPR_TRUST_ANCHORS_FILE": true, "DAPR_TRUST_ANCHORS": true, "DAPR_API_TOKEN": true}
+	shown := map[string]bool{"DAPR_MTLS": true, "DAPR_TRUST_ANCHORS_FILE": true, "DAPR_TRUST_ANCHORS": true, "DAPR_API_TOKEN": true,
+		"KVSTORE_ADMIN_LISTEN": true, "KVSTORE_OTLP_ENDPOINT": true}
 	used, told := make(map[string]string), make(map[string]string)
 	for _, m := range regexp.MustCompile(`\$\{([A-Z0-9_]+):-([^}]*)\}`).FindAllStringSubmatch(text("docker-compose.yml"), -1) {
 		if shown[m[1]] {

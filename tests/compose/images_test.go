@@ -39,6 +39,17 @@ var standIns = map[string]standIn{
 				r.dir("/data", 999), r.dir("/tmp", 0))
 		},
 	},
+	"prom/prometheus": {
+		changes: []string{"ENV PATH=/bin", "WORKDIR /prometheus", "USER 65534:65534", `ENTRYPOINT ["/bin/prometheus"]`},
+		fill: func(r *rootfs) error {
+			return errors.Join(r.program("prometheus", "/bin/prometheus"), r.dir("/prometheus", 65534), r.dir("/tmp", 0))
+		},
+	},
+	// No Jaeger: this program, as a collector (collector_test.go).
+	"jaegertracing/jaeger": {
+		changes: []string{"USER 10001:10001", `ENTRYPOINT ["/collector"]`, "ENV " + envCollector + "=1"},
+		fill:    func(r *rootfs) error { return errors.Join(r.program(os.Args[0], "/collector"), r.dir("/tmp", 0)) },
+	},
 	"golang": {
 		changes: []string{"ENV PATH=/usr/local/go/bin", "ENV GOCACHE=/cache", "ENV GOPATH=/go", "ENV GOPROXY=file:///proxy", "ENV GONOSUMDB=*", "ENV GOFLAGS=-buildvcs=false"},
 		fill: func(r *rootfs) error {

@@ -25,7 +25,7 @@ import (
 // mutual turns on what components/dapr/README.md tells: a token on the sidecars' APIs, and TLS by Dapr's own authority between sidecars and
 // placement. The cluster serves as before, and each way around it is closed.
 func mutual(t *testing.T, p *project) {
-	p.configure(map[string]string{"COMPOSE_PROFILES": "mtls"})
+	p.configure(map[string]string{"COMPOSE_PROFILES": "mtls", "KVSTORE_ADMIN_LISTEN": "127.0.0.1:2112", "KVSTORE_OTLP_ENDPOINT": ""})
 	p.must("up", "--detach", "--no-build", "--pull", "never", "sentry")
 	file := filepath.Join(t.TempDir(), "ca.crt")
 	deadline := time.Now().Add(patience)

@@ -30,11 +30,17 @@ var caClusterCommand = command{
   DIR/frontend   server.crt server.key tokens                   kvstored -tls-cert -tls-key -tokens
                  peer.crt peer.key ca.crt                       kvstored -peer-cert -peer-key -peer-ca
   DIR/shard      peer.crt peer.key ca.crt redis-password        and -redis-password-file
+                 tokens                                         kvstored -tokens, with peer.crt as -tls-cert: for its metrics
   DIR/redis      users.acl                                      redis-server --aclfile
   DIR/client     ca.crt token                                   kvctl --ca --token-file; the token may do everything
+  DIR/prometheus server.crt server.key ca.crt token             Prometheus; the token may read metrics
+  DIR/jaeger     server.crt server.key ca.crt                   Jaeger
+  DIR/grafana    server.crt server.key ca.crt password db-key   Grafana, and its way to both
 
+The last three are files that their group may read: those servers run as other users.
 Peers are named frontend.kvstore and shard.kvstore, for -peer-names. What is there is kept, but for certificates that have less than a
-third of their time left or lack a name: they are made anew, and servers take them without a restart. So it may run at every start.
+third of their time left or lack a name: they are made anew, and servers take them without a restart. So it may run at every start. In
+tokens files lines of the name prometheus are its own; it keeps the others.
 
   kvctl ca cluster /credentials --dns frontend-1,frontend-2
   kvctl status --ca client/ca.crt --token-file client/token`,
@@ -61,7 +67,7 @@ type clusterFiles struct {
 
 // make makes what is not there, in an order in which it can be interrupted anywhere and run again.
 func (c *clusterFiles) make(frontendNames []string) error {
-	for _, sub := range []string{"ca", "frontend", "shard", "redis", "client"} {
+	for _, sub := range []string{"ca", "frontend", "shard", "redis", "client", "prometheus", "jaeger", "grafana"} {
 		if err := os.MkdirAll(c.path(sub), 0o755); err != nil {
 			return err
 		}
@@ -72,30 +78,45 @@ func (c *clusterFiles) make(frontendNames []string) error {
 	}
 	local := []net.IP{net.IPv4(127, 0, 0, 1).To4(), net.IPv6loopback}
 	for base, leaf := range map[string]ca.Leaf{
-		"frontend/server": {Name: "frontend", DNS: append(frontendNames, "localhost"), IPs: local},
-		"frontend/peer":   {Name: "frontend", DNS: []string{"frontend.kvstore"}},
-		"shard/peer":      {Name: "shard", DNS: []string{"shard.kvstore"}},
+		"frontend/server":   {Name: "frontend", DNS: append(frontendNames, "localhost"), IPs: local},
+		"frontend/peer":     {Name: "frontend", DNS: []string{"frontend.kvstore"}},
+		"shard/peer":        {Name: "shard", DNS: []string{"shard.kvstore"}},
+		"prometheus/server": {Name: "prometheus", DNS: []string{"prometheus"}},
+		"jaeger/server":     {Name: "jaeger", DNS: []string{"jaeger"}},
+		"grafana/server":    {Name: "grafana", DNS: []string{"grafana", "localhost"}, IPs: local},
 	} {
 		if err := c.certificate(root, base, leaf); err != nil {
 			return err
 		}
 	}
-	for _, sub := range []string{"frontend", "shard", "client"} {
+	for _, name := range []string{"prometheus", "jaeger", "grafana"} { // each time: a run before may have ended between the two
+		if err := os.Chmod(c.path(name+"/server.key"), groupReads); err != nil {
+			return err
+		}
+	}
+	for _, sub := range []string{"frontend", "shard", "client", "prometheus", "jaeger", "grafana"} {
 		if err := c.write(sub+"/ca.crt", root.Cert, 0o644); err != nil {
 			return err
 		}
 	}
-	token, err := c.secret("client/token", authn.NewToken)
+	token, err := c.secret("client/token", 0o600)
 	if err != nil {
 		return err
 	}
-	line := "admin " + authn.HashOf(token) + " *=admin server-admin\n"
-	if _, err := os.Lstat(c.path("frontend/tokens")); errors.Is(err, os.ErrNotExist) { // kept otherwise: people add lines
-		if err := c.write("frontend/tokens", []byte(line), 0o600); err != nil {
+	scraper, err := c.secret("prometheus/token", groupReads)
+	if err != nil {
+		return err
+	}
+	admin, metrics := "admin "+authn.HashOf(token)+" *=admin server-admin\n", scraperName+" "+authn.HashOf(scraper)+" metrics\n"
+	if err := errors.Join(c.tokens("frontend/tokens", admin, metrics), c.tokens("shard/tokens", "", metrics)); err != nil {
+		return err
+	}
+	for _, name := range []string{"grafana/password", "grafana/db-key"} {
+		if _, err := c.secret(name, groupReads); err != nil {
 			return err
 		}
 	}
-	password, err := c.secret("shard/redis-password", authn.NewToken)
+	password, err := c.secret("shard/redis-password", 0o600)
 	if err != nil {
 		return err
 	}
@@ -103,6 +124,34 @@ func (c *clusterFiles) make(frontendNames []string) error {
 	sum := sha256.Sum256([]byte(password))
 	acl := "user default on #" + hex.EncodeToString(sum[:]) + " ~* &* +@all\nuser health on nopass resetkeys resetchannels -@all +ping\n"
 	return c.write("redis/users.acl", []byte(acl), 0o644)
+}
+
+// scraperName is how tokens files name the token that reads metrics.
+const scraperName = "prometheus"
+
+// groupReads is the mode of secrets of servers that run as another user, in a group of ours.
+const groupReads = 0o640
+
+// tokens makes a tokens file of a first line and that of the scraper. Of one that is there other lines are kept, since people add some, and the first
+// is not put back.
+func (c *clusterFiles) tokens(name, first, scraper string) error {
+	old, err := os.ReadFile(c.path(name))
+	if errors.Is(err, os.ErrNotExist) {
+		return c.write(name, []byte(first+scraper), 0o600)
+	}
+	if err != nil {
+		return err
+	}
+	var lines strings.Builder
+	for line := range strings.Lines(string(old)) {
+		switch {
+		case line == scraper:
+			return c.write(name, old, 0o600)
+		case !strings.HasPrefix(line, scraperName+" "):
+			lines.WriteString(strings.TrimSuffix(line, "\n") + "\n")
+		}
+	}
+	return c.write(name, []byte(lines.String()+scraper), 0o600)
 }
 
 func (c *clusterFiles) path(name string) string {
@@ -172,8 +221,8 @@ func (c *clusterFiles) good(root *ca.CA, base string, leaf ca.Leaf) bool {
 	return cert.NotAfter.Sub(c.now) > cert.NotAfter.Sub(cert.NotBefore)/3
 }
 
-// secret reads a secret from a file of its owner, or makes it.
-func (c *clusterFiles) secret(name string, random func() string) (string, error) {
+// secret reads a secret from its file, or makes it.
+func (c *clusterFiles) secret(name string, mode os.FileMode) (string, error) {
 	text, err := os.ReadFile(c.path(name))
 	if err == nil {
 		if secret := strings.TrimSpace(string(text)); secret != "" {
@@ -184,8 +233,8 @@ func (c *clusterFiles) secret(name string, random func() string) (string, error)
 	if !errors.Is(err, os.ErrNotExist) {
 		return "", err
 	}
-	secret := random()
-	return secret, c.write(name, []byte(secret+"\n"), 0o600)
+	secret := authn.NewToken()
+	return secret, c.write(name, []byte(secret+"\n"), mode)
 }
 
 // write replaces a file at once, unless it is as it should be.

@@ -25,7 +25,10 @@ func TestCACluster(t *testing.T) {
 		"frontend/server.crt": 0o644, "frontend/server.key": 0o600, "frontend/tokens": 0o600,
 		"frontend/peer.crt": 0o644, "frontend/peer.key": 0o600, "frontend/ca.crt": 0o644,
 		"shard/peer.crt": 0o644, "shard/peer.key": 0o600, "shard/ca.crt": 0o644, "shard/redis-password": 0o600,
-		"redis/users.acl": 0o644, "client/ca.crt": 0o644, "client/token": 0o600,
+		"redis/users.acl": 0o644, "client/ca.crt": 0o644, "client/token": 0o600, "shard/tokens": 0o600,
+		"prometheus/server.crt": 0o644, "prometheus/server.key": 0o640, "prometheus/ca.crt": 0o644, "prometheus/token": 0o640,
+		"jaeger/server.crt": 0o644, "jaeger/server.key": 0o640, "jaeger/ca.crt": 0o644,
+		"grafana/server.crt": 0o644, "grafana/server.key": 0o640, "grafana/ca.crt": 0o644, "grafana/password": 0o640, "grafana/db-key": 0o640,
 	}
 	for name, mode := range want {
 		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Mode() != mode {
@@ -54,8 +57,23 @@ func TestCACluster(t *testing.T) {
 	if pass, err := tokens.Admit([]string{"Bearer " + token}, authn.ServerAdmin); err != nil || tokens.Check(pass, "") != nil {
 		t.Errorf("the token is refused: %v", err)
 	}
+	scraper := "Bearer " + strings.TrimSpace(first["prometheus/token"])
+	for _, part := range []string{"frontend", "shard"} {
+		tokens, err := authn.OpenTokens(filepath.Join(dir, part, "tokens"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if pass, err := tokens.Admit([]string{scraper}, authn.Metrics); err != nil || tokens.Check(pass, "") != nil {
+			t.Errorf("%s: Prometheus is refused: %v", part, err)
+		}
+		for _, need := range []authn.Need{authn.ServerAdmin, authn.Read, authn.Write} {
+			if _, err := tokens.Admit([]string{scraper}, need); err == nil {
+				t.Errorf("%s: Prometheus may do more than read metrics: %v", part, need)
+			}
+		}
+	}
 	for name, text := range first { // whose folder is not that of their owner
-		for _, secret := range []string{"client/token", "shard/redis-password"} {
+		for _, secret := range []string{"client/token", "shard/redis-password", "prometheus/token", "grafana/password", "grafana/db-key"} {
 			if name != secret && strings.Contains(text, strings.TrimSpace(first[secret])) {
 				t.Errorf("%s holds %s", name, secret)
 			}
@@ -64,12 +82,20 @@ func TestCACluster(t *testing.T) {
 
 	sh.ok("ca", "cluster", dir, "--dns", "frontend-1")
 	unchanged(t, "a second run", first, contents(t, dir))
-	if err := os.WriteFile(filepath.Join(dir, "frontend/tokens"), []byte("# people's own\n"), 0o600); err != nil {
-		t.Fatal(err)
+	mine, line := "# people's own\nme "+authn.HashOf("x")+" *=read\n", "prometheus "+authn.HashOf(strings.TrimSpace(first["prometheus/token"]))+" metrics\n"
+	for _, tc := range []struct{ name, there, want string }{
+		{"other lines", mine, mine + line},
+		{"a last line without an end", strings.TrimSuffix(mine, "\n"), mine + line},
+		{"another token of Prometheus", "prometheus " + authn.HashOf("old") + " metrics\n" + mine, mine + line},
+		{"lines behind that of Prometheus", line + mine, line + mine},
+	} {
+		if err := os.WriteFile(filepath.Join(dir, "frontend/tokens"), []byte(tc.there), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		first["frontend/tokens"] = tc.want
+		sh.ok("ca", "cluster", dir, "--dns", "frontend-1")
+		unchanged(t, "a tokens file with "+tc.name, first, contents(t, dir))
 	}
-	first["frontend/tokens"] = "# people's own\n"
-	sh.ok("ca", "cluster", dir, "--dns", "frontend-1")
-	unchanged(t, "a tokens file with other lines", first, contents(t, dir))
 }
 
 // TestCAClusterRenews: certificates are made anew in the last third of their time, for another name, and for another authority.
