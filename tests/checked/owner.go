@@ -134,6 +134,12 @@ func unknown(err error) bool {
 	return errors.Is(err, client.ErrOutcomeUnknown) || errors.Is(err, client.ErrExpired) || errors.Is(err, context.DeadlineExceeded)
 }
 
+// notApplied tells whether an error says that nothing was done, for no fault of the caller's: a shard was out of reach, or there was more to do than the time
+// that he gave.
+func notApplied(err error) bool {
+	return errors.Is(err, client.ErrUnavailable) || errors.Is(err, client.ErrOverloaded)
+}
+
 func (w *owner) put(ctx context.Context, verb string, k *key, o *client.PutOptions) error {
 	if k.maybe != nil {
 		return w.check(ctx, k)

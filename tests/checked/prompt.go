@@ -3,7 +3,6 @@ package checked
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -137,7 +136,7 @@ func (w *promptOwner) step(ctx context.Context) error {
 }
 
 // passing tells whether an error only means that the outcome is not known.
-func passing(err error) bool { return unknown(err) || errors.Is(err, client.ErrUnavailable) }
+func passing(err error) bool { return unknown(err) || notApplied(err) }
 
 func (w *promptOwner) write(ctx context.Context) error {
 	var blocks []client.NewBlock

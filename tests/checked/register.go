@@ -206,9 +206,9 @@ func (w *registerClient) step(ctx context.Context, s *shared) error {
 			w.changed(client.EventDelete, h.name, a.version)
 		}
 		w.ack("register " + c.verb.String())
-	case c.verb == verbGet && (unknown(err) || impatient && errors.Is(err, client.ErrUnavailable)):
+	case c.verb == verbGet && (unknown(err) || impatient && notApplied(err)):
 		return nil
-	case impatient && errors.Is(err, client.ErrUnavailable): // it says that it was not applied
+	case impatient && notApplied(err): // it says that it was not applied
 		return nil
 	case unknown(err):
 		a = answer{open: true}
