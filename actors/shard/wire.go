@@ -3,6 +3,7 @@ package shard
 import (
 	"encoding/binary"
 	"errors"
+	"iter"
 	"math"
 )
 
@@ -36,6 +37,19 @@ func appendBoolField(b []byte, number int, v bool) []byte {
 
 // tag is a field as decoders tell it: its number and its wire type.
 func (f *field) tag() int { return f.number<<3 | f.wire }
+
+// fields are the fields of a message in order, until it ends or good is no more. Bytes that are no message make it so.
+func fields(b []byte, good *bool) iter.Seq[field] {
+	return func(yield func(field) bool) {
+		r := reader{b: b}
+		for f, ok := r.next(); ok && *good; f, ok = r.next() {
+			if !yield(f) {
+				return
+			}
+		}
+		*good = *good && !r.bad
+	}
+}
 
 // AppendCommand appends a ShardCommand. OpRelocate and OpForget stay inside a host.
 func AppendCommand(b []byte, c *Command) []byte {
@@ -181,8 +195,7 @@ func (a *PromptArgs) append(b []byte) []byte {
 func DecodeCommand(b []byte, c *Command) error {
 	good := true
 	given := 0 // arguments
-	r := reader{b: b}
-	for f, ok := r.next(); ok && good; f, ok = r.next() {
+	for f := range fields(b, &good) {
 		switch f.tag() {
 		case 1<<3 | wireVarint:
 			c.Op, good = Op(f.value), f.value <= math.MaxUint8
@@ -221,7 +234,7 @@ func DecodeCommand(b []byte, c *Command) error {
 			good = false
 		}
 	}
-	if r.bad || !good || given != argumentsOf(c.Op) {
+	if !good || given != argumentsOf(c.Op) {
 		return ErrMalformed
 	}
 	return nil
@@ -247,8 +260,7 @@ func copyWhole(to, from []byte) bool { return copy(to, from) == len(from) && len
 
 func (p *Put) decode(b []byte) bool {
 	good := true
-	r := reader{b: b}
-	for f, ok := r.next(); ok && good; f, ok = r.next() {
+	for f := range fields(b, &good) {
 		switch f.tag() {
 		case 1<<3 | wireBytes:
 			p.Key = f.bytes
@@ -280,7 +292,7 @@ func (p *Put) decode(b []byte) bool {
 			good = false
 		}
 	}
-	return good && !r.bad && oneValue(&p.Value)
+	return good && oneValue(&p.Value)
 }
 
 // oneValue tells that a value is inline or a reference, not both.
@@ -288,8 +300,7 @@ func oneValue(v *Value) bool { return len(v.Inline) == 0 || v.Ref.Object == (Obj
 
 func (p *Precondition) decode(b []byte) bool {
 	good := true
-	r := reader{b: b}
-	for f, ok := r.next(); ok && good; f, ok = r.next() {
+	for f := range fields(b, &good) {
 		switch f.tag() {
 		case 1<<3 | wireVarint:
 			p.Check, good = Check(f.value), f.value <= uint64(CheckPresent)
@@ -299,13 +310,12 @@ func (p *Precondition) decode(b []byte) bool {
 			good = false
 		}
 	}
-	return good && !r.bad
+	return good
 }
 
 func (d *Delete) decode(b []byte) bool {
 	good := true
-	r := reader{b: b}
-	for f, ok := r.next(); ok && good; f, ok = r.next() {
+	for f := range fields(b, &good) {
 		switch f.tag() {
 		case 1<<3 | wireBytes:
 			d.Key = f.bytes
@@ -317,13 +327,12 @@ func (d *Delete) decode(b []byte) bool {
 			good = false
 		}
 	}
-	return good && !r.bad
+	return good
 }
 
 func (t *Txn) decode(b []byte) bool {
 	good := true
-	r := reader{b: b}
-	for f, ok := r.next(); ok && good; f, ok = r.next() {
+	for f := range fields(b, &good) {
 		switch f.tag() {
 		case 1<<3 | wireBytes:
 			var c Condition
@@ -339,13 +348,12 @@ func (t *Txn) decode(b []byte) bool {
 			good = false
 		}
 	}
-	return good && !r.bad
+	return good
 }
 
 func (d *Edit) decode(b []byte) bool {
 	good := true
-	r := reader{b: b}
-	for f, ok := r.next(); ok && good; f, ok = r.next() {
+	for f := range fields(b, &good) {
 		switch f.tag() {
 		case 1<<3 | wireBytes:
 			d.Key = f.bytes
@@ -369,13 +377,12 @@ func (d *Edit) decode(b []byte) bool {
 			good = false
 		}
 	}
-	return good && !r.bad
+	return good
 }
 
 func (c *Condition) decode(b []byte) bool {
 	good := true
-	r := reader{b: b}
-	for f, ok := r.next(); ok && good; f, ok = r.next() {
+	for f := range fields(b, &good) {
 		switch f.tag() {
 		case 1<<3 | wireBytes:
 			c.Key = f.bytes
@@ -385,7 +392,7 @@ func (c *Condition) decode(b []byte) bool {
 			good = false
 		}
 	}
-	return good && !r.bad
+	return good
 }
 
 func (o *TxnOp) decode(b []byte) bool {
@@ -407,8 +414,7 @@ func (o *TxnOp) decode(b []byte) bool {
 
 func (k *BlockKey) decode(b []byte) bool {
 	good := true
-	r := reader{b: b}
-	for f, ok := r.next(); ok && good; f, ok = r.next() {
+	for f := range fields(b, &good) {
 		if f.wire == wireVarint && f.value > math.MaxUint32 {
 			return false
 		}
@@ -427,7 +433,7 @@ func (k *BlockKey) decode(b []byte) bool {
 			good = false
 		}
 	}
-	return good && !r.bad
+	return good
 }
 
 func decodeBlockKeys(keys []BlockKey, b []byte) ([]BlockKey, bool) {
@@ -437,8 +443,7 @@ func decodeBlockKeys(keys []BlockKey, b []byte) ([]BlockKey, bool) {
 
 func (a *PromptArgs) decode(b []byte) bool {
 	good := true
-	r := reader{b: b}
-	for f, ok := r.next(); ok && good; f, ok = r.next() {
+	for f := range fields(b, &good) {
 		switch f.tag() {
 		case 1<<3 | wireBytes:
 			good = copyWhole(a.Scope[:], f.bytes)
@@ -470,13 +475,12 @@ func (a *PromptArgs) decode(b []byte) bool {
 			good = false
 		}
 	}
-	return good && !r.bad && (len(a.Damaged) == 0 || len(a.Damaged) == len(a.Blocks))
+	return good && (len(a.Damaged) == 0 || len(a.Damaged) == len(a.Blocks))
 }
 
 func (p *BlockPut) decode(b []byte) bool {
 	good := true
-	r := reader{b: b}
-	for f, ok := r.next(); ok && good; f, ok = r.next() {
+	for f := range fields(b, &good) {
 		switch f.tag() {
 		case 1<<3 | wireBytes:
 			good = p.Block.decode(f.bytes)
@@ -496,5 +500,5 @@ func (p *BlockPut) decode(b []byte) bool {
 			good = false
 		}
 	}
-	return good && !r.bad && oneValue(&p.Value)
+	return good && oneValue(&p.Value)
 }

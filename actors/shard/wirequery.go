@@ -43,8 +43,7 @@ func AppendQuery(b []byte, q *Query) []byte {
 // not known to this release, is ErrMalformed.
 func DecodeQuery(b []byte, q *Query) error {
 	good := true
-	r := reader{b: b}
-	for f, ok := r.next(); ok && good; f, ok = r.next() {
+	for f := range fields(b, &good) {
 		switch f.tag() {
 		case 1<<3 | wireVarint:
 			q.Op, good = QueryOp(f.value), f.value <= math.MaxUint8
@@ -73,7 +72,7 @@ func DecodeQuery(b []byte, q *Query) error {
 	default:
 		good = false
 	}
-	if r.bad || !good {
+	if !good {
 		return ErrMalformed
 	}
 	return nil
@@ -84,8 +83,7 @@ const maxRows = 1 << 20
 
 func (l *ListQuery) decode(b []byte) bool {
 	good := true
-	r := reader{b: b}
-	for f, ok := r.next(); ok && good; f, ok = r.next() {
+	for f := range fields(b, &good) {
 		switch f.tag() {
 		case 1<<3 | wireBytes:
 			l.Prefix = f.bytes
@@ -105,13 +103,12 @@ func (l *ListQuery) decode(b []byte) bool {
 			good = false
 		}
 	}
-	return good && !r.bad
+	return good
 }
 
 func (p *BlockQuery) decode(b []byte) bool {
 	good := true
-	r := reader{b: b}
-	for f, ok := r.next(); ok && good; f, ok = r.next() {
+	for f := range fields(b, &good) {
 		switch f.tag() {
 		case 1<<3 | wireBytes:
 			good = copyWhole(p.Scope[:], f.bytes)
@@ -129,7 +126,7 @@ func (p *BlockQuery) decode(b []byte) bool {
 			good = false
 		}
 	}
-	return good && !r.bad
+	return good
 }
 
 // AppendAnswer appends the ShardAnswer of a query that was answered.
@@ -208,8 +205,7 @@ func DecodeAnswer(b []byte, q *Query) error {
 	if q.Op == QueryBlocks {
 		a.Blocks = make([]Block, len(q.Prompt.Blocks))
 	}
-	r := reader{b: b}
-	for f, ok := r.next(); ok && good; f, ok = r.next() {
+	for f := range fields(b, &good) {
 		switch f.tag() {
 		case 1<<3 | wireBytes:
 			var err error
@@ -251,7 +247,7 @@ func DecodeAnswer(b []byte, q *Query) error {
 			}
 		}
 	}
-	if r.bad || !good {
+	if !good {
 		return ErrMalformed
 	}
 	return nil
@@ -320,8 +316,7 @@ func (a *Answer) decodeBlock(q *Query, b []byte) bool {
 
 func (s *ScopeUsage) decodeWire(b []byte) bool {
 	good := true
-	r := reader{b: b}
-	for f, ok := r.next(); ok && good; f, ok = r.next() {
+	for f := range fields(b, &good) {
 		switch f.tag() {
 		case 1<<3 | wireBytes:
 			good = copyWhole(s.Scope[:], f.bytes)
@@ -333,7 +328,7 @@ func (s *ScopeUsage) decodeWire(b []byte) bool {
 			s.Bytes = int64(f.value)
 		}
 	}
-	return good && !r.bad
+	return good
 }
 
 // Malformed is the failure of a command or query that could not be decoded.

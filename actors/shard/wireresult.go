@@ -64,8 +64,7 @@ func (w *WriteResult) append(b []byte, number int) []byte {
 // DecodeResult decodes a ShardResult into r, which is empty. It keeps nothing of b.
 func DecodeResult(b []byte, r *Result) error {
 	good := true
-	in := reader{b: b}
-	for f, ok := in.next(); ok && good; f, ok = in.next() {
+	for f := range fields(b, &good) {
 		switch f.tag() {
 		case 1<<3 | wireBytes:
 			var err error
@@ -110,15 +109,15 @@ func DecodeResult(b []byte, r *Result) error {
 		default: // of a newer release, which says nothing to this one that it must know
 		}
 	}
-	if in.bad || !good {
+	if !good {
 		return ErrMalformed
 	}
 	return nil
 }
 
 func (w *WriteResult) decode(b []byte) bool {
-	r := reader{b: b}
-	for f, ok := r.next(); ok; f, ok = r.next() {
+	good := true
+	for f := range fields(b, &good) {
 		switch f.tag() {
 		case 1<<3 | wireVarint:
 			w.Version = f.value
@@ -126,14 +125,13 @@ func (w *WriteResult) decode(b []byte) bool {
 			w.Existed = f.value != 0
 		}
 	}
-	return !r.bad
+	return good
 }
 
 func (t *TxnFailure) decode(b []byte) bool {
 	t.Condition, t.Op = -1, -1
 	good := true
-	r := reader{b: b}
-	for f, ok := r.next(); ok && good; f, ok = r.next() {
+	for f := range fields(b, &good) {
 		switch f.tag() {
 		case 1<<3 | wireVarint:
 			t.Condition, good = int(f.value)-1, f.value <= math.MaxInt32
@@ -143,13 +141,12 @@ func (t *TxnFailure) decode(b []byte) bool {
 			t.Version = f.value
 		}
 	}
-	return good && !r.bad
+	return good
 }
 
 func (o *BlockOutcome) decode(b []byte) bool {
 	good := true
-	r := reader{b: b}
-	for f, ok := r.next(); ok && good; f, ok = r.next() {
+	for f := range fields(b, &good) {
 		switch f.tag() {
 		case 1<<3 | wireVarint:
 			o.Present = f.value != 0
@@ -169,7 +166,7 @@ func (o *BlockOutcome) decode(b []byte) bool {
 			o.PinnedUntilMS = int64(f.value)
 		}
 	}
-	return good && !r.bad
+	return good
 }
 
 // maxCause bounds what is sent of the cause of a failure.
@@ -195,8 +192,7 @@ func AppendFailure(b []byte, e *kverr.Error) []byte {
 func DecodeFailure(b []byte) (*kverr.Error, error) {
 	e := new(kverr.Error)
 	good := true
-	r := reader{b: b}
-	for f, ok := r.next(); ok && good; f, ok = r.next() {
+	for f := range fields(b, &good) {
 		switch f.tag() {
 		case 1<<3 | wireVarint:
 			e.Kind, good = kverr.Kind(f.value), f.value <= math.MaxUint8
@@ -216,7 +212,7 @@ func DecodeFailure(b []byte) (*kverr.Error, error) {
 			e.Err = errors.New(string(f.bytes))
 		}
 	}
-	if r.bad || !good {
+	if !good {
 		return nil, ErrMalformed
 	}
 	return e, nil
