@@ -193,7 +193,7 @@ func (a *Actor[C]) shed(c C, now time.Time) *kverr.Error {
 		return nil
 	}
 	bytes := a.flight.bytes + a.machine.Pending() + a.queueBytes
-	if wait := a.pace.wait(bytes); bytes >= limit || until != 0 && now.Add(wait).UnixMilli() > until {
+	if wait := a.pace.wait(bytes); bytes >= limit || bytes > paceFloor && until != 0 && now.Add(wait).UnixMilli() > until {
 		return crowded(wait)
 	}
 	return nil
@@ -361,6 +361,8 @@ func (a *Actor[C]) land(seq uint64, err error) {
 	a.silent = what != wal.Written && now.Sub(f.began) > a.cfg.Patience
 	if what == wal.Written {
 		a.pace.landed(f.bytes, now.Sub(f.began))
+		f.began, f.bytes = now, 0 // what still stands as in flight below is written: shed counts it no more
+		a.doubted = false         // the engine answers
 		f.state.Seq = seq
 		for _, w := range f.ways {
 			w.durable(now)

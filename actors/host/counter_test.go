@@ -35,6 +35,7 @@ type command struct {
 	size int
 	till int64
 	way  *host.Way
+	then func() // called when it is released
 
 	// The outcome.
 	value int64
@@ -49,6 +50,9 @@ type command struct {
 }
 
 func (c *command) Release(err error) {
+	if c.then != nil {
+		defer c.then()
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.released++

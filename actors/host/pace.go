@@ -5,6 +5,9 @@ import "time"
 // paceFloor is how much may always wait for a log, however slow it is.
 const paceFloor = 64 << 10
 
+// paceNothing is what an append may hold that takes what one takes for nothing.
+const paceNothing = 4 << 10
+
 // pace says how much may wait for a log, by what it made of the last appends. It is a pure machine.
 //
 // Group commit makes an append as large as what came during the one before, so while the log keeps up with what comes, appends are short, and
@@ -26,14 +29,16 @@ const shortAppends = 8
 
 // landed tells of an append that was written.
 func (p *pace) landed(bytes int, took time.Duration) {
-	// Every append tells that one takes no longer for nothing. That one takes longer than before is believed slowly, and of short ones alone: while shards
-	// that share an engine are in each other's way none of them is quick.
+	// Every append tells that one takes no longer for nothing. That one takes longer than before is believed slowly, and of those alone that are short or
+	// hold next to nothing: while shards that share an engine are in each other's way none of them is quick.
 	if p.base == 0 || took < p.base {
 		p.base = took
 	}
 	longer := took - p.base
-	if longer < p.target/4 {
+	if longer < p.target/4 || bytes <= paceNothing {
 		p.base += longer / 64
+	}
+	if longer < p.target/4 {
 		if float64(bytes) >= p.rate*(p.target/4).Seconds() { // it should have been long: the log is faster
 			p.last = 0
 			p.rate *= 1.5

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"slices"
 	"testing"
 	"time"
 )
@@ -33,6 +34,7 @@ func TestPace(t *testing.T) {
 		{"a short one of little says nothing", []landing{fast, {1 << 20, 1005 * ms}, {1 << 20, 1005 * ms}, fast}, 1 << 19, 1005 * ms},
 		{"nor does it part two long ones", []landing{fast, {1 << 20, 1005 * ms}, {1 << 20, 1005 * ms}, fast, {1 << 20, 2005 * ms}}, 349525, 1505 * ms},
 		{"one of much lets half as much more wait", []landing{fast, {1 << 20, 1005 * ms}, {1 << 20, 1005 * ms}, {1 << 20, 5 * ms}}, 3 << 18, 672 * ms},
+		{"a log that is farther away for good", slices.Concat([]landing{fast}, slices.Repeat([]landing{{300, 300 * ms}}, 400)), 0, 0},
 		{"it keeps up again", []landing{fast, {1 << 20, 1005 * ms}, {1 << 20, 1005 * ms}, fast, fast, fast, fast, fast, fast, fast, fast}, 0, 0},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -74,6 +74,48 @@ func TestShed(t *testing.T) {
 	b.waits(write(5000)...)
 }
 
+// TestLanded: what an append held that is written does not count against whoever comes next, nor does how long it took, even before the next one is begun.
+func TestLanded(t *testing.T) {
+	b := newBench(t, memlog.Config{})
+	a := b.open()
+	name := strings.Repeat("x", 100-17)
+	write := func(n int, then func()) {
+		for i := range n {
+			c := &command{op: add, name: name, n: 1}
+			if i == 0 {
+				c.then = then
+			}
+			b.do(a, c)
+		}
+	}
+	land := func(took time.Duration) {
+		b.clock.advance(took)
+		b.engine.Drain()
+	}
+	for range 2 {
+		write(1, nil)
+		land(5 * time.Millisecond)
+	}
+	var next *command
+	comes := func() { next = b.do(a, &command{op: add, name: name, n: 1}) }
+	write(1, nil)
+	write(3000, nil)
+	land(5 * time.Millisecond)
+	write(3000, nil)
+	land(1505 * time.Millisecond)
+	land(1505 * time.Millisecond) // 200 KB a second: 100 KB may wait
+	write(1, nil)
+	write(980, comes)
+	land(5 * time.Millisecond)
+	land(4 * time.Second) // longer than Patience
+	if next == nil {
+		t.Fatal("nobody came")
+	}
+	b.waits(next) // for its own append
+	land(5 * time.Millisecond)
+	b.left(0, next)
+}
+
 // TestLate: what nobody waits for any more is not begun, when it comes and when it queues; what came with it goes on.
 func TestLate(t *testing.T) {
 	b := newBench(t, memlog.Config{})

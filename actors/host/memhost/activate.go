@@ -218,6 +218,7 @@ func (h *Host) open(s *slot) (*live, error) {
 	if errors.As(err, &waits) {
 		why := &kverr.Error{Kind: kverr.Moved, Op: "open the shard", Message: "the shard has another owner", Err: waits}
 		s.state.Store(&condition{name: StateAsleep, reason: why, peace: began.Add(waits.wait), holder: waits.holder})
+		s.broken.Store(nil)
 		return nil, why
 	}
 	if err != nil {

@@ -183,6 +183,8 @@ func (h *Host) failed(s *slot, err error) {
 	c.absent = errors.Is(err, driver.ErrNotExist)
 	if why.Kind == kverr.Unavailable {
 		s.broken.Store(why)
+	} else {
+		s.broken.Store(nil) // the engine has answered
 	}
 	s.state.Store(c)
 	if c.absent {
