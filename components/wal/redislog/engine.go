@@ -34,8 +34,8 @@ type Engine struct {
 	closing chan struct{} // closed by Close: nothing is tried again
 	work    sync.WaitGroup
 	space   space
-	under   atomic.Int64 // bytes of appends that wait or are on their way
-	alone   sync.Mutex   // held while a part of a checkpoint goes alone
+	under   atomic.Int64  // bytes of appends that wait or are on their way
+	alone   chan struct{} // has room for one: a part of a checkpoint that goes alone
 
 	strideMu sync.Mutex
 	stride   stride // guarded by strideMu
@@ -81,7 +81,7 @@ func connect(cfg Config) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &Engine{cfg: cfg, closing: make(chan struct{})}
+	e := &Engine{cfg: cfg, closing: make(chan struct{}), alone: make(chan struct{}, 1)}
 	e.wake.L = &e.mu
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	o.PoolSize = cfg.Connections

@@ -220,10 +220,13 @@ func (w *writer) chunk(ctx context.Context, n int64, data []byte) error {
 		return w.part(ctx, n, 0, data)
 	}
 	for off := 0; off < len(data); {
-		size, release := w.engine.nextPart()
+		size, release, err := w.engine.nextPart(ctx)
+		if err != nil {
+			return fmt.Errorf("object %s of shard %s: %w", w.name, w.shard, err)
+		}
 		size = min(size, len(data)-off)
 		began := time.Now()
-		err := w.part(ctx, n, off, data[off:off+size])
+		err = w.part(ctx, n, off, data[off:off+size])
 		if err == nil {
 			w.engine.partTook(time.Since(began))
 		}

@@ -1,6 +1,11 @@
 package redislog
 
-import "time"
+import (
+	"context"
+	"time"
+
+	"kvstore/components/wal/driver"
+)
 
 // Bounds of parts of checkpoints.
 const (
@@ -51,17 +56,24 @@ func (s *stride) took(d time.Duration) {
 	}
 }
 
-// nextPart is how many bytes of a checkpoint may go now. Release is called when it has gone.
-func (e *Engine) nextPart() (size int, release func()) {
-	e.alone.Lock()
+// nextPart waits until a part of a checkpoint may go, and tells how many bytes it may have. Release is called when it has gone.
+func (e *Engine) nextPart(ctx context.Context) (size int, release func(), err error) {
+	select {
+	case e.alone <- struct{}{}:
+	case <-ctx.Done():
+		return 0, nil, context.Cause(ctx)
+	case <-e.closing:
+		return 0, nil, driver.ErrClosed
+	}
+	release = func() { <-e.alone }
 	e.strideMu.Lock()
 	size, alone := e.stride.next(int(e.under.Load()), time.Now())
 	e.strideMu.Unlock()
-	if alone {
-		return size, e.alone.Unlock
+	if !alone {
+		release()
+		release = func() {}
 	}
-	e.alone.Unlock()
-	return size, func() {}
+	return size, release, nil
 }
 
 func (e *Engine) partTook(d time.Duration) {

@@ -118,3 +118,30 @@ func TestCheckpointsLeaveRoom(t *testing.T) {
 		}
 	}
 }
+
+// TestLatePart: a part that comes when its object was given up begins nothing; parts of a chunk may come in any order, and again.
+func TestLatePart(t *testing.T) {
+	e := openOn(t, Config{URL: "redis://" + testenv.NewRedis(t).Addr})
+	takeOver(t, e, "ab-0", 1)
+	k := e.keys("ab-0")
+	w := writer{engine: e, shard: "ab-0", name: driver.CheckpointPrefix + "1", keys: &k, id: newID()}
+	data := bytes.Repeat([]byte("part"), 4<<10)
+	if err := w.part(t.Context(), 0, len(data), data); err == nil {
+		t.Error("a late part began an object")
+	}
+	for _, off := range []int{0, 2 * len(data), len(data), 0, 2 * len(data)} {
+		if err := w.part(t.Context(), 0, off, data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.publish(t.Context(), int64(3*len(data))); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 3*len(data))
+	if err := e.GetObject(t.Context(), "ab-0", w.name, 0, got); err != nil || !bytes.Equal(got, bytes.Repeat(data, 3)) {
+		t.Errorf("it comes back another: %v", err)
+	}
+	if err := w.part(t.Context(), 0, 0, data); err == nil {
+		t.Error("a part was taken after the object was there")
+	}
+}

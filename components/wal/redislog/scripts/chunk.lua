@@ -9,8 +9,8 @@ if there then
   if id ~= ARGV[2] then return 0 end
   chunks = math.max(chunks, tonumber(written))
   redis.call('ZREM', KEYS[2], there)
-elseif chunks > 1 then
-  return 0
+elseif chunks > 1 or ARGV[4] ~= '0' then
+  return 0 -- only the first part begins an object: this one is late
 end
 redis.call('ZADD', KEYS[2], 0, ARGV[1] .. ARGV[2] .. '?' .. chunks .. ':' .. redis.call('TIME')[1])
 redis.call('SETRANGE', KEYS[3], ARGV[4], ARGV[5])
