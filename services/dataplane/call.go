@@ -169,8 +169,8 @@ func (k *call) failed(err *kverr.Error, again *callList) {
 	case err.Kind == kverr.OutcomeUnknown && k.repeatable():
 		k.maybe = k.kind == callCommand
 		again.add(k)
-	case k.maybe && err.Kind.NotApplied() && err.Kind.Temporary():
-		again.add(k) // the try before is what must be found out
+	case k.maybe && err.Kind.NotApplied() && err.Kind.Temporary() && err.Kind != kverr.Overloaded && err.Kind != kverr.Exhausted:
+		again.add(k) // the try before is what must be found out, but not at once of a host that has too much to do, by sending it all again
 	default:
 		k.release(err)
 	}

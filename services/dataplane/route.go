@@ -24,6 +24,7 @@ type shardRoute struct {
 	calls   int      // of parked
 	bytes   int      // of parked
 	seeking bool     // a goroutine looks for the place
+	looked  int64    // when the last one that did ended, nanoseconds since the Unix epoch; 0 = there was none
 	last    *target  // that was found last
 }
 
@@ -82,9 +83,12 @@ var errManyParked = &kverr.Error{Kind: kverr.Overloaded, Op: "reach the shard", 
 func (r *shardRoute) park(calls callList) {
 	var refused, unserved callList
 	now := time.Now().UnixNano()
+	r.mu.Lock()
+	if !r.seeking && now-r.looked > int64(r.client.cfg.Budget) { // nobody has looked for so long that what was found says nothing
+		r.since.Store(now)
+	}
 	r.since.CompareAndSwap(0, now)
 	broken := now-r.since.Load() > int64(r.client.cfg.Budget)
-	r.mu.Lock()
 	for k := calls.first; k != nil; {
 		next := k.next
 		if broken && r.calls > 0 && !k.maybe {
@@ -153,7 +157,7 @@ func (r *shardRoute) seek() {
 		r.mu.Lock()
 		calls := r.takeAll()
 		if calls.empty() {
-			r.seeking = false
+			r.seeking, r.looked = false, time.Now().UnixNano()
 			r.mu.Unlock()
 			return
 		}
@@ -181,7 +185,7 @@ func (r *shardRoute) putBack(calls callList) {
 func (r *shardRoute) over(why *kverr.Error) {
 	r.mu.Lock()
 	calls := r.takeAll()
-	r.seeking = false
+	r.seeking, r.looked = false, time.Now().UnixNano()
 	r.mu.Unlock()
 	if why.Kind == kverr.NotFound {
 		r.client.forget(r) // before the callers know: who asks again starts afresh
@@ -207,7 +211,7 @@ func (r *shardRoute) expire(why *kverr.Error) (ended bool) {
 		k = next
 	}
 	if ended = r.parked.empty(); ended {
-		r.seeking = false
+		r.seeking, r.looked = false, now
 	}
 	r.mu.Unlock()
 	err := &kverr.Error{Kind: kverr.Unavailable, Op: "reach the shard", Message: "no host serves the shard now", RetryAfterMS: 100}
