@@ -50,6 +50,11 @@ func (b *bucket) owe(now int64, n int, rate int64) {
 	}
 }
 
+// give gives back n operations that were taken for nothing.
+func (b *bucket) give(n int, rate int64) {
+	b.full.Add(-int64(float64(n) * float64(time.Second) / float64(rate)))
+}
+
 // clients are the buckets of those who have come lately.
 type clients struct {
 	mu      sync.RWMutex
@@ -112,14 +117,19 @@ func (s *Server) spend(ctx context.Context, ns *Namespace, n int) *kverr.Error {
 		return nil
 	}
 	now := int64(s.since())
+	var client *bucket
 	if rate := s.cfg.ClientRate; rate > 0 {
-		if wait := s.clients.of(clientOf(ctx), now).take(now, n, rate); wait > 0 {
+		client = s.clients.of(clientOf(ctx), now)
+		if wait := client.take(now, n, rate); wait > 0 {
 			s.limited.client.Add(1)
 			return limited(wait, "this client may make %d operations a second here", rate)
 		}
 	}
 	if ns.rate > 0 {
 		if wait := ns.bucket.take(now, n, ns.rate); wait > 0 {
+			if client != nil {
+				client.give(n, s.cfg.ClientRate) // nothing was done for him
+			}
 			s.limited.namespace.Add(1)
 			return limited(wait, "namespace %q has a limit of %d operations a second", ns.Name, ns.rate)
 		}

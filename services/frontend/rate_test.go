@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -126,12 +127,33 @@ func TestNamespaceRate(t *testing.T) {
 	if _, err := r.KV.List(ctx, &kvv1.ListRequest{Namespace: "other"}); err != nil {
 		t.Errorf("another namespace: %v", err)
 	}
-	r.limitTo(t, 11)
-	_, err = r.KV.Get(ctx, &kvv1.GetRequest{Get: &kvv1.GetOp{Key: []byte("a")}})
-	refused("a get after a change", err) // what was used is not forgotten
+	r.limitTo(t, 1_000_000) // what was too much for the rate before may be little for this one
+	if _, err = r.KV.Get(ctx, &kvv1.GetRequest{Get: &kvv1.GetOp{Key: []byte("a")}}); err != nil {
+		t.Errorf("with a higher rate: %v", err)
+	}
 	r.limitTo(t, 0)
 	if _, err := r.KV.Get(ctx, &kvv1.GetRequest{Get: &kvv1.GetOp{Key: []byte("a")}}); err != nil {
 		t.Errorf("without a rate: %v", err)
+	}
+}
+
+// TestRefusedCostsNothing: a client does not use up its own rate on a namespace that refuses it.
+func TestRefusedCostsNothing(t *testing.T) {
+	r := newRig(t, Config{ClientRate: 20}, nil)
+	ctx := testContext(t)
+	if _, err := r.Dir.CreateNamespace(ctx, &kvv1.Namespace{Keyspace: DefaultName, Name: "other", Kind: kvv1.NamespaceKind_NAMESPACE_KIND_KV}); err != nil {
+		t.Fatal(err)
+	}
+	r.limitTo(t, 1)
+	get := &kvv1.GetRequest{Get: &kvv1.GetOp{Key: []byte("a")}}
+	_, _ = r.KV.Get(ctx, get)
+	for range 200 {
+		if _, err := r.KV.Get(ctx, get); err != nil && !strings.Contains(err.Error(), "namespace") {
+			t.Fatalf("refused for another reason than the namespace's limit: %v", err)
+		}
+	}
+	if _, err := r.KV.List(ctx, &kvv1.ListRequest{Namespace: "other"}); err != nil {
+		t.Errorf("another namespace: %v", err)
 	}
 }
 

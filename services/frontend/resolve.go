@@ -156,11 +156,11 @@ func newCatalog(snap *Snapshot, before *catalog) (*catalog, error) {
 	return c, nil
 }
 
-// bucketOf is the bucket that a namespace had before, or a new one.
+// bucketOf is the bucket that a namespace had before, or a new one. A bucket counts in the time of its rate, so another rate begins with another.
 func (c *catalog) bucketOf(ns *Namespace) *bucket {
 	if c != nil {
 		if ks := c.keyspaces[ns.keyspace.Name]; ks != nil && ks.uid == ns.keyspace.uid {
-			if old := ks.spaces[ns.Name]; old != nil && old.ID == ns.ID {
+			if old := ks.spaces[ns.Name]; old != nil && old.ID == ns.ID && old.rate == ns.rate {
 				return old.bucket
 			}
 		}
