@@ -53,6 +53,14 @@ func TestPrecedence(t *testing.T) {
 		// Whoever names another endpoint does not send it what the current context has.
 		{"KVSTORE_ENDPOINT=env:3", "get a", "env:3     "},
 		{"", "get a --endpoint flag:4", "flag:4     "},
+		{"KVSTORE_CONTEXT=here", "get a --endpoint flag:4", "flag:4     "},
+		{"KVSTORE_CONTEXT=here", "--endpoint flag:4 get a", "flag:4     "},
+		{"KVSTORE_CONTEXT=here", "flag:4 get a", "flag:4     "},
+		{"KVSTORE_CONTEXT=here KVSTORE_ENDPOINT=env:3", "get a", "env:3     "},
+		{"KVSTORE_CONTEXT=here KVSTORE_ENDPOINT=env:3 KVSTORE_TOKEN=te", "get a", "env:3   te  "},
+		{"KVSTORE_CONTEXT=here", "get a --endpoint=", "127.0.0.1:8085     "},
+		{"", "get a --context= --endpoint flag:4", "flag:4     "},
+		{"KVSTORE_CONTEXT=there KVSTORE_ENDPOINT=env:3", "get a --context here", "here:1 kh nh token-of-here  /ca-of-here"},
 		{"", "flag:4 get a", "flag:4     "},
 		{"", "grpc://flag:4 get a", "grpc://flag:4     "},
 		{"", "--context here get a --endpoint flag:4", "flag:4 kh nh token-of-here  /ca-of-here"}, // who names both is asked nothing

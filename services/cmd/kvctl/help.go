@@ -31,8 +31,8 @@ Where nothing else is said: 127.0.0.1:8085, keyspace and namespace "default". Ea
   2. its variable: KVSTORE_ENDPOINT, KVSTORE_KEYSPACE, KVSTORE_NAMESPACE, KVSTORE_TOKEN or KVSTORE_TOKEN_FILE, and for TLS
      KVSTORE_TLS, KVSTORE_CA, KVSTORE_CERT, KVSTORE_KEY, KVSTORE_SERVER_NAME (as the flags)
   3. what the context has: that of KVSTORE_CONTEXT, or the current one (kvctl help context)
---context NAME leaves the variables aside. The current context is left aside when an endpoint is given by flag or
-variable: its token is for its own server.
+--context NAME leaves the variables aside. A context that it does not name, that of KVSTORE_CONTEXT or the current one, is
+left aside when an endpoint is given by flag or variable: its token is for its own server.
 
 Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 conflict (version or existence), 5 unavailable.
 `

@@ -32,17 +32,17 @@ func (s *session) note(fs *flag.FlagSet) {
 }
 
 // settle finds what no flag says: in the environment, then in the context, then what is usual. A context named by --context leaves the
-// environment aside. The current context counts only as long as nobody names another endpoint: its token is for its own.
+// environment aside. Any other context, that of the environment or the current one, counts only as long as neither a flag nor the environment
+// names an endpoint: its token is for its own.
 func (s *session) settle() error {
 	env := s.getenv
 	if s.given["context"] {
 		env = func(string) string { return "" }
 	}
 	c := settings{}
-	name := cmp.Or(s.context, env("KVSTORE_CONTEXT"))
-	if name != "" || s.endpoint == "" && env("KVSTORE_ENDPOINT") == "" {
+	if s.context != "" || !s.given["endpoint"] && env("KVSTORE_ENDPOINT") == "" {
 		var err error
-		if c, s.context, err = s.inContext(name); err != nil {
+		if c, s.context, err = s.inContext(cmp.Or(s.context, env("KVSTORE_CONTEXT"))); err != nil {
 			return err
 		}
 	}
