@@ -92,6 +92,7 @@ func (p *pipeline) follow(o *operation) {
 		return
 	}
 	o.span = t.Request(traceparent, pipelineSpans[o.req.verb], append(tracing.Where(p.head.keyspace, p.head.namespace), attribute.String("kvstore.face", "pipeline"))...)
+	p.spans = append(p.spans, o.span)
 	if way := Follow(o.span); o.req.verb == verbGet {
 		o.query.Follow = way
 	} else {

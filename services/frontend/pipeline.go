@@ -15,6 +15,7 @@ import (
 	"kvstore/actors/shard"
 	"kvstore/components/key"
 	"kvstore/components/kverr"
+	"kvstore/components/tracing"
 	"kvstore/components/vtcodec"
 	kvv1 "kvstore/proto/gen/kvstore/v1"
 )
@@ -52,6 +53,7 @@ type pipeline struct {
 	deny   *kverr.Error      // reader; why what is no get in the frame at hand is refused; nil = it is not
 	visits map[*Shard]*visit // reader; reused from frame to frame
 	order  []*visit          // reader; visits of the frame at hand
+	spans  []trace.Span      // reader; of those of its operations that are followed
 }
 
 // visit gathers the operations of a frame for one shard.
@@ -106,7 +108,7 @@ func (o *operation) free() {
 	if o.value != nil {
 		o.value.Free()
 	}
-	if o.query.Op != shard.QueryNone {
+	if o.req.verb == verbGet { // also one that was refused before it had an Op
 		o.query = shard.Query{Done: o.query.Done}
 		resetEntry(&o.entry)
 	}
@@ -226,7 +228,11 @@ func (p *pipeline) accept(buf mem.Buffer) error {
 		o := operations.Get().(*operation)
 		o.frame, o.stream = in, p
 		if err := parseOp(encoded, &o.req, &o.cmd); err != nil {
-			return kverr.Invalid("ops", "operation %d is malformed", i)
+			fault := kverr.Invalid("ops", "operation %d is malformed", i)
+			for _, s := range p.spans { // no shard is visited, and perhaps nobody answers any more
+				tracing.End(s, fault)
+			}
+			return fault
 		}
 		if p.server.cfg.Tracer != nil {
 			p.follow(o)
@@ -240,6 +246,8 @@ func (p *pipeline) accept(buf mem.Buffer) error {
 			p.finish(o)
 		}
 	}
+	clear(p.spans)
+	p.spans = p.spans[:0]
 	p.sendVisits()
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	"kvstore/actors/shard"
 	"kvstore/components/key"
 	"kvstore/components/kverr"
+	"kvstore/components/tracing"
 	kvv1 "kvstore/proto/gen/kvstore/v1"
 )
 
@@ -341,4 +343,68 @@ func TestPipelineStops(t *testing.T) {
 	}
 	_, err = s.Recv()
 	wantKind(t, "after the last answer", err, kverr.Unavailable)
+}
+
+// wayShards counts the queries that are to be followed.
+type wayShards struct {
+	Shards
+	all, followed atomic.Int64
+}
+
+func (w *wayShards) Read(ctx context.Context, id string, queries ...*shard.Query) {
+	for _, q := range queries {
+		if w.all.Add(1); q.Follow != nil {
+			w.followed.Add(1)
+		}
+	}
+	w.Shards.Read(ctx, id, queries...)
+}
+
+// TestPipelineFollowEnds: of a get that was to be followed and was refused nothing is left for the gets of others, and the spans of a frame that turns out
+// malformed end.
+func TestPipelineFollowEnds(t *testing.T) {
+	w, queue := &wayShards{}, tracing.NewQueue()
+	r := newRig(t, Config{Tracer: tracing.New(queue, 0)}, func(in Shards) Shards {
+		w.Shards = in
+		return w
+	})
+	const n = 150 // five times so many are followed within one second
+	for range 5 { // it may be another processor's pool
+		refused, plain := &kvv1.PipelineRequest{}, &kvv1.PipelineRequest{}
+		for i := range uint64(n) {
+			op := getOp(i, "")
+			op.Traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+			refused.Ops, plain.Ops = append(refused.Ops, op), append(plain.Ops, getOp(i, "k"))
+		}
+		exchange(t, r, refused)
+		exchange(t, r, plain)
+	}
+	if all, followed := w.all.Load(), w.followed.Load(); all != 5*n || followed != 0 {
+		t.Errorf("%d gets, of which %d are followed", all, followed)
+	}
+	if _, spans, _ := queue.Take(nil); spans == 0 {
+		t.Fatal("nobody was followed")
+	}
+
+	op := getOp(1, "k")
+	op.Traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	b, err := (&kvv1.PipelineRequest{Ops: []*kvv1.PipelineRequest_Op{op}}).MarshalVT()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := r.Conn.NewStream(testContext(t), &grpc.StreamDesc{ClientStreams: true, ServerStreams: true},
+		kvv1.KVService_Pipeline_FullMethodName, grpc.ForceCodecV2(codec{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.SendMsg(&frame{buf: mem.SliceBuffer(append(b, 0x1a, 0x02, 0x12, 0x05))}); err != nil {
+		t.Fatal(err)
+	}
+	var f frame
+	if err := s.RecvMsg(&f); status.Code(err) != codes.InvalidArgument {
+		t.Error(err)
+	}
+	if _, spans, _ := queue.Take(nil); spans != 1 {
+		t.Errorf("%d spans of a malformed frame ended, want 1", spans)
+	}
 }

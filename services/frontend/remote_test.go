@@ -53,6 +53,7 @@ var apiTests = map[string]func(*testing.T){
 	"PipelineIsBounded":               TestPipelineIsBounded,
 	"PipelineCanceled":                TestPipelineCanceled,
 	"PipelineStops":                   TestPipelineStops,
+	"PipelineFollowEnds":              TestPipelineFollowEnds,
 	"PromptRoundTrip":                 TestPromptRoundTrip,
 	"PromptHoles":                     TestPromptHoles,
 	"PromptFirstWriterWins":           TestPromptFirstWriterWins,
