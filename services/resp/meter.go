@@ -7,6 +7,7 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
 
+	"kvstore/actors/shard"
 	"kvstore/components/kverr"
 	"kvstore/components/tracing"
 	"kvstore/services/frontend"
@@ -95,16 +96,29 @@ func (c *conn) calls() context.Context {
 	return c.ctx
 }
 
-// follow has the parts of requests that are followed say so.
+// follow has the first part for each shard of requests that are followed say so: the others share what happens to it.
 func (b *batch) follow() {
+	var seen map[*frontend.Shard]bool
 	for i := range b.requests {
 		q := &b.requests[i]
 		if q.span == nil {
 			continue
 		}
+		if q.parts > 1 {
+			seen = make(map[*frontend.Shard]bool)
+		}
 		for _, p := range b.parts[q.first : q.first+q.parts] {
-			p.query.Follow = frontend.Follow(q.span)
-			p.cmd.Follow = p.query.Follow
+			if q.parts > 1 {
+				if seen[p.shard] {
+					continue
+				}
+				seen[p.shard] = true
+			}
+			if way := frontend.Follow(q.span); p.query.Op != shard.QueryNone { // free resets no more than this
+				p.query.Follow = way
+			} else {
+				p.cmd.Follow = way
+			}
 		}
 	}
 }
