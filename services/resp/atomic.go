@@ -49,14 +49,15 @@ type transaction struct {
 func (c *conn) atomically(cmd *command, in *intent) {
 	ns, err := c.namespace(in.writes())
 	if err != nil {
-		c.out = appendError(c.out, c.fault(err))
+		c.fails(err.Kind, c.fault(err))
 		return
 	}
 	reply, _, err := c.transact(ns, []step{{cmd: cmd, in: *in}}, nil)
 	if err != nil {
-		c.out = appendError(c.out, c.fault(err))
+		c.fails(err.Kind, c.fault(err))
 		return
 	}
+	c.failed = c.outcome(reply, 0)
 	c.out = append(c.out, reply...)
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -424,6 +425,36 @@ func TestMissesForErrors(t *testing.T) {
 	}
 }
 
+// TestMissesForRates: a read of a namespace of kind cache that is over a rate is a miss, in its turn; a write is refused.
+func TestMissesForRates(t *testing.T) {
+	r := newRig(t, rigConfig{Front: frontend.Config{ClientRate: 10}, RESP: resp.Config{Databases: []string{"kvcache"}}})
+	_, err := r.Dir.CreateNamespace(t.Context(), &kvv1.Namespace{Keyspace: "default", Name: "kvcache", Kind: kvv1.NamespaceKind_NAMESPACE_KIND_CACHE})
+	must(t, err)
+	l := dial(t, r.Addr)
+	l.do("SET", "a", "1")
+	if got := l.do(append([]string{"MGET"}, slices.Repeat([]string{"a"}, 600)...)...); !strings.HasPrefix(got, "*600\r\n$1\r\n1\r\n") {
+		t.Fatalf("%.100q", got)
+	}
+	var sent, want string
+	const refused = "-TRYAGAIN this client may make 10 operations a second here\r\n"
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"PING"}, "+PONG\r\n"}, {[]string{"GET", "a"}, "$-1\r\n"}, {[]string{"MGET", "a", "b"}, "*2\r\n$-1\r\n$-1\r\n"}, {[]string{"EXISTS", "a", "b"}, ":0\r\n"},
+		{[]string{"STRLEN", "a"}, ":0\r\n"}, {[]string{"TTL", "a"}, ":-2\r\n"}, {[]string{"TYPE", "a"}, "+none\r\n"}, {[]string{"SET", "a", "2"}, refused}, {[]string{"DEL", "a"}, refused},
+		{[]string{"GETDEL", "a"}, refused}, {[]string{"DBSIZE"}, refused},
+	} {
+		sent += encode(c.args...)
+		want += c.want
+	}
+	l.send(sent)
+	l.expect(want)
+	if got := l.do("INFO", "stats"); !strings.Contains(got, "misses_for_errors:6\r\n") {
+		t.Errorf("INFO has %q", got)
+	}
+}
+
 // TestStop: what was taken is answered, and then the connections end.
 func TestStop(t *testing.T) {
 	s := &slow{}
@@ -484,5 +515,60 @@ func TestRate(t *testing.T) {
 	}
 	if got := l.do("PING"); got != "+PONG\r\n" {
 		t.Errorf("what is not on keys: %q", got)
+	}
+}
+
+// TestRateOfMulti: EXEC counts the keys of its requests, as they count without MULTI, and WATCH counts its own.
+func TestRateOfMulti(t *testing.T) {
+	keys := slices.Repeat([]string{"a"}, 600)
+	for name, requests := range map[string][][]string{
+		"EXEC":  {{"MULTI"}, append([]string{"MGET"}, keys...), {"EXEC"}},
+		"WATCH": {append([]string{"WATCH"}, keys...)},
+	} {
+		l := dial(t, newRig(t, rigConfig{Front: frontend.Config{ClientRate: 10}}).Addr)
+		for _, args := range requests {
+			if got := l.do(args...); got[0] == '-' {
+				t.Fatalf("%s: %.100q", name, got)
+			}
+		}
+		if got := l.do("GET", "a"); !strings.HasPrefix(got, "-TRYAGAIN this client may make 10 operations a second") {
+			t.Errorf("after %s with a minute's worth of keys: %.100q", name, got)
+		}
+	}
+}
+
+// written counts the values that are written apart.
+type written struct {
+	frontend.Shards
+	values atomic.Int64
+}
+
+func (w *written) WriteValue(ctx context.Context, id string, size int64, r io.Reader) (shard.Ref, error) {
+	w.values.Add(1)
+	return w.Shards.WriteValue(ctx, id, size, r)
+}
+
+// TestRateOfLongValues: a SET of a long value that is refused has written nothing, and one that is not counts once.
+func TestRateOfLongValues(t *testing.T) {
+	w := &written{}
+	r := newRig(t, rigConfig{Front: frontend.Config{ClientRate: 2}, Wrap: func(in frontend.Shards) frontend.Shards {
+		w.Shards = in
+		return w
+	}})
+	l := dial(t, r.Addr)
+	value := strings.Repeat("v", 1<<20+1)
+	if got := l.do("SET", "a", value) + l.do("EXISTS", "a"); got != "+OK\r\n:1\r\n" {
+		t.Errorf("a second's worth: %.100q", got)
+	}
+	l.do(append([]string{"EXISTS"}, slices.Repeat([]string{"a"}, 200)...)...)
+	l.do(append([]string{"EXISTS"}, slices.Repeat([]string{"a"}, 200)...)...) // if the first came within half a second it was refused
+	if got := l.do("SET", "a", value); !strings.HasPrefix(got, "-TRYAGAIN this client may make 2 operations a second") {
+		t.Errorf("over the rate: %.100q", got)
+	}
+	if n := w.values.Load(); n != 1 {
+		t.Errorf("%d values were written, want 1", n)
+	}
+	if got := l.do("PING"); got != "+PONG\r\n" {
+		t.Error(got)
 	}
 }

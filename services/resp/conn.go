@@ -52,7 +52,8 @@ type conn struct {
 
 	arrived time.Duration // when what is in the buffer came, by Server.since
 	at      counted       // the request at hand
-	kind    kverr.Kind    // of the last error that its reply tells
+	kind    kverr.Kind    // of the last error of ours that was put into words for it
+	failed  kverr.Kind    // why its reply, which answer or atomically makes, tells an error; 0 = it tells none
 
 	waiting atomic.Int64 // since when nothing moves that must, in nanoseconds since the Unix epoch; 0 = it may rest
 }
@@ -272,14 +273,6 @@ func (c *conn) namespace(write bool) (*frontend.Namespace, *kverr.Error) {
 	return c.space, nil
 }
 
-// spend counts a request of n operations; it returns why it is refused, or nothing.
-func (c *conn) spend(ns *frontend.Namespace, n int) (text string) {
-	if err := c.s.face.Spend(c.ctx, ns, max(1, n)); err != nil {
-		return c.fault(err)
-	}
-	return ""
-}
-
 // finish sends what was begun on its way, waits, and makes the replies. It is false when the connection is over.
 func (c *conn) finish() bool {
 	b := c.batch
@@ -307,15 +300,11 @@ func (c *conn) finish() bool {
 
 // reply makes the reply of a request whose parts are there, and counts it. It is false when the connection is over.
 func (c *conn) reply(b *batch, q *pending, now time.Duration) bool {
-	at, kind := len(c.out), q.kind
-	before := c.kind
-	c.kind = 0
+	at, kind, failed := c.at, c.kind, c.failed
+	c.at, c.kind, c.failed = q.counted, 0, q.kind // calls that answer makes are this request's
 	ok := c.answer(b, q)
-	if q.cmd != nil {
-		kind = c.outcome(c.out, at)
-	}
-	q.count(now, kind)
-	c.kind = before
+	q.count(now, c.failed)
+	c.at, c.kind, c.failed = at, kind, failed
 	return ok
 }
 
@@ -356,6 +345,9 @@ func (c *conn) streamValue() bool {
 	}
 	if most := c.s.face.MaxValueBytes(); err == nil && size > most {
 		err = kverr.TooBig("value", size, most, "bytes")
+	}
+	if err == nil {
+		err = c.s.face.Spend(c.ctx, ns, 1) // before it costs anything; begins does not count it again
 	}
 	if err == nil {
 		_, c.big.shard = ns.Slot(key)

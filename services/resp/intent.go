@@ -48,6 +48,9 @@ type intent struct {
 // writes tells whether the request may change something.
 func (in *intent) writes() bool { return in.verb >= verbSet }
 
+// costs is how many operations the request counts as: one for each key.
+func (in *intent) costs() int { return max(1, len(in.keys)/max(1, in.step)) }
+
 // key is the key of a request that has one.
 func (in *intent) key() []byte { return in.keys[0] }
 

@@ -15,21 +15,29 @@ import (
 func (c *conn) begins(cmd *command, args [][]byte) {
 	var in intent
 	text := cmd.parse(cmd, args, &in, c.s.face.Now())
+	nothing := false
 	if text == "" {
 		if ns, err := c.namespace(in.writes()); err != nil {
 			text = c.fault(err)
-		} else if text = c.check(&in); text == "" {
-			text = c.spend(ns, len(in.keys)/max(1, in.step))
+		} else if text = c.check(&in); text == "" && !c.big.there { // of a long value streamValue has counted it
+			if err := c.s.face.Spend(c.ctx, ns, in.costs()); err != nil {
+				if nothing = !in.writes() && c.missFor(err); !nothing {
+					text = c.fault(err)
+				}
+			}
 		}
 	}
 	switch {
+	case nothing:
+		c.batch.static = c.appendNothing(c.batch.static, &in)
+		c.batch.said()
+		c.carry(0)
 	case text != "":
 		c.say(text)
 	case in.slow() || in.verb == verbMSet && c.together(in.keys, 2):
 		if c.finish() {
-			at := len(c.out)
 			c.atomically(cmd, &in)
-			c.at.count(c.s.since(), c.outcome(c.out, at))
+			c.at.count(c.s.since(), c.failed)
 		}
 	case c.claim(in.keys, in.step, in.use()):
 		if ns, err := c.namespace(in.writes()); err != nil { // claim may have begun another batch
@@ -150,9 +158,9 @@ func (c *conn) answer(b *batch, q *pending) bool {
 	in := &q.intent
 	if q.late != nil {
 		if in.writes() || !c.missFor(q.late) {
-			c.out = appendError(c.out, c.fault(q.late))
+			c.fails(q.late.Kind, c.fault(q.late))
 		} else {
-			c.answerNothing(in)
+			c.out = c.appendNothing(c.out, in)
 		}
 		return true
 	}
@@ -202,23 +210,23 @@ func (c *conn) answer(b *batch, q *pending) bool {
 	return true
 }
 
-// answerNothing answers a read as if none of its keys were there.
-func (c *conn) answerNothing(in *intent) {
+// appendNothing answers a read as if none of its keys were there.
+func (c *conn) appendNothing(b []byte, in *intent) []byte {
 	switch in.verb {
 	case verbGet:
-		c.out = appendNull(c.out, c.version)
+		return appendNull(b, c.version)
 	case verbMGet:
-		c.out = appendArray(c.out, len(in.keys))
+		b = appendArray(b, len(in.keys))
 		for range in.keys {
-			c.out = appendNull(c.out, c.version)
+			b = appendNull(b, c.version)
 		}
+		return b
 	case verbType:
-		c.out = appendType(c.out, false)
+		return appendType(b, false)
 	case verbTTL:
-		c.out = c.appendTTL(c.out, in, false, 0)
-	default: // EXISTS, STRLEN
-		c.out = appendInt(c.out, 0)
+		return c.appendTTL(b, in, false, 0)
 	}
+	return appendInt(b, 0) // EXISTS, STRLEN
 }
 
 func appendType(b []byte, found bool) []byte {
@@ -252,13 +260,13 @@ func (c *conn) answerFault(q *pending, p *part) bool {
 		}
 		return true
 	case in.verb == verbAdd && p.err.Kind == kverr.InvalidArgument:
-		c.out = appendError(c.out, addFault(p.err))
+		c.fails(p.err.Kind, addFault(p.err))
 		return true
 	case in.verb == verbAppend && p.err.Kind == kverr.ValueTooLarge:
 		c.atomically(q.cmd, in)
 		return !c.closing
 	}
-	c.out = appendError(c.out, c.fault(p.err))
+	c.fails(p.err.Kind, c.fault(p.err))
 	return true
 }
 
@@ -354,7 +362,7 @@ func (c *conn) noValue(err *kverr.Error) {
 	if c.missFor(err) {
 		c.out = appendNull(c.out, c.version)
 	} else {
-		c.out = appendError(c.out, c.fault(err))
+		c.fails(err.Kind, c.fault(err))
 	}
 }
 

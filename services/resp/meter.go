@@ -40,7 +40,7 @@ func (c *conn) arrive(cmd *command) {
 	if cmd != nil {
 		c.at.counter = c.s.counters[cmd]
 	}
-	c.kind = 0
+	c.kind, c.failed = 0, 0
 	if t := c.s.tracer; t.Wants("") {
 		if cmd != nil {
 			name = "resp " + cmd.name
@@ -76,8 +76,14 @@ func (n *counted) count(now time.Duration, kind kverr.Kind) {
 	*n = counted{}
 }
 
-// outcome is the kind of the error that a reply is, which begins at a place of what there is to write; 0 when it is none. Errors that only Redis's protocol
-// has are about the request.
+// fails answers with an error, and has the request count as failed.
+func (c *conn) fails(kind kverr.Kind, text string) {
+	c.failed = kind
+	c.out = appendError(c.out, text)
+}
+
+// outcome is the kind of the error that a reply is, which begins at a place of what nobody has flushed since; 0 when it is none. Errors that only Redis's
+// protocol has are about the request.
 func (c *conn) outcome(b []byte, at int) kverr.Kind {
 	if at >= len(b) || b[at] != '-' {
 		return 0

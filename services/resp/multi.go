@@ -89,6 +89,7 @@ func runExec(c *conn, b []byte, _ [][]byte) []byte {
 		}
 	}
 	var keyed, write bool
+	costs := 0 // as outside MULTI: what is not on keys costs nothing, or counts itself
 	for i := range m.steps {
 		s := &m.steps[i]
 		if s.cmd.parse == nil {
@@ -102,14 +103,15 @@ func runExec(c *conn, b []byte, _ [][]byte) []byte {
 			continue
 		}
 		keyed, write = true, write || s.in.writes()
+		costs += s.in.costs()
 	}
 	ns, err := c.namespace(write)
 	if err != nil && (keyed || len(watches) > 0) {
 		return appendError(b, c.fault(err))
 	}
 	if err == nil {
-		if text := c.spend(ns, len(m.steps)); text != "" {
-			return appendError(b, text)
+		if err := c.s.face.Spend(c.ctx, ns, max(1, costs)); err != nil {
+			return appendError(b, c.fault(err))
 		}
 	}
 	reply, broken, err := c.transact(ns, m.steps, watches)
@@ -130,6 +132,9 @@ func runWatch(c *conn, b []byte, args [][]byte) []byte {
 		return appendError(b, c.fault(kverr.TooBig("keys", n, maxWatches, "watched keys")))
 	}
 	ns, err := c.namespace(false)
+	if err == nil {
+		err = c.s.face.Spend(c.ctx, ns, len(args)-1)
+	}
 	if err != nil {
 		return appendError(b, c.fault(err))
 	}
