@@ -91,6 +91,7 @@ var apiTests = map[string]func(*testing.T){
 	"WatchEvictions":                  TestWatchEvictions,
 	"SlowWatcher":                     TestSlowWatcher,
 	"NamespaceRate":                   TestNamespaceRate,
+	"RefusedCostsNothing":             TestRefusedCostsNothing,
 	"TokenRate":                       TestTokenRate,
 }
 
