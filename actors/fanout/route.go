@@ -1,25 +1,32 @@
 package fanout
 
-import "kvstore/components/kverr"
+import (
+	"slices"
+	"strings"
+
+	"kvstore/components/kverr"
+)
 
 // Route is where the shards of a watch are to go on, for whoever leads a watcher from owner to owner.
 type Route struct {
-	starts []Start
+	starts []Start // in the order of the shards' ids
 	// failed is how often in a row a shard could not be followed; nil: none ever.
 	failed map[string]int
 }
 
 // NewRoute is the route of a watch that begins. The starts are the route's from now on.
-func NewRoute(starts []Start) *Route { return &Route{starts: starts} }
+func NewRoute(starts []Start) *Route {
+	slices.SortFunc(starts, func(x, y Start) int { return strings.Compare(x.Shard, y.Shard) })
+	return &Route{starts: starts}
+}
 
 // at is where a shard goes on. It is one of the route's.
 func (r *Route) at(shard string) *Start {
-	for i := range r.starts {
-		if r.starts[i].Shard == shard {
-			return &r.starts[i]
-		}
+	i, ok := slices.BinarySearchFunc(r.starts, shard, func(s Start, shard string) int { return strings.Compare(s.Shard, shard) })
+	if !ok {
+		return nil
 	}
-	return nil
+	return &r.starts[i]
 }
 
 // Start is where a shard goes on.

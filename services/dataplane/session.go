@@ -42,7 +42,7 @@ func newSession(host Host) *session {
 
 var (
 	errSessionOver = &kverr.Error{Kind: kverr.Unavailable, Op: "write values", Message: "the stream that the values were to live with is over; write them again", RetryAfterMS: 1}
-	errTooMany     = &kverr.Error{Kind: kverr.Exhausted, Op: "write values", Message: "too many values wait for the commands that name them", RetryAfterMS: 100}
+	errTooMany     = &kverr.Error{Kind: kverr.Overloaded, Op: "write values", Message: "too many values wait for the commands that name them", RetryAfterMS: 100}
 	errNotHeld     = &kverr.Error{Kind: kverr.Unavailable, Op: "name a value", Message: "the value was given up since it was written; write it again", RetryAfterMS: 1}
 )
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -62,7 +63,7 @@ type watcher struct {
 
 	credit  int64     // guarded by watching.mu, as is all below
 	held    []*follow // whose turn has come, but there is no credit
-	follows []*follow // one for each shard
+	follows []*follow // one for each shard, in the order of their ids
 	opening *opening  // shards that are to be opened; nil: none
 }
 
@@ -133,12 +134,13 @@ func (w *watching) follow(id uint64, starts ...fanout.Start) {
 	x.follows = slices.Grow(x.follows, len(starts))
 	fresh := make([]follow, len(starts)) // one piece of memory
 	for i, s := range starts {
-		if x.follow(s.Shard) != nil {
+		at, there := x.follow(s.Shard)
+		if there {
 			continue
 		}
 		f := &fresh[i]
 		f.w, f.of, f.shard = w, x, s.Shard
-		x.follows = append(x.follows, f)
+		x.follows = slices.Insert(x.follows, at, f)
 		if x.opening == nil {
 			x.opening = new(opening)
 			x.opening.ctx, x.opening.end = context.WithCancel(w.ctx)
@@ -146,19 +148,15 @@ func (w *watching) follow(id uint64, starts ...fanout.Start) {
 		x.opening.left = append(x.opening.left, joining{f, s})
 		if x.opening.joiners < followers {
 			x.opening.joiners++
-			w.joins.Go(func() { w.join(x, x.opening) })
+			o := x.opening
+			w.joins.Go(func() { w.join(x, o) })
 		}
 	}
 }
 
-// follow is that of a shard; nil: there is none.
-func (x *watcher) follow(shard string) *follow {
-	for _, f := range x.follows {
-		if f.shard == shard {
-			return f
-		}
-	}
-	return nil
+// follow is where that of a shard is, or would be.
+func (x *watcher) follow(shard string) (at int, there bool) {
+	return slices.BinarySearchFunc(x.follows, shard, func(f *follow, shard string) int { return strings.Compare(f.shard, shard) })
 }
 
 // join opens the shards of a watch that are to be opened, one after the other.
