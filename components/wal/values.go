@@ -40,8 +40,7 @@ func (l *Log) newObject() ObjectID {
 }
 
 // PackValues stores values one behind the other in one new object and returns its id and length and where each begins.
-// The values must not change meanwhile. After an error the object may exist; nobody knows its name and a later epoch sweeps
-// it.
+// The values must not change meanwhile. Errors are those of StreamValue.
 func (l *Log) PackValues(ctx context.Context, values [][]byte) (id ObjectID, size int64, offsets []int64, err error) {
 	offsets = make([]int64, len(values))
 	for i, v := range values {
@@ -50,7 +49,7 @@ func (l *Log) PackValues(ctx context.Context, values [][]byte) (id ObjectID, siz
 	}
 	id, err = l.StreamValue(ctx, size, &packer{values: values})
 	if err != nil {
-		return ObjectID{}, 0, nil, err
+		return id, 0, nil, err
 	}
 	return id, size, offsets, nil
 }
@@ -77,15 +76,18 @@ func (p *packer) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// StreamValue stores all of r as one new object. size is what r gives, -1 when unknown. After an error the object may
-// exist; nobody knows its name and a later epoch sweeps it.
+// StreamValue stores all of r as one new object. size is what r gives, -1 when unknown. An id beside an error is
+// that of an object which may exist nevertheless: DeleteObject removes it; otherwise a later epoch's Sweep does.
 func (l *Log) StreamValue(ctx context.Context, size int64, r io.Reader) (ObjectID, error) {
 	if err := l.Err(); err != nil {
 		return ObjectID{}, &overError{cause: err}
 	}
 	id := l.newObject()
 	if err := l.engine.PutObject(ctx, l.shard, id.name(), size, r); err != nil {
-		return ObjectID{}, fmt.Errorf("store a value of shard %s: %w", l.shard, err)
+		if OutcomeOf(err) == NotWritten {
+			id = ObjectID{}
+		}
+		return id, fmt.Errorf("store a value of shard %s: %w", l.shard, err)
 	}
 	return id, nil
 }

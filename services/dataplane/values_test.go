@@ -3,6 +3,7 @@ package dataplane
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"testing"
 
 	"kvstore/actors/shard"
@@ -38,7 +39,7 @@ func TestGivenUpValues(t *testing.T) {
 				t.Errorf("%d bytes, own object %v: %v", n, own, err)
 			}
 			frozen.Thaw()
-			soon(ctx, t, "the value is gone", func() bool {
+			soon(ctx, t, fmt.Sprintf("the value is gone (%d bytes, own object %v)", n, own), func() bool {
 				stored, _ := cl.values(ctx)
 				return stored == 0
 			})

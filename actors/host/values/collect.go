@@ -42,6 +42,14 @@ func (s *Store) deleteOrphans() {
 	})
 }
 
+// mayExist has an object deleted that may exist although its write failed: nobody names it. None is none. Mutex held.
+func (s *Store) mayExist(id wal.ObjectID) {
+	if id != (wal.ObjectID{}) {
+		s.orphans = append(s.orphans, shard.ObjectID(id))
+		s.deleteOrphans()
+	}
+}
+
 func (s *Store) delete(ctx context.Context, id shard.ObjectID) error {
 	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
 	defer cancel()

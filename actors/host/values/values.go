@@ -273,6 +273,7 @@ func (s *Store) write(batch []*put) {
 	defer s.mu.Unlock()
 	s.queued -= bytes
 	if err != nil {
+		s.mayExist(id)
 		err = writeError(err)
 		for _, p := range batch {
 			p.err = err
@@ -317,6 +318,7 @@ func (s *Store) WriteStream(ctx context.Context, size int64, r io.Reader) (shard
 	defer s.mu.Unlock()
 	s.streams--
 	if err != nil {
+		s.mayExist(id)
 		if counted.err != nil {
 			return shard.Ref{}, counted.err
 		}
