@@ -60,10 +60,12 @@ func (c *TraceConfig) Resolve() error {
 	}
 	u, err := url.Parse(c.Endpoint)
 	switch {
-	case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil:
-		return fmt.Errorf("%s is %q: it must be https://host:port, or http://host:port on this machine", from, redacted(c.Endpoint, u))
+	case err != nil: // it is not told back: what nobody can read may have a password anywhere
+		return fmt.Errorf("%s is no URL: it must be https://host:port, or http://host:port on this machine", from)
+	case u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil:
+		return fmt.Errorf("%s is %q: it must be https://host:port, or http://host:port on this machine", from, redacted(c.Endpoint))
 	case u.Scheme == "http" && !c.Plain && !loopback(u.Hostname()):
-		return fmt.Errorf("%s is %q: spans would leave this machine in plain text. Say https, or -otlp-insecure if the network is trusted", from, c.Endpoint)
+		return fmt.Errorf("%s is %q: spans would leave this machine in plain text. Say https, or -otlp-insecure if the network is trusted", from, redacted(c.Endpoint))
 	}
 	if c.Sample < 0 {
 		c.Sample = DefaultSample
@@ -88,10 +90,13 @@ func (c *TraceConfig) Resolve() error {
 	return nil
 }
 
-// redacted is an address without what may be a password.
-func redacted(text string, u *url.URL) string {
-	if u != nil && u.User != nil {
-		return u.Redacted()
+// redacted is an address without what may be a secret: all before the last @, whether it is a URL of the usual form or not, and a query.
+func redacted(text string) string {
+	if at := strings.LastIndexByte(text, '@'); at >= 0 {
+		text = "xxxxx" + text[at:]
+	}
+	if at := strings.IndexAny(text, "?#"); at >= 0 {
+		text = text[:at+1] + "xxxxx"
 	}
 	return text
 }

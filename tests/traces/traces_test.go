@@ -288,6 +288,7 @@ func TestCollectorIsAway(t *testing.T) {
 	at := lis.Addr().String()
 	must(t, lis.Close())
 	t.Setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "200")
+	t.Setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer hunter2")
 	var log bytes.Buffer
 	n, stop := runNode(t, telemetry.TraceConfig{Endpoint: "http://" + at, Sample: 1}, &log)
 	c := dial(t, n.GRPCAddr(), nil)
@@ -299,5 +300,8 @@ func TestCollectorIsAway(t *testing.T) {
 	stop()
 	if got := strings.Count(log.String(), "does not take spans"); got != 1 {
 		t.Errorf("the log says so %d times:\n%s", got, log.String())
+	}
+	if strings.Contains(log.String(), "hunter2") {
+		t.Errorf("the log tells the password for the collector:\n%s", log.String())
 	}
 }
