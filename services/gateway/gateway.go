@@ -212,34 +212,37 @@ func (q *request) serve() error {
 		return err
 	}
 	began := time.Now()
-	span := q.follow(rt)
 	err = q.answer(rt)
-	tracing.End(span, err)
-	if c := q.g.counters[rt.id]; c != nil {
-		if err == nil {
+	c := q.g.counters[rt.id] // nil: a watch
+	if err == nil {
+		tracing.End(q.span, nil)
+		if c != nil {
 			c.Done(1, time.Since(began))
-		} else {
-			c.Failed(1, time.Since(began), kindOf(err))
 		}
+		return nil
+	}
+	kind := kindOf(err)
+	tracing.End(q.span, &kverr.Error{Kind: kind})
+	if c != nil {
+		c.Failed(1, time.Since(began), kind)
 	}
 	return err
 }
 
-// follow begins the span of a request, if it is to be followed; otherwise it is nil. Watches last, and have none.
-func (q *request) follow(rt *route) trace.Span {
+// follow begins the span of a request that was let in, if it is to be followed. Watches last, and have none; nor has what everybody may ask, who must not
+// use up what is followed.
+func (q *request) follow(rt *route) {
 	t := q.g.calls.Tracer()
-	if t == nil || rt.watch {
-		return nil
+	if t == nil || rt.watch || rt.call == "" {
+		return
 	}
 	traceparent := ""
 	if v := q.r.Header["Traceparent"]; len(v) > 0 {
 		traceparent = v[0]
 	}
-	if !t.Wants(traceparent) {
-		return nil
+	if t.Wants(traceparent) {
+		q.span = t.Request(traceparent, "rest "+operationName(rt.id), attribute.String("kvstore.face", "rest"))
 	}
-	q.span = t.Request(traceparent, "rest "+operationName(rt.id), attribute.String("kvstore.face", "rest"))
-	return q.span
 }
 
 // kindOf is the kind of an error that a request ended with. Those that HTTP alone has are about the request.
@@ -265,13 +268,14 @@ func operationName(id string) string {
 // answer lets the caller in and carries the operation out.
 func (q *request) answer(rt *route) (err error) {
 	ctx := q.r.Context()
-	if q.span != nil {
-		ctx = trace.ContextWithSpan(ctx, q.span)
-	}
 	if rt.call != "" {
 		if ctx, err = q.g.calls.Admit(ctx, rt.call, q.r.Header["Authorization"], q.r.RemoteAddr); err != nil {
 			return err
 		}
+	}
+	q.follow(rt)
+	if q.span != nil {
+		ctx = trace.ContextWithSpan(ctx, q.span)
 	}
 	if q.query, err = parseParams(q.r.URL.RawQuery, rt); err != nil {
 		return err
