@@ -16,8 +16,8 @@
 //
 // Every write has an identity (the client's random id and a counter) that a repetition carries again, so the server
 // applies it once however often it arrives. Therefore the client itself repeats what was lost with a connection and
-// what the server refused for the moment (kinds Unavailable and Exhausted with a time to wait) until the context ends
-// or Config.RetryFor is over. Nothing else is repeated. A write that ends without an answer fails with
+// what the server refused for the moment (kinds Unavailable, and Exhausted, Overloaded and RateLimited with a time to wait) until
+// the context ends or Config.RetryFor is over. A token that is refused is read anew once, where Config.TokenFile names one. Nothing else is repeated. A write that ends without an answer fails with
 // ErrOutcomeUnknown, or with the context's error: it may or may not have been applied.
 //
 // # Errors

@@ -26,9 +26,13 @@ const (
 // TestOverload: a server whose engine, a Redis behind a slow line, is offered twice what it can do goes on doing that, refuses the rest at once and at little
 // cost, and is as fast as before soon after. KVSTORE_OVERLOAD is for how long, such as 1m.
 func TestOverload(t *testing.T) {
-	lasts, err := time.ParseDuration(os.Getenv("KVSTORE_OVERLOAD"))
-	if err != nil {
+	text := os.Getenv("KVSTORE_OVERLOAD")
+	if text == "" {
 		t.Skip("KVSTORE_OVERLOAD says for how long too much is offered: make overload sets it")
+	}
+	lasts, err := time.ParseDuration(text)
+	if err != nil || lasts < 2*time.Second {
+		t.Fatalf("KVSTORE_OVERLOAD is %q: it must be a time of at least 2s, such as 1m (%v)", text, err)
 	}
 	bin := testenv.Bin(t, "overload")
 	redis := testenv.NewRedis(t)
