@@ -51,6 +51,14 @@ func (c *Calls) Admit(ctx context.Context, call string, authorization []string, 
 	return authn.NewContext(ctx, pass), nil
 }
 
+// HoldsBlocks tells whether a namespace is of prompts, in a context that Admit gave: WRONG_KIND if it is not.
+func (c *Calls) HoldsBlocks(ctx context.Context, keyspace, namespace string) error {
+	if _, err := c.server.findNamespace(ctx, keyspace, namespace, kvv1.NamespaceKind_NAMESPACE_KIND_PROMPT); err != nil {
+		return err
+	}
+	return nil
+}
+
 // Note logs an error of a call, if it is the server's fault.
 func (c *Calls) Note(call string, err error) { c.server.faults.note(call, err) }
 

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"google.golang.org/grpc"
 
@@ -15,8 +16,8 @@ import (
 	kvv1 "kvstore/proto/gen/kvstore/v1"
 )
 
-// Blocks of prompts: looking up and leasing many at once, and reading and writing one with its bytes as the body. What else there is to do with
-// them is gRPC's.
+// Blocks of prompts: looking up, leasing, touching, pinning and removing many at once, and reading, writing and removing one with its bytes as the body. What else
+// there is to do with them is gRPC's.
 
 // scopeOf reads the fields of a scope from the query: scope=model=llama&scope=dtype=bf16.
 func scopeOf(fields []string) (*kvv1.Scope, error) {
@@ -42,6 +43,14 @@ func blockID(field, text string) ([]byte, error) {
 		return nil, kverr.Invalid(field, "is %.80q; after hex: come pairs of hexadecimal digits", text)
 	}
 	return b, nil
+}
+
+// blockText is the inverse of blockID.
+func blockText(id []byte) string {
+	if text := string(id); utf8.ValidString(text) && !strings.HasPrefix(text, "hex:") {
+		return text
+	}
+	return "hex:" + hex.EncodeToString(id)
 }
 
 // blockRef is a block's name in JSON.
@@ -81,7 +90,7 @@ func (q *request) promptLookup() error {
 	if err != nil {
 		return err
 	}
-	req := &kvv1.LookupRequest{Scope: &kvv1.Scope{Fields: body.Scope}, LeaseMs: body.LeaseMS, Blocks: make([]*kvv1.BlockRef, len(body.Blocks))}
+	req := &kvv1.LookupRequest{Scope: &kvv1.Scope{Fields: body.Scope}, LeaseMs: body.LeaseMS}
 	req.Keyspace, req.Namespace = q.spaceOf()
 	switch body.Mode {
 	case "", "prefix":
@@ -90,14 +99,8 @@ func (q *request) promptLookup() error {
 	default:
 		return kverr.Invalid("mode", "is %.40q; it may be prefix or all", body.Mode)
 	}
-	refs := make([]kvv1.BlockRef, len(body.Blocks))
-	for i := range body.Blocks {
-		b := &body.Blocks[i]
-		if refs[i].Id, err = blockID("blocks["+strconv.Itoa(i)+"].id", b.ID); err != nil {
-			return err
-		}
-		refs[i].Rank, refs[i].Group, refs[i].Depth = b.Rank, b.Group, b.Depth
-		req.Blocks[i] = &refs[i]
+	if req.Blocks, err = refsOf(body.Blocks); err != nil {
+		return err
 	}
 	resp, err := q.g.calls.Prompt.Lookup(q.ctx, req)
 	if err != nil {
@@ -112,6 +115,148 @@ func (q *request) promptLookup() error {
 	}
 	setHeader(q.w.Header(), resp.Header)
 	return q.reply(http.StatusOK, out)
+}
+
+// refsOf are blocks as the services have them.
+func refsOf(blocks []blockRef) ([]*kvv1.BlockRef, error) {
+	refs, out := make([]kvv1.BlockRef, len(blocks)), make([]*kvv1.BlockRef, len(blocks))
+	for i := range blocks {
+		b := &blocks[i]
+		var err error
+		if refs[i].Id, err = blockID("blocks["+strconv.Itoa(i)+"].id", b.ID); err != nil {
+			return nil, err
+		}
+		refs[i].Rank, refs[i].Group, refs[i].Depth = b.Rank, b.Group, b.Depth
+		out[i] = &refs[i]
+	}
+	return out, nil
+}
+
+// someBlocks is the body of a request about blocks of one scope.
+type someBlocks struct {
+	Scope  map[string]string `json:"scope"`
+	Blocks []blockRef        `json:"blocks"`
+}
+
+func (q *request) promptTouch() error {
+	var body someBlocks
+	free, err := q.decode(&body)
+	defer free()
+	if err != nil {
+		return err
+	}
+	req := &kvv1.TouchRequest{Scope: &kvv1.Scope{Fields: body.Scope}}
+	req.Keyspace, req.Namespace = q.spaceOf()
+	if req.Blocks, err = refsOf(body.Blocks); err != nil {
+		return err
+	}
+	resp, err := q.g.calls.Prompt.Touch(q.ctx, req)
+	if err != nil {
+		return err
+	}
+	setHeader(q.w.Header(), resp.Header)
+	return q.reply(http.StatusOK, struct {
+		Count uint32 `json:"count"`
+	}{resp.Count})
+}
+
+// pinned tells which blocks were there to be pinned, or unpinned.
+type pinned struct {
+	Count   uint32 `json:"count"`
+	Present []bool `json:"present"`
+}
+
+func (q *request) promptPin() error {
+	var body struct {
+		someBlocks
+		UntilMS *int64 `json:"until_ms"`
+	}
+	free, err := q.decode(&body)
+	defer free()
+	switch {
+	case err != nil:
+		return err
+	case body.UntilMS == nil: // 0 takes pins away: it must not be a slip
+		return kverr.Invalid("until_ms", "is missing; it is until when, by the server's clock in milliseconds, or 0 to unpin")
+	}
+	req := &kvv1.PinRequest{Scope: &kvv1.Scope{Fields: body.Scope}, UntilMs: *body.UntilMS}
+	req.Keyspace, req.Namespace = q.spaceOf()
+	if req.Blocks, err = refsOf(body.Blocks); err != nil {
+		return err
+	}
+	if req.Identity, err = q.identityOf(); err != nil {
+		return err
+	}
+	resp, err := q.g.calls.Prompt.Pin(q.ctx, req)
+	if err != nil {
+		return named(err)
+	}
+	out := pinned{Count: resp.Count, Present: make([]bool, len(req.Blocks))}
+	for i := range out.Present {
+		out.Present[i] = resp.Bitmap[i/8]>>(i%8)&1 == 1
+	}
+	setHeader(q.w.Header(), resp.Header)
+	return q.reply(http.StatusOK, out)
+}
+
+// outcomeNames are what becomes of a block that is to be removed.
+var outcomeNames = map[kvv1.DeleteOutcome]string{
+	kvv1.DeleteOutcome_DELETE_OUTCOME_DELETED: "deleted", kvv1.DeleteOutcome_DELETE_OUTCOME_ABSENT: "absent", kvv1.DeleteOutcome_DELETE_OUTCOME_LEASED: "leased",
+}
+
+func (q *request) promptDelete() error {
+	var body someBlocks
+	free, err := q.decode(&body)
+	defer free()
+	if err != nil {
+		return err
+	}
+	refs, err := refsOf(body.Blocks)
+	if err != nil {
+		return err
+	}
+	outcomes, err := q.deleteBlocks(&kvv1.Scope{Fields: body.Scope}, refs)
+	if err != nil {
+		return err
+	}
+	return q.reply(http.StatusOK, struct {
+		Outcomes []string `json:"outcomes"`
+	}{outcomes})
+}
+
+// deleteBlock removes one block. That somebody leases it is no error, as in gRPC: the answer says so.
+func (q *request) deleteBlock() error {
+	scope, ref, err := q.block()
+	if err != nil {
+		return err
+	}
+	outcomes, err := q.deleteBlocks(scope, []*kvv1.BlockRef{ref})
+	if err != nil {
+		return blockNamed(err)
+	}
+	return q.reply(http.StatusOK, struct {
+		Outcome string `json:"outcome"`
+	}{outcomes[0]})
+}
+
+// deleteBlocks removes blocks and tells what became of each.
+func (q *request) deleteBlocks(scope *kvv1.Scope, refs []*kvv1.BlockRef) ([]string, error) {
+	req := &kvv1.PromptCacheServiceDeleteRequest{Scope: scope, Blocks: refs}
+	req.Keyspace, req.Namespace = q.spaceOf()
+	var err error
+	if req.Identity, err = q.identityOf(); err != nil {
+		return nil, err
+	}
+	resp, err := q.g.calls.Prompt.Delete(q.ctx, req)
+	if err != nil {
+		return nil, named(err)
+	}
+	setHeader(q.w.Header(), resp.Header)
+	outcomes := make([]string, len(resp.Outcomes))
+	for i, o := range resp.Outcomes {
+		outcomes[i] = outcomeNames[o]
+	}
+	return outcomes, nil
 }
 
 func (q *request) promptRelease() error {
@@ -172,7 +317,7 @@ func (q *request) getBlock() error {
 	req.Keyspace, req.Namespace = q.spaceOf()
 	b := &blockWriter{q: q}
 	if err := q.g.calls.Prompt.Read(req, b); err != nil {
-		return err
+		return blockNamed(err)
 	}
 	if !b.whole { // a part may have left; then the response ends before its Content-Length
 		return errMiss
@@ -277,7 +422,7 @@ func blockNamed(err error) error {
 	}
 	told := *e
 	if name, ok := map[string]string{
-		"header.block.id": "id", "header.parent": "parent", "header.size": "block", "header.checksum": headerChecksum, "head.ttl_ms": headerTTL,
+		"header.block.id": "id", "blocks.id": "id", "header.parent": "parent", "header.size": "block", "header.checksum": headerChecksum, "head.ttl_ms": headerTTL,
 	}[e.Field]; ok {
 		told.Field = name
 	}

@@ -43,8 +43,13 @@ var routes = []route{
 
 	{method: "POST", path: prefix + "/prompt/lookup", id: "promptLookup", call: kvv1.PromptCacheService_Lookup_FullMethodName, handle: (*request).promptLookup},
 	{method: "POST", path: prefix + "/prompt/release", id: "promptRelease", call: kvv1.PromptCacheService_Release_FullMethodName, handle: (*request).promptRelease},
+	{method: "POST", path: prefix + "/prompt/touch", id: "promptTouch", call: kvv1.PromptCacheService_Touch_FullMethodName, handle: (*request).promptTouch},
+	{method: "POST", path: prefix + "/prompt/pin", id: "promptPin", call: kvv1.PromptCacheService_Pin_FullMethodName, handle: (*request).promptPin},
+	{method: "POST", path: prefix + "/prompt/delete", id: "promptDelete", call: kvv1.PromptCacheService_Delete_FullMethodName, handle: (*request).promptDelete},
+	{method: "GET", path: prefix + "/prompt/watch", id: "watchBlocks", call: kvv1.KVService_Watch_FullMethodName, params: "scope* state token mode", stream: true, watch: true, handle: (*request).watchBlocks},
 	{method: "GET", path: prefix + "/prompt/blocks/{id...}", id: "getBlock", call: kvv1.PromptCacheService_Read_FullMethodName, params: "scope* rank group", stream: true, handle: (*request).getBlock},
 	{method: "PUT", path: prefix + "/prompt/blocks/{id...}", id: "putBlock", call: kvv1.PromptCacheService_Write_FullMethodName, params: "scope* rank group depth parent", stream: true, handle: (*request).putBlock},
+	{method: "DELETE", path: prefix + "/prompt/blocks/{id...}", id: "deleteBlock", call: kvv1.PromptCacheService_Delete_FullMethodName, params: "scope* rank group", handle: (*request).deleteBlock},
 
 	{method: "GET", path: prefix + "/keyspaces", id: "listKeyspaces", call: kvv1.AdminService_ListKeyspaces_FullMethodName, handle: (*request).listKeyspaces},
 	{method: "POST", path: prefix + "/keyspaces", id: "createKeyspace", call: kvv1.AdminService_CreateKeyspace_FullMethodName, handle: (*request).createKeyspace},

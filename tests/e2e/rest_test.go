@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/getkin/kin-openapi/openapi3"
 	"github.com/zeebo/xxh3"
@@ -149,6 +150,7 @@ func TestREST(t *testing.T) {
 	)
 	mib := strings.Repeat("x", 1<<20)
 	many := func(n int, one string) string { return strings.TrimSuffix(strings.Repeat(one+",", n), ",") }
+	until := strconv.FormatInt(time.Now().Add(time.Hour).UnixMilli(), 10)
 	for _, tc := range []struct {
 		line    string // method and path
 		headers []string
@@ -283,6 +285,44 @@ func TestREST(t *testing.T) {
 		{"POST /prompt/lookup?namespace=prompts", []string{j}, `{"scope":{"model":"m","dtype":"bf16"},"blocks":[{"id":"b0"},{"id":"hex:ff00"},{"id":"none"}],"lease_ms":1000}`, 200, `{"count":2,`},
 		{"POST /prompt/lookup?namespace=prompts", []string{j}, `{"blocks":[{"id":"b0"}],"mode":"some"}`, 400, `"field":"mode"`},
 		{"POST /prompt/release?namespace=prompts", []string{j}, `{"lease":"unknown"}`, 400, ""},
+		{"POST /prompt/touch?namespace=prompts", []string{j}, `{"scope":{"model":"m","dtype":"bf16"},"blocks":[{"id":"b0"},{"id":"none"},{"id":"hex:ff00"}]}`, 200, `{"count":2}`},
+		{"POST /prompt/touch?namespace=prompts", []string{j}, `{"blocks":[{"id":"hex:0"}]}`, 400, `"field":"blocks[0].id"`},
+		{"POST /prompt/touch?namespace=prompts", []string{j}, `{"blocks":[{"id":""}]}`, 400, `"field":"blocks.id"`},
+		{"POST /prompt/touch?namespace=prompts", []string{j}, `{"blocks":[` + many(65537, `{"id":"x"}`) + `]}`, 413, `"allowed":65536`},
+		{"POST /prompt/touch", []string{j}, `{"blocks":[]}`, 400, `"reason":"WRONG_KIND"`},
+		{"GET /prompt/touch", nil, "", 405, "Allow: OPTIONS, POST"},
+		{"POST /prompt/pin?namespace=prompts", []string{j, "Idempotency-Key: p"}, `{"scope":{"model":"m","dtype":"bf16"},"blocks":[{"id":"none"},{"id":"b0"}],"until_ms":` + until + `}`, 200, `{"count":1,"present":[false,true]}`},
+		{"POST /prompt/lookup?namespace=prompts", []string{j}, `{"scope":{"model":"m","dtype":"bf16"},"blocks":[{"id":"b0"}]}`, 200, `"pinned_until_ms":` + until},
+		{"POST /prompt/pin?namespace=prompts", []string{j}, `{"scope":{"model":"m","dtype":"bf16"},"blocks":[{"id":"b0"}]}`, 400, `"field":"until_ms"`},
+		{"POST /prompt/pin?namespace=prompts", []string{j}, `{"scope":{"model":"m","dtype":"bf16"},"blocks":[{"id":"b0"}],"until_ms":-1}`, 400, `"field":"until_ms"`},
+		{"POST /prompt/pin?namespace=prompts", []string{j}, `{"scope":{"model":"m","dtype":"bf16"},"blocks":[{"id":"b0"}],"until_ms":0}`, 200, `{"count":1,"present":[true]}`},
+		{"POST /prompt/lookup?namespace=prompts", []string{j}, `{"scope":{"model":"m","dtype":"bf16"},"blocks":[{"id":"b0"}]}`, 200, `"tier":"memory"}]`}, // no pin any more
+		{"PUT /prompt/blocks/leased?namespace=prompts&scope=model=d", nil, "to be leased", 201, ""},
+		{"PUT /prompt/blocks/d0?namespace=prompts&scope=model=d", nil, "d0", 201, ""},
+		{"PUT /prompt/blocks/d0?namespace=prompts&scope=model=d&rank=1", nil, "d0, another rank", 201, ""},
+		{"PUT /prompt/blocks/a/..%2Fb?namespace=prompts&scope=model=d", nil, "an odd id", 201, ""},
+		{"POST /prompt/delete?namespace=prompts", []string{j, "Idempotency-Key: d"}, `{"scope":{"model":"d"},"blocks":[{"id":"none"},{"id":"d0"}]}`, 200, `{"outcomes":["absent","deleted"]}`},
+		{"POST /prompt/delete?namespace=prompts", []string{j, "Idempotency-Key: d"}, `{"scope":{"model":"d"},"blocks":[{"id":"none"},{"id":"d0"}]}`, 200, `{"outcomes":["absent","deleted"]}`},
+		{"POST /prompt/delete?namespace=prompts", []string{j}, `{"scope":{"model":"d"},"blocks":[{"id":"d0"}]}`, 200, `{"outcomes":["absent"]}`},
+		{"POST /prompt/delete?namespace=prompts", []string{j}, `{"scopes":{"model":"d"},"blocks":[{"id":"d0"}]}`, 400, "unknown field"},
+		{"GET /prompt/blocks/d0?namespace=prompts&scope=model=d", nil, "", 404, ""},
+		{"DELETE /prompt/blocks/d0?namespace=prompts&scope=model=d&rank=1", nil, "", 200, `{"outcome":"deleted"}`},
+		{"DELETE /prompt/blocks/d0?namespace=prompts&scope=model=d&rank=1", nil, "", 200, `{"outcome":"absent"}`},
+		{"DELETE /prompt/blocks/a/..%2Fb?namespace=prompts&scope=model=d", nil, "", 200, `{"outcome":"deleted"}`},
+		{"DELETE /prompt/blocks/d0?namespace=prompts&depth=1", nil, "", 400, "not a parameter"},
+		{"DELETE /prompt/blocks/?namespace=prompts", nil, "", 400, `"field":"id"`},
+		{"DELETE /prompt/blocks/d0", nil, "", 400, `"reason":"WRONG_KIND"`},
+		{"DELETE /prompt/blocks/d0?namespace=prompts", []string{"Kv-Not-After-Ms: 1"}, "", 400, "Kv-Not-After-Ms"},
+		{"POST /prompt/blocks/d0?namespace=prompts", nil, "", 405, "Allow: DELETE, GET, OPTIONS, PUT"},
+		{"GET /prompt/watch", nil, "", 400, `"reason":"WRONG_KIND"`},
+		{"GET /prompt/watch?scope=model=m", nil, "", 400, `"reason":"WRONG_KIND"`},
+		{"GET /prompt/watch?namespace=prompts&scope=model", nil, "", 400, `"field":"scope"`},
+		{"GET /prompt/watch?namespace=prompts&mode=some", nil, "", 400, `"field":"mode"`},
+		{"GET /prompt/watch?namespace=prompts&token=AAAA", nil, "", 400, `"field":"token"`},
+		{"GET /prompt/watch?namespace=prompts&token=AAAA&state=true", nil, "", 400, `"field":"state"`},
+		{"GET /prompt/watch?namespace=prompts&values=true", nil, "", 400, "not a parameter"},
+		{"GET /prompt/watch?namespace=prompts", []string{"Last-Event-ID: ?"}, "", 400, `"field":"Last-Event-ID"`},
+		{"POST /prompt/watch?namespace=prompts", nil, "", 405, "Allow: GET, OPTIONS"},
 		// How it is, and what is to come.
 		{"GET /admin/status", nil, "", 200, `"engine":"memory"`},
 		{"POST /admin/backup", nil, "", 501, `"reason":"UNIMPLEMENTED"`},
@@ -308,14 +348,23 @@ func TestREST(t *testing.T) {
 		}
 	}
 	// A lease can be given back.
-	a := w.ask("POST", "/prompt/lookup?namespace=prompts", `{"scope":{"model":"m","dtype":"bf16"},"blocks":[{"id":"b0"}],"mode":"all","lease_ms":30000}`, j)
+	a := w.ask("POST", "/prompt/lookup?namespace=prompts", `{"scope":{"model":"d"},"blocks":[{"id":"leased"}],"mode":"all","lease_ms":30000}`, j)
 	var lookup struct{ Lease string }
 	if err := json.Unmarshal([]byte(a.body), &lookup); err != nil || lookup.Lease == "" {
 		t.Errorf("lookup: %s, %v", a.body, err)
 	}
+	remove := func(outcome string) {
+		t.Helper()
+		a := w.ask("POST", "/prompt/delete?namespace=prompts", `{"scope":{"model":"d"},"blocks":[{"id":"leased"}]}`, j)
+		if want := `{"outcomes":["` + outcome + `"]}`; strings.TrimSpace(a.body) != want {
+			t.Errorf("delete: %s, want %s", a.body, want)
+		}
+	}
+	remove("leased")
 	if a := w.ask("POST", "/prompt/release?namespace=prompts", `{"lease":"`+lookup.Lease+`"}`, j); a.status != 200 {
 		t.Errorf("release: %d %s", a.status, a.body)
 	}
+	remove("deleted")
 	// Pages are the whole list, each key once.
 	var keys []string
 	for token := ""; ; {
@@ -339,7 +388,7 @@ func TestREST(t *testing.T) {
 	}
 	for _, item := range w.doc.Paths.Map() {
 		for _, op := range item.Operations() {
-			if !w.used[op.OperationID] && op.OperationID != "watch" {
+			if !w.used[op.OperationID] && !strings.HasPrefix(op.OperationID, "watch") {
 				t.Errorf("%s was not used", op.OperationID)
 			}
 		}
@@ -437,6 +486,7 @@ type sse struct{ id, name, data string }
 // events reads server-sent events.
 type events struct {
 	t     *testing.T
+	doc   *openapi3.T
 	resp  *http.Response
 	lines *bufio.Scanner
 }
@@ -461,10 +511,13 @@ func (w *web) watch(path, last string) *events {
 		w.t.Fatalf("watch %s: %s %s", path, resp.Status, text)
 	}
 	w.t.Cleanup(func() { resp.Body.Close() })
-	return &events{w.t, resp, bufio.NewScanner(resp.Body)}
+	return &events{w.t, w.doc, resp, bufio.NewScanner(resp.Body)}
 }
 
-// next is the next event; ok is false at the end of the stream.
+// eventSchemas are what the document says of the data of events.
+var eventSchemas = map[string]string{"put": "Change", "delete": "Change", "expire": "Change", "stored": "BlockChange", "removed": "BlockChange", "end": "Problem"}
+
+// next is the next event, held to the document; ok is false at the end of the stream.
 func (e *events) next() (ev sse, ok bool) {
 	e.t.Helper()
 	for e.lines.Scan() {
@@ -477,9 +530,21 @@ func (e *events) next() (ev sse, ok bool) {
 			ev.data = value
 		case "retry":
 		case "":
-			if ev.name != "" {
-				return ev, true
+			if ev.name == "" {
+				continue
 			}
+			var data any
+			if err := json.Unmarshal([]byte(ev.data), &data); err != nil {
+				e.t.Errorf("%+v: %v", ev, err)
+			}
+			if name := eventSchemas[ev.name]; name != "" {
+				if err := e.doc.Components.Schemas[name].Value.VisitJSON(data); err != nil {
+					e.t.Errorf("%+v: %v", ev, err)
+				}
+			} else if ev.data != "{}" {
+				e.t.Errorf("%+v: it should tell nothing", ev)
+			}
+			return ev, true
 		default:
 			e.t.Fatalf("line %q", e.lines.Text())
 		}
@@ -504,6 +569,19 @@ func (e *events) until(name string) (changes []string, last string) {
 				e.t.Fatalf("%s: %v", ev.data, err)
 			}
 			changes = append(changes, strings.TrimSuffix(ev.name+" "+c.Key+" "+c.Value, " "))
+		}
+		if ev.name == "stored" || ev.name == "removed" {
+			var c struct {
+				Scope           map[string]string
+				ID, Parent, Why string
+				Depth           uint32
+				Size            int64
+				Initial         bool
+			}
+			if err := json.Unmarshal([]byte(ev.data), &c); err != nil {
+				e.t.Fatalf("%s: %v", ev.data, err)
+			}
+			changes = append(changes, fmt.Sprintf("%s %v %s parent %q depth %d size %d initial %v %s", ev.name, c.Scope, c.ID, c.Parent, c.Depth, c.Size, c.Initial, c.Why))
 		}
 		if ev.name == name {
 			return changes, last
@@ -570,6 +648,84 @@ func TestRESTWatchGoesOn(t *testing.T) {
 	}
 	if _, ok := e.next(); ok || e.lines.Err() != nil {
 		t.Errorf("after the end: %v", e.lines.Err())
+	}
+}
+
+// TestRESTWatchBlocksGoesOn: a watch of the blocks of a scope tells those that are there, then what is stored and removed, and goes on from its last id after
+// the server was killed.
+func TestRESTWatchBlocksGoesOn(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	s := start(t, dir)
+	w := newWeb(t, "http://"+s.REST+"/api/v1")
+	ask := func(method, path, body string) {
+		t.Helper()
+		if a := w.ask(method, path, body); a.status != 200 && a.status != 201 {
+			t.Fatalf("%s %s: %d %s", method, path, a.status, a.body)
+		}
+	}
+	const blocks, url = "/prompt/blocks/", "/prompt/watch?namespace=prompts&scope=model=m&scope=dtype=bf16&state=true&mode=all"
+	const scope, other = "?namespace=prompts&scope=dtype=bf16&scope=model=m", "?namespace=prompts&scope=model=other"
+	ask("POST", "/keyspaces/default/namespaces", `{"name":"prompts","kind":"prompt"}`)
+	ask("PUT", blocks+"b0"+scope, "block 0")
+	ask("PUT", blocks+"hex:ff"+scope+"&parent=b0&depth=1", "block 1, longer")
+	ask("PUT", blocks+"b0"+other, "of another scope")
+	e := w.watch(url, "")
+	got, _ := e.until("synced")
+	slices.Sort(got)
+	if want := []string{
+		`stored map[dtype:bf16 model:m] b0 parent "" depth 0 size 7 initial true `,
+		`stored map[dtype:bf16 model:m] hex:ff parent "b0" depth 1 size 15 initial true `,
+	}; !slices.Equal(got, want) {
+		t.Errorf("the state is %q, want %q", got, want)
+	}
+	ask("PUT", blocks+"b2"+scope+"&parent=hex:ff&depth=2", "two")
+	got, last := e.until("stored")
+	if !slices.Equal(got, []string{`stored map[dtype:bf16 model:m] b2 parent "hex:ff" depth 2 size 3 initial false `}) || last == "" {
+		t.Fatalf("%q, id %q", got, last)
+	}
+	ask("DELETE", blocks+"hex:ff"+scope, "") // seen by nobody, as is what follows
+	ask("DELETE", blocks+"b0"+other, "")
+	ask("PUT", blocks+"b3"+scope, "three")
+	s.kill()
+	for ok := true; ok; {
+		_, ok = e.next()
+	}
+	s = start(t, dir)
+	w = newWeb(t, "http://"+s.REST+"/api/v1")
+	e = w.watch(url, last)
+	var seen []string
+	for !slices.ContainsFunc(seen, func(s string) bool { return strings.HasPrefix(s, "removed") }) {
+		more, _ := e.until("removed")
+		seen = append(seen, more...)
+	}
+	for !slices.ContainsFunc(seen, func(s string) bool { return strings.Contains(s, " b3 ") }) {
+		more, _ := e.until("stored")
+		seen = append(seen, more...)
+	}
+	ask("PUT", blocks+"b4"+scope, "four") // and nothing else before it
+	more, _ := e.until("stored")
+	seen = append(seen, more...)
+	slices.Sort(seen)
+	seen = slices.Compact(seen) // what came behind the last id is told again
+	if want := []string{
+		`removed map[dtype:bf16 model:m] hex:ff parent "b0" depth 1 size 15 initial false deleted`,
+		`stored map[dtype:bf16 model:m] b3 parent "" depth 0 size 5 initial false `,
+		`stored map[dtype:bf16 model:m] b4 parent "" depth 0 size 4 initial false `,
+	}; !slices.Equal(seen, want) {
+		t.Errorf("since the last id %q, want %q", seen, want)
+	}
+	// All scopes, and the end of the server: the stream says why.
+	e = w.watch("/prompt/watch?namespace=prompts", "")
+	e.until("started")
+	ask("PUT", blocks+"b0"+other, "again")
+	if got, _ := e.until("stored"); !slices.Equal(got, []string{`stored map[model:other] b0 parent "" depth 0 size 5 initial false `}) {
+		t.Errorf("of all scopes: %q", got)
+	}
+	if err := s.cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if ev, _ := e.next(); ev.name != "end" || !strings.Contains(ev.data, `"reason":"UNAVAILABLE"`) {
+		t.Errorf("at the end of the server it is told %+v", ev)
 	}
 }
 
@@ -671,6 +827,16 @@ func TestRESTDoors(t *testing.T) {
 		{"reader", "PUT /keys/k", "x", 403, "the role write"},
 		{"reader", "DELETE /keys/k", "", 403, "the role write"},
 		{"reader", "POST /transaction", "{}", 403, "the role write"},
+		{"reader", "POST /prompt/touch", `{"blocks":[]}`, 403, "the role write"},
+		{"reader", "POST /prompt/pin", `{"blocks":[],"until_ms":0}`, 403, "the role write"},
+		{"reader", "POST /prompt/delete", `{"blocks":[]}`, 403, "the role write"},
+		{"reader", "POST /prompt/release", `{"lease":""}`, 403, "the role write"},
+		{"reader", "DELETE /prompt/blocks/b", "", 403, "the role write"},
+		{"app", "DELETE /prompt/blocks/b", "", 400, "WRONG_KIND"},
+		{"reader", "GET /prompt/watch", "", 400, "WRONG_KIND"},
+		{"tenant", "GET /prompt/watch", "", 403, "the role read"},
+		{"tenant", "GET /prompt/watch?keyspace=none", "", 403, "the role read"},
+		{"", "GET /prompt/watch", "", 401, "wants a token"},
 		{"tenant", "GET /keys/k", "", 403, "the role read"},
 		{"tenant", "GET /keys/k?keyspace=none", "", 403, "the role read"},
 		{"tenant", "GET /watch/", "", 403, "the role read"},
