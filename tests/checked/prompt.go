@@ -14,11 +14,11 @@ import (
 	kvstorev1 "kvstore/proto/gen/kvstore/v1"
 )
 
-// promptNamespace is where blocks are written; it has no capacity, so that nothing is ever evicted.
-const promptNamespace = "checked-prompt"
+// PromptNamespace is where blocks are written; it has no capacity, so that nothing is ever evicted.
+const PromptNamespace = "checked-prompt"
 
 func createPromptNamespace(ctx context.Context, c *client.Client) error {
-	_, err := c.CreateNamespace(ctx, &kvstorev1.Namespace{Name: promptNamespace, Kind: kvstorev1.NamespaceKind_NAMESPACE_KIND_PROMPT})
+	_, err := c.CreateNamespace(ctx, &kvstorev1.Namespace{Name: PromptNamespace, Kind: kvstorev1.NamespaceKind_NAMESPACE_KIND_PROMPT})
 	return err
 }
 
@@ -60,7 +60,7 @@ const (
 
 func newPromptOwner(id int, c *client.Client, seed uint64, t tally) *promptOwner {
 	return &promptOwner{
-		id: id, p: c.In("", promptNamespace).Prompt(ownScope(id)), scope: scopeName(ownScope(id)),
+		id: id, p: c.In("", PromptNamespace).Prompt(ownScope(id)), scope: scopeName(ownScope(id)),
 		r: rand.New(rand.NewPCG(seed, uint64(1000+id))), stored: map[int]presence{}, tally: t,
 	}
 }

@@ -59,7 +59,7 @@ func newWatcher(k Kind, clients []*client.Client, seed uint64) *watcher {
 	if k.Blocks {
 		w.clients = nil
 		for _, c := range clients {
-			w.clients = append(w.clients, c.In("", promptNamespace))
+			w.clients = append(w.clients, c.In("", PromptNamespace))
 		}
 	}
 	w.anew()

@@ -67,7 +67,7 @@ func (l *Load) newWatching(ctx context.Context) (*watching, error) {
 		w.watchers = append(w.watchers, x)
 		if blocks {
 			w.blocks = newJournal(x.Account, func(name string) int {
-				return w.ring.Owner(promptcache.Slot(promptNamespace, [16]byte([]byte(name)), []byte(name[17:]), 0, 0))
+				return w.ring.Owner(promptcache.Slot(PromptNamespace, [16]byte([]byte(name)), []byte(name[17:]), 0, 0))
 			})
 			continue
 		}
@@ -230,7 +230,7 @@ func (w *watching) mark(ctx context.Context) error {
 		}
 		w.keys.done(client.EventPut, puts[i].Key, put[i].Version, began)
 	}
-	written, err := c.In("", promptNamespace).Prompt(marks).Write(ctx, blocks, nil)
+	written, err := c.In("", PromptNamespace).Prompt(marks).Write(ctx, blocks, nil)
 	if err != nil {
 		return fmt.Errorf("mark: %w", err)
 	}
@@ -336,7 +336,7 @@ func (w *watching) there(ctx context.Context, k *Kind) (map[string]uint64, error
 		}
 	}
 	for _, s := range scopes {
-		for b, err := range c.In("", promptNamespace).Prompt(s).List(ctx) {
+		for b, err := range c.In("", PromptNamespace).Prompt(s).List(ctx) {
 			if err != nil {
 				return nil, fmt.Errorf("list blocks: %w", err)
 			}

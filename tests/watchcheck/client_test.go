@@ -25,14 +25,11 @@ import (
 // process is a client of its own: a kvctl that writes what it is told to a file. Killed with -9 it is started again, and goes on from the last token in the
 // file: what stands behind that will be told again, and is cut off.
 type process struct {
+	told
 	path      string // of kvctl
 	file      string
 	endpoints []string
-	account   *checked.Account
-
-	token  string // the last in the file
-	taken  int64  // bytes of the file that the account has
-	events []client.Event
+	taken     int64 // bytes of the file that the account has
 
 	mu    sync.Mutex
 	cmd   *exec.Cmd // guarded by mu, as is kills
@@ -42,7 +39,7 @@ type process struct {
 func newProcess(t *testing.T, bin string, endpoints []string, l *checked.Load) *process {
 	t.Helper()
 	k := checked.Kind{Name: "namespace, ALL, a process killed with -9", WatchOptions: client.WatchOptions{All: true, KeysOnly: true}}
-	return &process{path: filepath.Join(bin, "kvctl"), file: filepath.Join(t.TempDir(), "changes.jsonl"), endpoints: endpoints, account: l.Outsider(k)}
+	return &process{path: filepath.Join(bin, "kvctl"), file: filepath.Join(t.TempDir(), "changes.jsonl"), endpoints: endpoints, told: told{account: l.Outsider(k)}}
 }
 
 // run runs it until ctx ends, again and again.
@@ -65,15 +62,13 @@ func (p *process) once(ctx context.Context) error {
 	if err := file.Truncate(p.taken); err != nil {
 		return err
 	}
-	p.events = nil
 	args := []string{"watch", "--all", "--keys-only", "-o", "json"}
-	if p.token == "" {
+	if p.token == nil {
 		args = append(args, "--state")
-		p.account.Asked()
 	} else {
-		args = append(args, "--from", p.token)
-		p.account.Count("resumed")
+		args = append(args, "--from", base64.StdEncoding.EncodeToString(p.token))
 	}
+	p.begin()
 	cmd := exec.CommandContext(ctx, p.path, args...)
 	cmd.Env = append(os.Environ(), "KVSTORE_ENDPOINT="+strings.Join(p.endpoints, ","))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -95,8 +90,7 @@ func (p *process) once(ctx context.Context) error {
 			if errors.As(err, &exit) && exit.ExitCode() != -1 { // it was not killed: perhaps there was nobody to watch
 				p.account.Count("gave up")
 				if strings.Contains(says.String(), "COMPACTED") {
-					p.account.Count("COMPACTED")
-					p.token = ""
+					p.compacted()
 				}
 			}
 		case <-time.After(20 * time.Millisecond):
@@ -135,17 +129,19 @@ type line struct {
 	Token       []byte
 }
 
-var types = map[string]client.EventType{"PUT": client.EventPut, "DELETE": client.EventDelete, "EXPIRE": client.EventExpire}
+var types = map[string]client.EventType{
+	"PUT": client.EventPut, "DELETE": client.EventDelete, "EXPIRE": client.EventExpire, "STORED": client.EventStored, "REMOVED": client.EventRemoved,
+}
 
 // read takes what the file has more, up to the last token.
 func (p *process) read(file *os.File) error {
 	in := bufio.NewReader(io.NewSectionReader(file, p.taken, 1<<40))
-	p.events = p.events[:0]
-	at, resync := p.taken, false
+	p.batch = client.WatchBatch{} // what stands behind the last token is read again
+	at := p.taken
 	for {
 		text, err := in.ReadBytes('\n')
 		if errors.Is(err, io.EOF) {
-			return nil // the last line is not whole; what belongs to it is read again
+			return nil // the last line is not whole
 		}
 		if err != nil {
 			return err
@@ -155,27 +151,18 @@ func (p *process) read(file *os.File) error {
 		if err := json.Unmarshal(text, &l); err != nil {
 			return fmt.Errorf("%w in %.200q", err, text)
 		}
-		b := client.WatchBatch{Token: l.Token}
-		switch l.Type {
-		case "STARTED":
-			b.Started = true
-		case "SYNCED":
-			b.Synced = true
-		case "RESYNC":
-			resync, p.events = true, p.events[:0]
-		default:
-			p.events = append(p.events, client.Event{
-				Type: types[l.Type], Key: l.Key, Version: l.Version, PrevVersion: l.PrevVersion, Created: l.Created, Initial: l.Initial, Size: l.Size,
-			})
+		if kind, ok := types[l.Type]; ok {
+			err = p.change(client.Event{
+				Type: kind, Key: l.Key, Version: l.Version, PrevVersion: l.PrevVersion, Created: l.Created, Initial: l.Initial, Size: l.Size,
+			}, l.Token)
+		} else {
+			err = p.stand(l.Type, l.Token)
 		}
-		if l.Token == nil {
-			continue
-		}
-		b.Resync, b.Events = resync, p.events
-		if err := p.account.Take(&b); err != nil {
+		if err != nil {
 			return err
 		}
-		p.events, resync = p.events[:0], false
-		p.token, p.taken = base64.StdEncoding.EncodeToString(l.Token), at
+		if l.Token != nil {
+			p.taken = at
+		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -44,6 +45,7 @@ type store struct {
 	name      string
 	endpoints []string
 	proxies   []*badnet.Proxy // before them
+	rest      []*badnet.Proxy // before their REST doors
 	blows     []blow
 }
 
@@ -68,6 +70,7 @@ func embedded(t *testing.T, bin string) *store {
 	for i := range 2 {
 		s.proxies = append(s.proxies, badnet.New(t, srv.Addr, badnet.Config{Seed: uint64(i)}))
 	}
+	s.rest = append(s.rest, badnet.New(t, srv.REST, badnet.Config{Seed: 2}))
 	return s
 }
 
@@ -96,6 +99,9 @@ func cluster(t *testing.T, bin string) *store {
 	}
 	for i, e := range s.endpoints {
 		s.proxies = append(s.proxies, badnet.New(t, e, badnet.Config{Seed: uint64(i)}))
+	}
+	for i, n := range c.Frontends {
+		s.rest = append(s.rest, badnet.New(t, n.REST, badnet.Config{Seed: uint64(len(s.proxies) + i)}))
 	}
 	return s
 }
@@ -131,7 +137,8 @@ func run(t *testing.T, s *store, bin string, events int, seed uint64) outcome {
 	blows := append([]blow{{compaction, func(ctx context.Context, _ *rand.Rand) error { return l.Compact(ctx) }}}, s.blows...)
 
 	p := newProcess(t, bin, through, l)
-	outside := make(chan error, 1)
+	outsiders := newOutsiders(t, s, l, seed)
+	outside := make(chan error, 1+len(outsiders))
 	var beside sync.WaitGroup
 	defer beside.Wait()
 	breaking, end := context.WithCancel(ctx)
@@ -152,7 +159,7 @@ func run(t *testing.T, s *store, bin string, events int, seed uint64) outcome {
 			fail("while clients work", l.Failed())
 			select {
 			case err := <-outside:
-				fail("kvctl", err)
+				fail("a watcher without package client", err)
 			default:
 			}
 			if !wait(ctx, 50*time.Millisecond) {
@@ -162,6 +169,9 @@ func run(t *testing.T, s *store, bin string, events int, seed uint64) outcome {
 	}
 	l.Work(ctx)
 	beside.Go(func() { outside <- p.run(breaking) })
+	for _, o := range outsiders {
+		beside.Go(func() { outside <- o.run(breaking) })
+	}
 	step := min(max(1000, events/200), 5000)
 	for {
 		r.Shuffle(len(blows), func(i, j int) { blows[i], blows[j] = blows[j], blows[i] })
@@ -192,7 +202,8 @@ func run(t *testing.T, s *store, bin string, events int, seed uint64) outcome {
 // cut cuts off watchers, and kills the client that is a process of its own, now and then, until ctx ends. It tells how many connections it has cut.
 func (s *store) cut(ctx context.Context, p *process, r *rand.Rand) (cuts int) {
 	for n := 0; wait(ctx, 100*time.Millisecond+time.Duration(r.Int64N(int64(1500*time.Millisecond)))); n++ {
-		cuts += s.proxies[r.IntN(len(s.proxies))].Cut() / 2 // each is two here
+		all := slices.Concat(s.proxies, s.rest)
+		cuts += all[r.IntN(len(all))].Cut() / 2 // each is two here
 		if n%3 == 2 {
 			p.kill()
 		}
