@@ -111,7 +111,9 @@ func TestCompletionInShells(t *testing.T) {
 	t.Run("bash", func(t *testing.T) {
 		for line, want := range map[string]string{
 			"kvctl namesp": "namespace", "kvctl get user:": "1|2", "kvctl get dir/": "dir/a|dir/b", "kvctl bench sw": "sweep", "kvctl put k @val": "@value.txt",
-			"kvctl import val": "value.txt", "kvctl get --context=": "", "kvctl get -o js": "json", "kvctl get '$": `\$\(touch\ pwned\)`, "kvctl get 'd": "dir/",
+			"kvctl import val": "value.txt", "kvctl get --context=": "", "kvctl get -o js": "json", "kvctl get '$": `$(touch pwned)`, `kvctl get \$`: `\$\(touch\ pwned\)`, "kvctl get 'd": "dir/",
+			`kvctl get "user:`: "user:1|user:2", "kvctl get user':": ":1|:2", "kvctl get 'us'er:": "1|2", "kvctl get 'user:'": "user:1|user:2",
+			`kvctl get "dir/a" --context="`: "", `kvctl get -o "js`: "json", `kvctl get $'us`: "",
 		} {
 			// What bash does on a Tab: words split at spaces, : and =, compopt only while completing.
 			got := in("bash", "--norc", "-c", `source ./kvctl.bash; compopt() { :; }
@@ -122,6 +124,46 @@ func TestCompletionInShells(t *testing.T) {
 		}
 		if got := in("bash", "--norc", "-c", `source <(kvctl completion bash); complete -p kvctl`); !strings.Contains(got, "_kvctl") {
 			t.Errorf("%s", got)
+		}
+	})
+	// A key that somebody else has named is one word after a Tab, the same key, or it is not offered.
+	t.Run("bash executes no key", func(t *testing.T) {
+		hostile := []string{
+			"evil '; touch pwned #", `evil "; touch pwned #`, "evil $(touch pwned)", "evil `touch pwned`", "evil ; touch pwned #", "evil & touch pwned #",
+			"evil \u2028; touch pwned #", "evil \u2028'; touch pwned #", "evil \u2028\"; touch pwned #", "evil ü; touch pwned #",
+			`evil \'; touch pwned #`, `evil \"; touch pwned #`, `evil \'; touch pwned; '`, `evil "'; touch pwned #`, `evil \`, "evil !! ~ * ? [a] {a,b} $HOME",
+		}
+		for _, key := range hostile {
+			sh.ok("put", key, "x")
+		}
+		for _, tc := range []struct {
+			before, word, end string // what bash inserts stands between before and end, in place of word
+			least             int    // keys offered
+		}{
+			{"kvctl get ", "evil", "", 12}, {"kvctl get '", "evil", "'", len(hostile)}, {`kvctl get "`, "evil", `"`, len(hostile)}, {"kvctl get ev'", "il", "'", len(hostile)},
+			{`kvctl get e\v"`, "il ", `"`, len(hostile)}, {"kvctl get ", "'evil '", "", 12}, {`kvctl get --endpoint "` + srv.Addr() + `" `, "ev", "", 12}, {"kvctl get $'", "evil", "'", 0},
+		} {
+			for _, locale := range []string{"C", "C.UTF-8"} {
+				got := in("bash", "--norc", "-c", `export LC_ALL=$1; source ./kvctl.bash; compopt() { :; }
+					COMP_LINE=$2$3 COMP_POINT=${#COMP_LINE} COMP_WORDS=(kvctl); _kvctl
+					kvctl() { printf '%s\0' "$#:${!#}"; }
+					for c in "${COMPREPLY[@]}"; do eval "$2$c$4"; done`, "bash", locale, tc.before, tc.word, tc.end)
+				n := 0
+				for word := range strings.SplitSeq(strings.TrimSuffix(got, "\x00"), "\x00") {
+					args, key, _ := strings.Cut(word, ":")
+					if key = strings.TrimSpace(key); slices.Contains(hostile, key) && (args == "2" || args == "4") {
+						n++
+					} else if word != "" {
+						t.Errorf("%s: %s%s: %q", locale, tc.before, tc.word, word)
+					}
+				}
+				if n < tc.least {
+					t.Errorf("%s: %s%s: %d keys offered, want %d", locale, tc.before, tc.word, n, tc.least)
+				}
+				if os.Remove(filepath.Join(dir, "pwned")) == nil {
+					t.Errorf("%s: %s%s: a key was executed", locale, tc.before, tc.word)
+				}
+			}
 		}
 	})
 	t.Run("fish", func(t *testing.T) {
