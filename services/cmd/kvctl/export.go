@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"reflect"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -201,11 +202,7 @@ func (x *export) run(ctx context.Context) (err error) {
 		return err
 	}
 	o := &client.ListOptions{Prefix: x.head.Prefix, Start: max(x.head.Start, x.after), End: x.head.End, PageSize: 1000}
-	bar, err := x.progress(ctx)
-	if err != nil {
-		return err
-	}
-	defer bar.end()
+	defer x.progress(ctx)()
 	resumed := x.keys.Load() > 0
 	listing, begun, cancel := x.s.beginning(ctx)
 	defer cancel()
@@ -236,18 +233,28 @@ func (x *export) run(ctx context.Context) (err error) {
 	return x.enc.Encode(endLine{exportEnd{x.keys.Load(), x.bytes.Load()}})
 }
 
-// progress shows a bar, for which somebody has to count.
-func (x *export) progress(ctx context.Context) (*progress, error) {
+// progress shows a bar until end is called. Meanwhile somebody counts for it; until then, or when that fails, no total is known.
+func (x *export) progress(ctx context.Context) (end func()) {
 	if x.s.errWidth == 0 {
-		return startProgress(nil, 0, nil), nil
+		return func() {}
 	}
 	counting, cancel := x.s.limited(ctx)
-	defer cancel()
-	total, err := x.c.Count(counting, &client.ListOptions{Prefix: x.head.Prefix, Start: x.head.Start, End: x.head.End})
-	return startProgress(x.s.stderr, x.s.errWidth, func() (float64, string) {
+	var total atomic.Int64
+	var counter sync.WaitGroup
+	counter.Go(func() {
+		if n, err := x.c.Count(counting, &client.ListOptions{Prefix: x.head.Prefix, Start: x.head.Start, End: x.head.End}); err == nil {
+			total.Store(n)
+		}
+	})
+	bar := startProgress(x.s.stderr, x.s.errWidth, func() (float64, string) {
 		n := x.keys.Load()
-		return ratio(n, total), fmt.Sprintf("%d keys, %s", n, bytesText(x.bytes.Load()))
-	}), err
+		return ratio(n, total.Load()), fmt.Sprintf("%d keys, %s", n, bytesText(x.bytes.Load()))
+	})
+	return func() {
+		bar.end()
+		cancel()
+		counter.Wait()
+	}
 }
 
 // take writes an entry, or has it wait for its value.
@@ -321,7 +328,8 @@ func (x *export) write(e client.Entry) error {
 	return nil
 }
 
-// stream writes an entry whose value is not taken into memory.
+// stream writes an entry whose value is not taken into memory. Its last line is written when the checksum was compared: what ends before is
+// cut off by --resume.
 func (x *export) stream(ctx context.Context, key string) error {
 	r, err := x.c.GetStream(ctx, key)
 	if errors.Is(err, client.ErrNotFound) {
@@ -331,22 +339,27 @@ func (x *export) stream(ctx context.Context, key string) error {
 		return err
 	}
 	defer func() { _ = r.Close() }()
-	if err := x.enc.Encode(entryLine{toEntryJSON(r.Entry), true}); err != nil {
-		return err
-	}
+	last := any(entryLine{toEntryJSON(r.Entry), true})
 	buf := make([]byte, chunkSize)
 	for left := r.Entry.Size; left > 0; {
+		if err := x.enc.Encode(last); err != nil {
+			return err
+		}
 		p := buf[:min(left, chunkSize)]
 		if _, err := io.ReadFull(r, p); err != nil {
 			return fmt.Errorf("%q: %w", key, err)
 		}
 		left -= int64(len(p))
-		if err := x.enc.Encode(chunkLine{p}); err != nil {
-			return err
-		}
+		last = chunkLine{p}
 	}
-	if _, err := r.Read(buf); !errors.Is(err, io.EOF) { // the checksum is compared there
+	switch n, err := io.ReadFull(r, make([]byte, 1)); { // the checksum is compared there
+	case n > 0:
+		return fmt.Errorf("%q: has more than the %d bytes of its entry", key, r.Entry.Size)
+	case !errors.Is(err, io.EOF):
 		return fmt.Errorf("%q: %w", key, err)
+	}
+	if err := x.enc.Encode(last); err != nil {
+		return err
 	}
 	x.wrote(key, r.Entry.Size)
 	return nil

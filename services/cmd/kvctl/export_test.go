@@ -13,12 +13,18 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"kvstore/client"
 	"kvstore/client/clienttest"
 	"kvstore/components/kverr"
+	kvstorev1 "kvstore/proto/gen/kvstore/v1"
 )
 
 // holds is what a namespace holds, but for versions and times that no import can bring back.
@@ -203,6 +209,82 @@ func TestExportResumes(t *testing.T) {
 	}
 	if code, _, told := sh.run("", "export", "--out", file, "--resume"); code != exitError || !strings.Contains(told, "line 1 is no record") {
 		t.Errorf("a file of something else: exit %d: %s", code, told)
+	}
+}
+
+// spoiled is a stream of a value whose last chunk arrives with another byte, as long as spoil says so.
+type spoiled struct {
+	grpc.ClientStream
+	spoil *atomic.Bool
+	left  int64
+}
+
+func (s *spoiled) RecvMsg(m any) error {
+	err := s.ClientStream.RecvMsg(m)
+	if r, ok := m.(*kvstorev1.GetStreamResponse); ok && err == nil {
+		if e := r.GetEntry(); e != nil {
+			s.left = e.Size
+		}
+		if c := r.GetChunk(); len(c) > 0 {
+			if s.left -= int64(len(c)); s.left == 0 && s.spoil.Load() {
+				c[len(c)-1] ^= 1
+			}
+		}
+	}
+	return err
+}
+
+// TestExportOfDamage: a value that does not match its checksum is never in the file as a whole, so that --resume reads it again.
+func TestExportOfDamage(t *testing.T) {
+	sh, _ := newShell(t)
+	var spoil atomic.Bool
+	sh.dial = append(sh.dial, grpc.WithChainStreamInterceptor(func(ctx context.Context, d *grpc.StreamDesc, cc *grpc.ClientConn, method string, open grpc.Streamer, o ...grpc.CallOption) (grpc.ClientStream, error) {
+		s, err := open(ctx, d, cc, method, o...)
+		return &spoiled{ClientStream: s, spoil: &spoil}, err
+	}))
+	sh.ok("put", "a", "1")
+	for key, size := range map[string]int{"one chunk and a byte": chunkSize + 1, "whole chunks": 2 * chunkSize} {
+		if code, _, errs := sh.run(strings.Repeat("x", size), "put", key, "-"); code != 0 {
+			t.Fatal(errs)
+		}
+		file := filepath.Join(t.TempDir(), "dump")
+		spoil.Store(true)
+		if code, _, told := sh.run("", "export", "--out", file); code != exitError || !strings.Contains(told, "checksum") {
+			t.Errorf("%s: exit %d: %s", key, code, told)
+		}
+		spoil.Store(false)
+		if code, _, told := sh.run("", "export", "--out", file, "--resume"); code != 0 {
+			t.Errorf("%s: exit %d: %s", key, code, told)
+		}
+		sh.ok("namespace", "create", "copy")
+		sh.ok("import", file, "--namespace", "copy")
+		if !maps.Equal(holds(t, sh, ""), holds(t, sh, "copy")) {
+			t.Errorf("%s: the export has another value", key)
+		}
+		sh.ok("namespace", "rm", "copy", "--confirm", "copy")
+		sh.ok("del", key)
+	}
+}
+
+// TestExportOnATerminal: the bar is no part of the export. Whether somebody counts for it, or how long that takes, changes nothing.
+func TestExportOnATerminal(t *testing.T) {
+	for name, count := range map[string]func(context.Context) error{
+		"fails":       func(context.Context) error { return status.Error(codes.PermissionDenied, "no counting") },
+		"never comes": func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() },
+	} {
+		sh, _ := newShell(t)
+		sh.errTTY = 80
+		sh.dial = append(sh.dial, grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, call grpc.UnaryInvoker, o ...grpc.CallOption) error {
+			if r, ok := req.(*kvstorev1.ListRequest); ok && r.CountOnly {
+				return count(ctx)
+			}
+			return call(ctx, method, req, reply, cc, o...)
+		}))
+		sh.ok("put", "a", "1")
+		began := time.Now()
+		if code, out, told := sh.run("", "export"); code != 0 || !strings.Contains(out, `{"end":{"keys":1,`) || time.Since(began) > 20*time.Second {
+			t.Errorf("a count that %s: exit %d after %v: %s", name, code, time.Since(began), told)
+		}
 	}
 }
 

@@ -29,6 +29,8 @@ type shell struct {
 	dial []grpc.DialOption
 	env  map[string]string
 	tty  int
+
+	errTTY int
 }
 
 func newShell(t *testing.T) (*shell, *clienttest.Server) {
@@ -39,7 +41,7 @@ func newShell(t *testing.T) (*shell, *clienttest.Server) {
 func (sh *shell) run(stdin string, args ...string) (code int, stdout, stderr string) {
 	var out, errs bytes.Buffer
 	code = run(context.Background(), system{
-		stdin: strings.NewReader(stdin), stdout: &out, stderr: &errs, width: sh.tty, dial: sh.dial,
+		stdin: strings.NewReader(stdin), stdout: &out, stderr: &errs, width: sh.tty, errWidth: sh.errTTY, dial: sh.dial,
 		getenv: func(k string) string { return sh.env[k] },
 	}, args)
 	return code, out.String(), errs.String()
