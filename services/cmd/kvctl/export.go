@@ -153,9 +153,9 @@ func (x *export) review(f *os.File) (end int64, err error) {
 		}
 		switch {
 		case x.whole:
-			return 0, r.fault(errors.New("follows the end"), 0)
+			return 0, r.fault(errors.New("follows the end"))
 		case x.begun != (rec.Export == nil):
-			return 0, r.fault(errors.New("is not what an export has here: its head, and once"), 0)
+			return 0, r.fault(errors.New("is not what an export has here: its head, and once"))
 		case rec.Export != nil:
 			if err := x.sameAs(rec.Export); err != nil {
 				return 0, err
@@ -164,7 +164,7 @@ func (x *export) review(f *os.File) (end int64, err error) {
 		case rec.End != nil:
 			x.whole = true
 		case rec.Chunk != nil:
-			return 0, r.fault(errors.New("is a chunk of no entry"), 0)
+			return 0, r.fault(errors.New("is a chunk of no entry"))
 		default:
 			size := rec.size()
 			if rec.Chunked {

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"google.golang.org/grpc"
@@ -341,8 +342,8 @@ func TestImportLines(t *testing.T) {
 		{"chunks", "{\"key\":\"a\",\"size\":200,\"chunked\":true}\n{\"chunk\":\"" + long + "\"}\n{\"chunk\":\"" + long + "\"}\n{\"key\":\"b\",\"value\":\"\"}", 0, "imported 2", 2},
 		{"no chunks", "{\"key\":\"a\",\"size\":0,\"chunked\":true}\n{\"key\":\"b\",\"value\":\"\"}", 0, "imported 2", 2},
 		{"expired chunks", "{\"key\":\"a\",\"size\":100,\"chunked\":true,\"expires\":\"2001-01-01T00:00:00Z\"}\n{\"chunk\":\"" + long + "\"}\n{\"key\":\"b\",\"value\":\"\"}", 0, "imported 1 keys, 1 have expired", 1},
-		{"too few chunks", "{\"key\":\"a\",\"size\":200,\"chunked\":true}\n{\"chunk\":\"" + long + "\"}\n", 1, "line 3 is missing: 100 bytes", 0},
-		{"a key among chunks", "{\"key\":\"a\",\"size\":200,\"chunked\":true}\n{\"chunk\":\"" + long + "\"}\n{\"key\":\"b\",\"value\":\"\"}\n", 1, "line 3 is no chunk: 100 bytes", 0},
+		{"too few chunks", "{\"key\":\"a\",\"size\":200,\"chunked\":true}\n{\"chunk\":\"" + long + "\"}\n", 1, "line 1 is not whole: 100 bytes of its value are missing at the end", 0},
+		{"a key among chunks", "{\"key\":\"a\",\"size\":200,\"chunked\":true}\n{\"chunk\":\"" + long + "\"}\n{\"key\":\"b\",\"value\":\"\"}\n", 1, "line 1 is not whole: 100 bytes of its value are missing at line 3", 0},
 		{"too many bytes", "{\"key\":\"a\",\"size\":50,\"chunked\":true}\n{\"chunk\":\"" + long + "\"}\n", 1, "line 2 has a chunk of 100 bytes; 50", 0},
 		{"a chunk alone", "{\"chunk\":\"" + long + "\"}\n", 1, "line 1 is a chunk of no entry", 0},
 		{"chunked without size", `{"key":"a","chunked":true}`, 1, "line 1 chunked: it needs a size", 0},
@@ -371,9 +372,43 @@ func TestImportKeepsGoing(t *testing.T) {
 	}
 	file.WriteString("{\"key\":\"\",\"value\":\"1\"}\n{\"key\":\"x\",\"size\":9,\"chunked\":true}\n{\"chunk\":\"AAE=\"}\n{\"key\":\"y\",\"value\":\"1\"}\n")
 	code, _, told := sh.run(file.String(), "import", "-", "--keep-going")
-	if code != exitError || !strings.Contains(told, "imported 100 keys, 102 lines were refused") || !strings.Contains(told, "line 2 is no record") ||
+	if code != exitError || !strings.Contains(told, "imported 101 keys, 102 lines were refused") || !strings.Contains(told, "line 2 is no record") ||
 		strings.Contains(told, "line 60 ") || strings.Count(told, "\n") > importTold+5 {
 		t.Errorf("exit %d: %s", code, told)
+	}
+	if got := sh.ok("get", "y"); got != "1" {
+		t.Errorf("the entry behind a value that is not whole: %q", got)
+	}
+
+	// Behind a value that is not whole each entry counts, and the entry whose value that is is the one refused.
+	sh.ok("put", "there", "1")
+	name := filepath.Join(t.TempDir(), "dump")
+	torn := func(key, more string) string {
+		return `{"key":"` + key + `","size":9,"chunked":true` + more + "}\n{\"chunk\":\"AAE=\"}\n\n{\"key\":\"good\",\"value\":\"1\"}\n"
+	}
+	for what, tc := range map[string]struct {
+		text, want string
+		args       []string
+	}{
+		"a pipe":  {torn("x", ""), "imported 1 keys, 1 lines", []string{"-"}},
+		"a file":  {torn("x", ""), "imported 1 keys, 1 lines", []string{name}},
+		"twice":   {torn("x", "") + torn("x", ""), "imported 2 keys, 2 lines", []string{name}},
+		"in row":  {strings.Repeat("{\"key\":\"x\",\"size\":9,\"chunked\":true}\n", 2) + torn("x", ""), "imported 1 keys, 3 lines", []string{name}},
+		"checked": {torn("x", ""), "could import 1 keys, 1 lines", []string{name, "--check"}},
+		"expired": {torn("x", `,"expires":"2001-01-01T00:00:00Z"`), "imported 1 keys, 1 have expired, 1 lines", []string{name}},
+		"existed": {torn("there", ""), "imported 1 keys", []string{name, "--if-absent"}},
+	} {
+		if err := os.WriteFile(name, []byte(tc.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		code, _, told := sh.run(tc.text, append([]string{"import", "--keep-going"}, tc.args...)...)
+		if code != exitError || !strings.Contains(told, tc.want) || !strings.Contains(told, "line 1 is not whole") ||
+			!strings.Contains(told, " lines were refused") || strings.Contains(told, "no entry") {
+			t.Errorf("%s: exit %d: %s", what, code, told)
+		}
+		if what != "checked" {
+			sh.ok("del", "good")
+		}
 	}
 	srv.Faults.Before(func(method string) error {
 		if method == "BatchPut" {
@@ -432,6 +467,57 @@ func TestImportResumes(t *testing.T) {
 	}
 	if code, _, told := sh.run("", into...); code != exitUsage || !strings.Contains(told, "has changed since") {
 		t.Errorf("of another file: exit %d: %s", code, told)
+	}
+}
+
+// TestImportCounts: what an import counts in the end is what the file has, however often it was interrupted in the midst of a batch.
+func TestImportCounts(t *testing.T) {
+	sh, srv := newShell(t)
+	var text strings.Builder
+	for i := range 20 {
+		fmt.Fprintf(&text, "{\"key\":\"k%02d\",\"value\":\"1\"}\nnonsense\n{\"key\":\"old\",\"value\":\"1\",\"expires\":\"2001-01-01T00:00:00Z\"}\n", i)
+		fmt.Fprintf(&text, "{\"key\":\"\",\"value\":\"1\"}\n{\"key\":\"l%02d\",\"value\":\"1\"}\n", i)
+		text.WriteString("{\"key\":\"older\",\"size\":2,\"chunked\":true,\"expires\":\"2001-01-01T00:00:00Z\"}\n{\"chunk\":\"AAE=\"}\n")
+	}
+	file := filepath.Join(t.TempDir(), "dump")
+	if err := os.WriteFile(file, []byte(text.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	items, runs := 0, 0
+	srv.Faults.Before(func(method string) error {
+		if method == "item" {
+			if items++; items%17 == 0 {
+				return kverr.New(kverr.PermissionDenied, "", "not now")
+			}
+		}
+		return nil
+	})
+	var code int
+	var told string
+	for code = exitError; runs < 50 && !strings.Contains(told, "40 lines were refused\nkvctl: 40"); runs++ {
+		code, _, told = sh.run("", "import", file, "--resume", "--keep-going")
+	}
+	if code != exitError || runs < 3 || !strings.Contains(told, "imported 40 keys, 40 have expired, 40 lines were refused") {
+		t.Errorf("exit %d after %d runs: %s", code, runs, told)
+	}
+}
+
+// TestImportCutOff: a file whose reading fails in the midst of a line is stored up to the line before.
+func TestImportCutOff(t *testing.T) {
+	sh, _ := newShell(t)
+	c, err := client.Dial(t.Context(), client.Config{Endpoints: []string{sh.env["KVSTORE_ENDPOINT"]}, DialOptions: sh.dial})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	const first, second = "{\"key\":\"a\",\"value\":\"1\"}\n", "{\"key\":\"b\",\"val"
+	gone := errors.New("the disk is gone")
+	for _, rest := range []string{second, "", "\n \n" + second} {
+		m := &importer{s: &session{}, c: c, r: newRecordReader(io.MultiReader(strings.NewReader(first+rest), iotest.ErrReader(gone)))}
+		blank := int64(strings.Count(rest, "\n"))
+		if err := m.run(t.Context()); !errors.Is(err, gone) || m.sure.Offset != int64(len(first+rest[:strings.LastIndex(rest, "\n")+1])) || m.sure.Line != 1+blank || m.sure.Stored != 1 {
+			t.Errorf("%q: %v; the checkpoint is %+v", rest, err, m.sure)
+		}
 	}
 }
 

@@ -64,8 +64,9 @@ type importer struct {
 	check     bool
 
 	r      *recordReader
-	stand  stand     // behind the last line of which everything is stored
-	saved  time.Time // when stand was written to its file
+	stand  stand     // where the file is stored up to, with what has been counted, which may be of lines behind that
+	sure   stand     // with the counts up to there
+	saved  time.Time // when sure was written to its file
 	read   atomic.Int64
 	stored atomic.Int64
 
@@ -164,6 +165,7 @@ func (m *importer) open() (closed func(), err error) {
 	m.r = newRecordReader(f)
 	m.r.at, m.r.line = m.stand.Offset, m.stand.Line
 	m.head = m.stand.Head
+	m.sure = m.stand
 	if err == nil && m.stand.Offset > 0 {
 		_, err = f.Seek(m.stand.Offset, io.SeekStart)
 	}
@@ -208,7 +210,7 @@ func (m *importer) restore() error {
 // note writes the checkpoint. Whoever finds an old one after a crash of the machine repeats what came after it.
 func (m *importer) note() error {
 	m.saved = time.Now()
-	text, err := json.Marshal(m.stand)
+	text, err := json.Marshal(m.sure)
 	if err != nil {
 		return err
 	}
@@ -256,7 +258,8 @@ func (m *importer) run(ctx context.Context) error {
 				return err
 			}
 		case err != nil:
-			return errors.Join(err, m.flush(ctx))
+			// Of the line in which the reading failed nothing is known but its beginning.
+			return errors.Join(err, m.store(ctx, m.r.from, m.r.line))
 		default:
 			if err := m.take(ctx, &rec); err != nil {
 				return err
@@ -294,13 +297,14 @@ func (m *importer) take(ctx context.Context, rec *record) error {
 	}
 	if rec.Expires != nil {
 		if o.TTL = time.Until(*rec.Expires); o.TTL <= 0 {
-			m.stand.Expired++
 			if !rec.Chunked {
+				m.stand.Expired++
 				return nil
 			}
 			if err := m.flushBefore(ctx); err != nil {
 				return err
 			}
+			m.stand.Expired++
 			return m.skip(newChunks(m.r, *rec.Size))
 		}
 	}
@@ -366,7 +370,9 @@ func (m *importer) stream(ctx context.Context, key string, size int64, o *client
 	}
 	value := newChunks(m.r, size)
 	var err error
-	if !m.check {
+	if m.check {
+		err = value.skip()
+	} else {
 		var r io.Reader = value
 		if m.source != nil {
 			r = &rereadable{chunks: value, m: m, at: m.r.at, line: m.r.line}
@@ -414,7 +420,7 @@ func (r *rereadable) Seek(offset int64, whence int) (int64, error) {
 		return 0, err
 	}
 	r.m.r.r.Reset(r.m.source)
-	r.m.r.at, r.m.r.line = r.at, r.line
+	r.m.r.at, r.m.r.line, r.m.r.kept = r.at, r.line, nil
 	*r.chunks = *newChunks(r.m.r, r.size)
 	return 0, nil
 }
@@ -485,6 +491,7 @@ func (m *importer) outcome(key string, lines map[string]int64, err error) error 
 // reached notes that everything up to a place of the file is stored.
 func (m *importer) reached(at, line int64) error {
 	m.stand.Offset, m.stand.Line, m.stand.Head = at, line, m.head && !m.whole
+	m.sure = m.stand
 	if m.source == nil || m.check || time.Since(m.saved) < importNoteEach {
 		return nil
 	}

@@ -195,6 +195,13 @@ type recordReader struct {
 	from int64 // where it begins
 	torn bool  // it has no end
 	buf  []byte
+	kept *keptRecord
+}
+
+// keptRecord is a record that was handed back, with where the reader stood behind it.
+type keptRecord struct {
+	record
+	line, at int64
 }
 
 func newRecordReader(r io.Reader) *recordReader {
@@ -220,7 +227,7 @@ func (r *recordReader) next() ([]byte, error) {
 		}
 		r.line++
 		if r.at-r.from > maxLine {
-			return nil, r.fault(fmt.Errorf("has %s, over %s: longer values go in chunks", bytesText(r.at-r.from), bytesText(maxLine)), 0)
+			return nil, r.fault(fmt.Errorf("has %s, over %s: longer values go in chunks", bytesText(r.at-r.from), bytesText(maxLine)))
 		}
 		if line := bytes.TrimSpace(r.buf); len(line) > 0 {
 			return line, nil
@@ -230,15 +237,25 @@ func (r *recordReader) next() ([]byte, error) {
 
 // record reads the next record. An error of a line names it.
 func (r *recordReader) record() (record, error) {
+	if k := r.kept; k != nil {
+		r.kept, r.line, r.at = nil, k.line, k.at
+		return k.record, nil
+	}
 	line, err := r.next()
 	if err != nil {
 		return record{}, err
 	}
 	rec, err := parseRecord(line)
 	if err != nil {
-		return record{}, r.fault(err, 0)
+		return record{}, r.fault(err)
 	}
 	return rec, nil
+}
+
+// handBack has the record that was read last be the next one again. The reader stands before it.
+func (r *recordReader) handBack(rec record) {
+	r.kept = &keptRecord{rec, r.line, r.at}
+	r.line, r.at = r.line-1, r.from
 }
 
 // lineError is what is wrong with a line of a file.
@@ -250,19 +267,22 @@ type lineError struct {
 func (e lineError) Error() string { return fmt.Sprintf("line %d %v", e.line, e.err) }
 func (e lineError) Unwrap() error { return e.err }
 
-// fault is an error of the line that was read last, or of one so many lines behind it.
-func (r *recordReader) fault(err error, behind int64) error { return lineError{r.line + behind, err} }
+// fault is an error of the line that was read last.
+func (r *recordReader) fault(err error) error { return lineError{r.line, err} }
 
 // chunks reads the value of a chunked entry, which the reader stands behind. When the file can be read again so can it.
 type chunks struct {
 	from *recordReader
+	line int64 // of the entry
 	size int64
 	left int64 // bytes of the value that are still in the file
 	data []byte
 	err  error
 }
 
-func newChunks(r *recordReader, size int64) *chunks { return &chunks{from: r, size: size, left: size} }
+func newChunks(r *recordReader, size int64) *chunks {
+	return &chunks{from: r, line: r.line, size: size, left: size}
+}
 
 // Read reads the next bytes of the value.
 func (c *chunks) Read(p []byte) (int, error) {
@@ -280,17 +300,19 @@ func (c *chunks) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// fetch reads the next line, which must be a chunk of this value.
+// fetch reads the next line, which must be a chunk of this value. A record of another kind is the reader's again: it is the entry that is
+// not whole.
 func (c *chunks) fetch() {
 	rec, err := c.from.record()
 	switch {
 	case errors.Is(err, io.EOF):
-		err = c.from.fault(fmt.Errorf("is missing: %d bytes of a chunked value should follow", c.left), 1)
+		err = lineError{c.line, fmt.Errorf("is not whole: %d bytes of its value are missing at the end", c.left)}
 	case err != nil:
 	case rec.Chunk == nil:
-		err = c.from.fault(fmt.Errorf("is no chunk: %d bytes of a chunked value should follow", c.left), 0)
+		err = lineError{c.line, fmt.Errorf("is not whole: %d bytes of its value are missing at line %d", c.left, c.from.line)}
+		c.from.handBack(rec)
 	case int64(len(rec.Chunk)) > c.left:
-		err = c.from.fault(fmt.Errorf("has a chunk of %d bytes; %d were to follow", len(rec.Chunk), c.left), 0)
+		err = c.from.fault(fmt.Errorf("has a chunk of %d bytes; %d were to follow", len(rec.Chunk), c.left))
 	}
 	if err != nil {
 		c.err = err
