@@ -87,9 +87,9 @@ func (w *sweep) report(s *session) error {
 		return err
 	}
 	err = errors.Join(
-		writeWhole(w.file(resultsName), data),
-		writeWholeBytes(w.file(summaryName), data.summary()),
-		writeWholeBytes(w.file(chartsName), page),
+		replaceJSON(w.file(resultsName), data),
+		replaceFile(w.file(summaryName), data.summary(), 0o644),
+		replaceFile(w.file(chartsName), page, 0o644),
 	)
 	if err != nil || s == nil {
 		return err

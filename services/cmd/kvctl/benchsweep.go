@@ -139,7 +139,7 @@ type cell struct {
 type oneProcess struct {
 	OpsPerS float64 `json:"ops_per_s"`
 	Seconds float64 `json:"seconds"`
-	P50     float64 `json:"p50_ms"` // of its slowest step
+	P50     float64 `json:"p50_ms"` // of the main step
 	P99     float64 `json:"p99_ms"`
 }
 
@@ -283,7 +283,7 @@ func (w *sweep) begin(ctx context.Context, s *session, c *client.Client) error {
 	if there, err := w.read(&was); err != nil {
 		return err
 	} else if there {
-		was.Where.Began = w.Where.Began
+		w.Where.Began = was.Where.Began
 		asked := *w
 		a, b := reflect.ValueOf(asked), reflect.ValueOf(was)
 		for i := range a.NumField() {
@@ -296,7 +296,7 @@ func (w *sweep) begin(ctx context.Context, s *session, c *client.Client) error {
 	if err := os.MkdirAll(filepath.Join(w.dir, "cells"), 0o755); err != nil {
 		return err
 	}
-	return writeWhole(w.file("sweep.json"), w)
+	return replaceJSON(w.file("sweep.json"), w)
 }
 
 func (w *sweep) file(name string) string { return filepath.Join(w.dir, name) }
@@ -316,21 +316,13 @@ func (w *sweep) read(into *sweep) (there bool, err error) {
 	return true, nil
 }
 
-// writeWhole writes a file of JSON that nobody ever sees half of.
-func writeWhole(name string, v any) error {
+// replaceJSON writes a file of JSON that nobody ever sees half of.
+func replaceJSON(name string, v any) error {
 	var b bytes.Buffer
 	if err := writeJSON(&b, v); err != nil {
 		return err
 	}
-	return writeWholeBytes(name, b.Bytes())
-}
-
-func writeWholeBytes(name string, data []byte) error {
-	part := name + ".part"
-	if err := os.WriteFile(part, data, 0o644); err != nil {
-		return err
-	}
-	return os.Rename(part, name)
+	return replaceFile(name, b.Bytes(), 0o644)
 }
 
 // cells are all measurements in their order.
@@ -375,7 +367,7 @@ func (c *cell) decode() error {
 	return nil
 }
 
-func (w *sweep) writeCell(c cell) error { return writeWhole(w.cellFile(c), c) }
+func (w *sweep) writeCell(c cell) error { return replaceJSON(w.cellFile(c), c) }
 
 // measure does one measurement.
 func (w *sweep) measure(ctx context.Context, s *session, c *client.Client, at *cell) (err error) {

@@ -238,25 +238,15 @@ func (c *clusterFiles) secret(name string, mode os.FileMode) (string, error) {
 }
 
 // write replaces a file at once, unless it is as it should be.
-func (c *clusterFiles) write(name string, data []byte, mode os.FileMode) (err error) {
+func (c *clusterFiles) write(name string, data []byte, mode os.FileMode) error {
 	file := c.path(name)
 	if old, err := os.ReadFile(file); err == nil && bytes.Equal(old, data) {
 		c.say("kept", file)
 		return nil
 	}
-	temp, err := os.CreateTemp(filepath.Dir(file), ".kvstore-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(temp.Name())
-		}
-	}()
-	_, err = temp.Write(data)
-	if err = errors.Join(err, temp.Chmod(mode), temp.Sync(), temp.Close()); err != nil {
+	if err := replaceFile(file, data, mode); err != nil {
 		return err
 	}
 	c.say("wrote", file)
-	return os.Rename(temp.Name(), file)
+	return nil
 }

@@ -72,16 +72,15 @@ file of contexts.
 					return usagef("--token-stdin: want a token on standard input, and no --token-file")
 				}
 			}
-			all, file, err := s.contexts()
+			err = s.changeContexts(func(all *contexts, _ string) error {
+				all.Contexts[name] = c
+				all.Current = cmp.Or(all.Current, name)
+				return nil
+			})
 			if err != nil {
 				return err
 			}
-			all.Contexts[name] = c
-			all.Current = cmp.Or(all.Current, name)
-			if err := all.save(file); err != nil {
-				return err
-			}
-			fmt.Fprintf(s.stdout, "context %s is kept in %s\n", name, file)
+			fmt.Fprintf(s.stdout, "context %s is kept in %s\n", name, s.contextFile())
 			return nil
 		}
 	},
@@ -92,28 +91,25 @@ func (s *session) asGiven() (settings, error) {
 	if !s.given["endpoint"] {
 		return settings{}, usagef("--endpoint is missing: where does the context lead?")
 	}
-	c := settings{
-		Endpoint: s.endpoint, TLS: s.given["tls"] && s.door.tls, ServerName: s.door.server, Insecure: s.given["insecure"] && s.door.insecure,
-	}
-	for flag, to := range map[string]*string{"keyspace": &c.Keyspace, "namespace": &c.Namespace, "server-name": &c.ServerName} {
-		if *to = ""; s.given[flag] {
-			*to = map[string]string{"keyspace": s.keyspace, "namespace": s.namespace, "server-name": s.door.server}[flag]
-		}
-	}
+	c := settings{TLS: s.given["tls"] && s.door.tls, Insecure: s.given["insecure"] && s.door.insecure}
 	for _, f := range []struct {
-		flag, file string
-		to         *string
+		flag, value string
+		to          *string
+		file        bool
 	}{
-		{"ca", s.door.ca, &c.CA}, {"cert", s.door.cert, &c.Cert}, {"key", s.door.key, &c.Key}, {"token-file", s.door.tokenFile, &c.TokenFile},
+		{"endpoint", s.endpoint, &c.Endpoint, false}, {"keyspace", s.keyspace, &c.Keyspace, false}, {"namespace", s.namespace, &c.Namespace, false},
+		{"server-name", s.door.server, &c.ServerName, false},
+		{"ca", s.door.ca, &c.CA, true}, {"cert", s.door.cert, &c.Cert, true}, {"key", s.door.key, &c.Key, true}, {"token-file", s.door.tokenFile, &c.TokenFile, true},
 	} {
-		if !s.given[f.flag] || f.file == "" {
+		if !s.given[f.flag] {
 			continue
 		}
-		abs, err := filepath.Abs(f.file)
-		if err != nil {
-			return c, err
+		if *f.to = f.value; f.file && f.value != "" {
+			var err error
+			if *f.to, err = filepath.Abs(f.value); err != nil {
+				return c, err
+			}
 		}
-		*f.to = abs
 	}
 	return c, nil
 }
@@ -126,15 +122,12 @@ var contextUseCommand = command{
   kvctl context use prod
   kvctl get greeting --context local`,
 	setup: simple(func(_ context.Context, s *session, args []string) error {
-		all, file, err := s.contexts()
+		err := s.changeContexts(func(all *contexts, file string) error {
+			all.Current = args[0]
+			_, err := all.get(args[0], file)
+			return err
+		})
 		if err != nil {
-			return err
-		}
-		if _, err := all.get(args[0], file); err != nil {
-			return err
-		}
-		all.Current = args[0]
-		if err := all.save(file); err != nil {
 			return err
 		}
 		fmt.Fprintf(s.stdout, "context %s is the current one\n", args[0])
@@ -213,18 +206,15 @@ var contextRmCommand = command{
 
   kvctl context rm prod2`,
 	setup: simple(func(_ context.Context, s *session, args []string) error {
-		all, file, err := s.contexts()
+		err := s.changeContexts(func(all *contexts, file string) error {
+			_, err := all.get(args[0], file)
+			delete(all.Contexts, args[0])
+			if all.Current == args[0] {
+				all.Current = ""
+			}
+			return err
+		})
 		if err != nil {
-			return err
-		}
-		if _, err := all.get(args[0], file); err != nil {
-			return err
-		}
-		delete(all.Contexts, args[0])
-		if all.Current == args[0] {
-			all.Current = ""
-		}
-		if err := all.save(file); err != nil {
 			return err
 		}
 		return s.removed("context", args[0])
@@ -245,7 +235,7 @@ func (c settings) shown(name string, current bool) map[string]any {
 // security tells in short how a context's server is spoken to.
 func (c settings) security() string {
 	text := "plain text"
-	if c.TLS || c.CA != "" || c.Cert != "" || c.Key != "" || c.ServerName != "" || strings.HasPrefix(c.Endpoint, "grpcs://") {
+	if d := (door{tls: c.TLS, ca: c.CA, cert: c.Cert, key: c.Key, server: c.ServerName}); d.wantsTLS(c.Endpoint) {
 		text = "TLS"
 	}
 	if c.Cert != "" {
@@ -314,19 +304,19 @@ func (a *contexts) save(file string) error {
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(file), ".config-*") // of mode 0600
+	return replaceFile(file, append(text, '\n'), 0o600)
+}
+
+// changeContexts changes the contexts in their file.
+func (s *session) changeContexts(change func(all *contexts, file string) error) error {
+	all, file, err := s.contexts()
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(append(text, '\n'))
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), file)
+	if err := change(all, file); err != nil {
+		return err
 	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-	}
-	return err
+	return all.save(file)
 }
 
 // inContext returns the settings of a context, or of the current one when name is empty; there need not be one then.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"flag"
+	"strings"
 
 	"kvstore/client"
 )
@@ -26,13 +27,13 @@ func (d *door) flags(fs *flag.FlagSet) {
 }
 
 // exposed tells whether a token would travel in plain text, so that client.Dial refuses.
-func (d *door) exposed() bool {
-	return (d.token != "" || d.tokenFile != "") && !d.wantsTLS() && !d.insecure
+func (d *door) exposed(endpoint string) bool {
+	return (d.token != "" || d.tokenFile != "") && !d.wantsTLS(endpoint) && !d.insecure
 }
 
-// wantsTLS tells whether TLS is asked for.
-func (d *door) wantsTLS() bool {
-	return d.tls || d.ca != "" || d.cert != "" || d.key != "" || d.server != ""
+// wantsTLS tells whether TLS is asked for, by an endpoint of grpcs:// too.
+func (d *door) wantsTLS(endpoint string) bool {
+	return strings.Contains(endpoint, "grpcs://") || d.tls || d.ca != "" || d.cert != "" || d.key != "" || d.server != ""
 }
 
 func (d *door) config(c *client.Config) {

@@ -52,7 +52,7 @@ func hint(s *session, err error) string {
 	case kverr.DeadlineExceeded:
 		if s.c == nil {
 			text := fmt.Sprintf("nobody answers at %s; name the server with --endpoint or KVSTORE_ENDPOINT", s.endpoint)
-			if !s.door.wantsTLS() { // some proxies lose what a server says of plain text
+			if !s.door.wantsTLS(s.endpoint) { // some proxies lose what a server says of plain text
 				text += ", and if it speaks TLS, its CA with --ca"
 			}
 			return text
@@ -112,7 +112,7 @@ func hint(s *session, err error) string {
 	case kverr.PermissionDenied:
 		return "whoever keeps the server's tokens file can grant it: KEYSPACE=read, =write or =admin, or server-admin, or metrics"
 	case kverr.InvalidArgument:
-		if s.c == nil && s.door.exposed() {
+		if s.c == nil && s.door.exposed(s.endpoint) {
 			return "--ca FILE or --tls turns TLS on; --insecure sends the token nevertheless"
 		}
 	case kverr.Canceled:

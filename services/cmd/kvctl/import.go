@@ -214,11 +214,7 @@ func (m *importer) note() error {
 	if err != nil {
 		return err
 	}
-	part := m.noteName() + ".part"
-	if err := os.WriteFile(part, text, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(part, m.noteName())
+	return replaceFile(m.noteName(), text, 0o600)
 }
 
 // tell tells what has been done.

@@ -66,25 +66,16 @@ type (
 	}
 )
 
-// record is a line as it is read: exactly one of Export, End, Chunk and Key is there.
+// record is a line as it is read: exactly one of Export, End, Chunk and Key is there. Version and times but for Expires tell people; they are not
+// imported.
 type record struct {
 	Export *exportHead `json:"export"`
 	End    *exportEnd  `json:"end"`
 	Chunk  []byte      `json:"chunk"`
-	Key    *string     `json:"key"`
-
-	Value       *string           `json:"value"`
-	ValueBase64 *[]byte           `json:"value_base64"`
-	Version     uint64            `json:"version"` // this and the times before Expires tell people; they are not imported
-	Size        *int64            `json:"size"`
-	Created     *time.Time        `json:"created"`
-	Updated     *time.Time        `json:"updated"`
-	Expires     *time.Time        `json:"expires"`
-	ContentType string            `json:"content_type"`
-	Encoding    string            `json:"encoding"`
-	Metadata    map[string]string `json:"metadata"`
-	Tags        map[string]string `json:"tags"`
-	Chunked     bool              `json:"chunked"`
+	entryJSON
+	Key     *string `json:"key"`  // in place of entryJSON's
+	Size    *int64  `json:"size"` // likewise
+	Chunked bool    `json:"chunked"`
 }
 
 // parseRecord reads a line; the error says what is wrong with it, not where it is.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"encoding/base64"
 	"fmt"
 	"io"
 	"os"
@@ -110,7 +109,7 @@ func parseSize(s string) (int64, error) {
 type entryJSON struct {
 	Key         string            `json:"key"`
 	Value       *string           `json:"value,omitempty"`
-	ValueBase64 *string           `json:"value_base64,omitempty"`
+	ValueBase64 *[]byte           `json:"value_base64,omitempty"`
 	Version     uint64            `json:"version"`
 	Size        int64             `json:"size"`
 	Created     *time.Time        `json:"created,omitempty"`
@@ -128,12 +127,10 @@ func toEntryJSON(e client.Entry) entryJSON {
 		Expires: optTime(e.Expires), ContentType: e.ContentType, Encoding: e.Encoding, Metadata: e.Metadata, Tags: e.Tags,
 	}
 	if e.Value != nil && int64(len(e.Value)) == e.Size {
-		text := string(e.Value)
-		if utf8.Valid(e.Value) {
+		if text := string(e.Value); utf8.ValidString(text) {
 			out.Value = &text
 		} else {
-			text = base64.StdEncoding.EncodeToString(e.Value)
-			out.ValueBase64 = &text
+			out.ValueBase64 = &e.Value
 		}
 	}
 	return out
