@@ -63,7 +63,7 @@ no server, no network. They are written anew after every measurement.
 }
 
 var benchReportCommand = command{
-	args: "DIR", min: 1, max: 1, complete: completeFiles,
+	args: "DIR", min: 1, max: 1, complete: completeFiles, local: true,
 	short: "write the report of a sweep anew",
 	help: `From what bench sweep keeps in DIR: results.json, PERFORMANCE_SUMMARY.md and benchmark_charts.html.
 

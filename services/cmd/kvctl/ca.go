@@ -16,6 +16,7 @@ import (
 )
 
 var caInitCommand = command{
+	local: true,
 	short: "make a certificate authority",
 	help: `Writes DIR/ca.crt, which everybody may have, and DIR/ca.key, which stays here: who has it can make certificates that your
 servers and clients trust. It is for trials and small clusters; it cannot revoke.
@@ -48,7 +49,7 @@ servers and clients trust. It is for trials and small clusters; it cannot revoke
 }
 
 var caIssueCommand = command{
-	args: "NAME", min: 1, max: 1,
+	args: "NAME", min: 1, max: 1, local: true,
 	short: "make a certificate for a server or a client",
 	help: `Writes DIR/NAME.crt and DIR/NAME.key, signed by the authority that kvctl ca init made in DIR. A server's certificate needs the
 names or addresses that clients dial; localhost, 127.0.0.1 and ::1 are always among them. Between our own processes the name counts

@@ -22,7 +22,7 @@ import (
 )
 
 var caClusterCommand = command{
-	args: "DIR", min: 1, max: 1,
+	args: "DIR", min: 1, max: 1, local: true,
 	short: "make what the doors of a small cluster need",
 	help: `Makes an authority, certificates, a token and a Redis password, a folder for each who needs some of it and should have no more:
 

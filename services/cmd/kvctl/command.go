@@ -78,6 +78,7 @@ type command struct {
 	short    string // one line
 	help     string // what else there is to know, with examples
 	complete what   // its arguments are, for completion in shells
+	local    bool   // it asks no server: what is wrong with contexts does not concern it
 
 	// setup declares the command's flags and returns what it does with them.
 	setup func(fs *flag.FlagSet) func(ctx context.Context, s *session, args []string) error
@@ -191,7 +192,7 @@ func (s *session) run(ctx context.Context, args []string) error {
 	default:
 		return usagef("-o %s: want table, wide, json or raw", s.output)
 	}
-	if err := s.settle(); err != nil && !strings.HasPrefix(name, "context ") { // which mend contexts
+	if err := s.settle(); err != nil && !cmd.local {
 		return err
 	}
 	return do(ctx, s, pos)

@@ -42,7 +42,7 @@ var (
 var shells = map[string]string{"bash": completionBash, "zsh": completionZsh, "fish": completionFish}
 
 var completionCommand = command{
-	args: "bash|zsh|fish", min: 1, max: 1, complete: completeShells,
+	args: "bash|zsh|fish", min: 1, max: 1, complete: completeShells, local: true,
 	short: "write the completion of a shell",
 	help: `Completes commands, flags and their values, contexts, and, asking the server for a second at most, keyspaces, namespaces and keys, the
 latter up to the next /.

@@ -43,7 +43,7 @@ Contexts are in a file of their owner: $KVCTL_CONFIG, else kvctl/config.json in 
 `
 
 var contextAddCommand = command{
-	args: "NAME", min: 1, max: 1,
+	args: "NAME", min: 1, max: 1, local: true,
 	short: "keep how a server is reached, under a name",
 	help: `Keeps what the flags of this command line say: endpoint, keyspace, namespace, TLS and token. A context of that name is replaced. The
 first one becomes the current one. A token is best left in its file; --token-stdin takes it from standard input into the
@@ -115,7 +115,7 @@ func (s *session) asGiven() (settings, error) {
 }
 
 var contextUseCommand = command{
-	args: "NAME", min: 1, max: 1, complete: completeContexts,
+	args: "NAME", min: 1, max: 1, complete: completeContexts, local: true,
 	short: "make a context the current one",
 	help: `The current context says what neither flags nor environment do. --context NAME uses another one for a single command.
 ` + contextHelp + `
@@ -136,6 +136,7 @@ var contextUseCommand = command{
 }
 
 var contextLsCommand = command{
+	local: true,
 	short: "list the contexts",
 	help: `The current one has a star.
 
@@ -172,7 +173,7 @@ var contextLsCommand = command{
 }
 
 var contextShowCommand = command{
-	args: "[NAME]", min: 0, max: 1, complete: completeContexts,
+	args: "[NAME]", min: 0, max: 1, complete: completeContexts, local: true,
 	short: "show a context, or the one that counts here",
 	help: `Without NAME: the context that commands here would use, by --context, KVSTORE_CONTEXT or as the current one. Of a token it shows that
 there is one.
@@ -200,7 +201,7 @@ there is one.
 }
 
 var contextRmCommand = command{
-	args: "NAME", min: 1, max: 1, complete: completeContexts,
+	args: "NAME", min: 1, max: 1, complete: completeContexts, local: true,
 	short: "forget a context",
 	help: `Files that it names stay.
 

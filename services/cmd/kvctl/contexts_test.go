@@ -153,6 +153,60 @@ func TestContexts(t *testing.T) {
 	}
 }
 
+// TestBrokenContexts: what asks no server works with a file of contexts that nobody understands, and what asks one names it.
+func TestBrokenContexts(t *testing.T) {
+	dir := t.TempDir()
+	file, sweeps := filepath.Join(dir, "config.json"), filepath.Join(dir, "sweep")
+	if err := os.Mkdir(sweeps, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{file: `{"contexts":`, filepath.Join(sweeps, "sweep.json"): "{}"} {
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sh := &shell{t: t, env: map[string]string{"KVCTL_CONFIG": file}}
+	sh.ok("ca", "init", "--dir", dir)
+	works := map[string]string{ // and with which arguments
+		"version": "", "completion": "bash", "ca init": "--if-absent --dir " + dir, "ca issue": "server --dir " + dir, "ca cluster": filepath.Join(dir, "cluster"),
+		"token new": "app --grant default=read", "bench report": sweeps,
+	}
+	for name, cmd := range commands {
+		words := strings.Fields(name)
+		args, ok := works[name]
+		switch {
+		case ok:
+			sh.ok(append(words, strings.Fields(args)...)...)
+			continue
+		case name == "doctor": // asks a Redis alone
+			if code, _, errs := sh.run("", name); code != exitUsage || !strings.Contains(errs, "--redis URL is missing") {
+				t.Errorf("doctor: exit %d: %s", code, errs)
+			}
+			continue
+		case words[0] == "context" && name != "context ls":
+			words = append(words, "a", "--endpoint", "b:1")
+		default:
+			words = append(words, strings.Fields(strings.Repeat("a ", cmd.min))...)
+		}
+		if code, _, errs := sh.run("", words...); code != exitError || !strings.Contains(errs, file) {
+			t.Errorf("%q: exit %d: %s", words, code, errs)
+		}
+	}
+}
+
+// TestTLSByAddress: grpcs:// is TLS as much as a flag is.
+func TestTLSByAddress(t *testing.T) {
+	d := door{token: "t"}
+	if !d.exposed("a:1") || !d.exposed("grpc://a:1") || d.exposed("grpcs://a:1") || d.exposed("grpcs://a:1,grpcs://b:1") {
+		t.Error("a token is exposed by an address without TLS alone")
+	}
+	for endpoint, want := range map[string]string{"a:1": "plain text", "grpc://a:1": "plain text", "grpcs://a:1": "TLS"} {
+		if got := (settings{Endpoint: endpoint}).security(); got != want {
+			t.Errorf("%s: %s", endpoint, got)
+		}
+	}
+}
+
 // TestAddressFirst: kvctl HOST:PORT is the client of that server.
 func TestAddressFirst(t *testing.T) {
 	for word, want := range map[string]bool{

@@ -10,6 +10,7 @@ import (
 )
 
 var doctorCommand = command{
+	local: true,
 	short: "tell what a Redis can lose, before it is stored in",
 	help: `Examines a Redis that kvstored -engine redis is to store in, and tells what it can lose and when. REFUSED means that
 kvstored does not start on it: the exit code is 1 then. The password comes from --redis-password-file or

@@ -13,7 +13,7 @@ import (
 )
 
 var tokenNewCommand = command{
-	args: "NAME", min: 1, max: 1,
+	args: "NAME", min: 1, max: 1, local: true,
 	short: "make a token and its line for the tokens file",
 	help: `Makes a random token. The line for the file that kvstored -tokens names, which holds the token's hash alone, goes to standard
 output; the token itself, which nobody can find out again, to standard error, or to a file of its owner with --out. Servers take a

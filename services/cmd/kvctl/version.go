@@ -8,6 +8,7 @@ import (
 )
 
 var versionCommand = command{
+	local: true,
 	short: "print the version of kvctl",
 	help:  `  kvctl version            the server's is in kvctl status`,
 	setup: func(*flag.FlagSet) func(context.Context, *session, []string) error {
