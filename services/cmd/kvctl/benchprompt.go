@@ -240,7 +240,7 @@ func (r *replay) show(s *session, res replayResult) error {
 		fmt.Fprintf(s.stdout, "%d blocks were evicted between lookup and read (--lease keeps them)\n", res.Lost)
 	}
 	if res.Refused > 0 {
-		fmt.Fprintf(s.stdout, "%d blocks were not stored, the first because: %s\n", res.Refused, res.FirstRefuse)
+		s.say("%d blocks were not stored, the first because: %s\n", res.Refused, res.FirstRefuse)
 	}
 	if res.Wrong > 0 {
 		fmt.Fprintf(s.stdout, "%d BLOCKS WERE WRONG\n", res.Wrong)

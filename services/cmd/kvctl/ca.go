@@ -123,7 +123,7 @@ func (s *session) alreadyThere(base string, keep bool) (bool, error) {
 		case !keep:
 			return false, usagef("%s is there already: remove it, or keep it with --if-absent", name)
 		}
-		fmt.Fprintf(s.stdout, "kept %s\n", name)
+		s.say("kept %s\n", name)
 		return true, nil
 	}
 	return false, nil
@@ -136,6 +136,6 @@ func (s *session) wrote(base string, err error) error {
 	if s.output == "json" {
 		return s.json(map[string]string{"certificate": base + ".crt", "key": base + ".key"})
 	}
-	_, err = fmt.Fprintf(s.stdout, "wrote %s and %s\n", base+".crt", base+".key")
-	return err
+	s.say("wrote %s and %s\n", base+".crt", base+".key")
+	return nil
 }

@@ -51,7 +51,7 @@ tokens files lines of the name prometheus are its own; it keeps the others.
 			if *life < time.Minute {
 				return usagef("--for %v: want a minute at least", *life)
 			}
-			c := clusterFiles{dir: args[0], life: *life, now: time.Now(), say: func(what, file string) { fmt.Fprintf(s.stdout, "%s %s\n", what, file) }}
+			c := clusterFiles{dir: args[0], life: *life, now: time.Now(), say: func(what, file string) { s.say("%s %s\n", what, file) }}
 			return c.make(list(*dns))
 		}
 	},

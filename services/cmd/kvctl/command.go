@@ -129,17 +129,22 @@ type session struct {
 
 // run executes a command line and returns the exit code.
 func run(ctx context.Context, sys system, args []string) int {
+	out := &checked{Writer: sys.stdout}
+	sys.stdout = out
 	s := &session{system: sys, given: map[string]bool{}}
 	err := s.run(ctx, args)
+	if out.err != nil && (err == nil || errors.Is(err, flag.ErrHelp)) {
+		err = fmt.Errorf("standard output: %w", out.err)
+	}
 	if s.c != nil {
 		_ = s.c.Close()
 	}
 	if err == nil || errors.Is(err, flag.ErrHelp) {
 		return exitOK
 	}
-	fmt.Fprintf(sys.stderr, "kvctl: %v\n", err)
+	fmt.Fprintf(sys.stderr, "kvctl: %s\n", visibleLines(err.Error()))
 	if h := hint(s, err); h != "" {
-		fmt.Fprintf(sys.stderr, "  %s\n", h)
+		fmt.Fprintf(sys.stderr, "  %s\n", visible(h))
 	}
 	return exitCode(err)
 }

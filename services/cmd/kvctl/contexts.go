@@ -80,7 +80,7 @@ file of contexts.
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(s.stdout, "context %s is kept in %s\n", name, s.contextFile())
+			s.say("context %s is kept in %s\n", name, s.contextFile())
 			return nil
 		}
 	},
@@ -130,7 +130,7 @@ var contextUseCommand = command{
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(s.stdout, "context %s is the current one\n", args[0])
+		s.say("context %s is the current one\n", args[0])
 		return nil
 	}),
 }

@@ -43,15 +43,15 @@ var delCommand = command{
 				case out.Err != nil && first == nil:
 					first = fmt.Errorf("%q: %w", args[i], out.Err)
 				case out.Err != nil:
-					fmt.Fprintf(s.stderr, "kvctl: %q: %v\n", args[i], out.Err)
+					fmt.Fprintf(s.stderr, "kvctl: %q: %s\n", args[i], visible(out.Err.Error()))
 				case s.output == "json":
 					if err := s.jsonLine(map[string]any{"key": args[i], "deleted": out.Deleted, "revision": out.Revision}); err != nil {
 						return err
 					}
 				case out.Deleted:
-					fmt.Fprintf(s.stdout, "deleted %s\n", args[i])
+					s.say("deleted %s\n", args[i])
 				default:
-					fmt.Fprintf(s.stdout, "not there: %s\n", args[i])
+					s.say("not there: %s\n", args[i])
 				}
 			}
 			return first

@@ -59,7 +59,7 @@ func (s *session) showFindings(findings []redislog.Finding) error {
 			}
 			continue
 		}
-		fmt.Fprintf(s.stdout, "%-8s %s\n", f.Level, f)
+		s.say("%-8s %s\n", f.Level, f.String())
 	}
 	if refused {
 		return errRefused

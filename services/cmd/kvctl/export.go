@@ -97,7 +97,11 @@ func (x *export) command(ctx context.Context) error {
 		}
 	}
 	x.w = bufio.NewWriterSize(w, 1<<20)
-	x.enc = json.NewEncoder(x.w)
+	to := io.Writer(x.w)
+	if x.out == "" {
+		to = x.s.jsonTo(to)
+	}
+	x.enc = json.NewEncoder(to)
 	x.enc.SetEscapeHTML(false)
 	err := x.run(ctx)
 	err = errors.Join(err, x.w.Flush())

@@ -67,7 +67,7 @@ const preview = 256
 func (s *session) showEntry(e client.Entry, withValue bool) {
 	row := func(name, text string) {
 		if text != "" && text != "-" {
-			fmt.Fprintln(s.stdout, cut(fmt.Sprintf("%-13s %s", name, text), s.width))
+			fmt.Fprintln(s.stdout, cut(visible(fmt.Sprintf("%-13s %s", name, text)), s.width))
 		}
 	}
 	row("key", e.Key)
@@ -84,13 +84,18 @@ func (s *session) showEntry(e client.Entry, withValue bool) {
 		return
 	}
 	fmt.Fprintln(s.stdout)
-	if printable(e.Value) {
-		fmt.Fprint(s.stdout, string(e.Value))
-		if len(e.Value) > 0 && !strings.HasSuffix(string(e.Value), "\n") {
+	s.showValue(e.Value)
+}
+
+// showValue shows a value: as it is when it is text, otherwise how it begins.
+func (s *session) showValue(value []byte) {
+	if printable(value) {
+		fmt.Fprint(s.stdout, string(value))
+		if len(value) > 0 && !strings.HasSuffix(string(value), "\n") {
 			fmt.Fprintln(s.stdout)
 		}
 		return
 	}
-	fmt.Fprint(s.stdout, hex.Dump(e.Value[:min(len(e.Value), preview)]))
+	fmt.Fprint(s.stdout, hex.Dump(value[:min(len(value), preview)]))
 	fmt.Fprintln(s.stdout, "binary: -o raw writes it all")
 }

@@ -22,6 +22,7 @@ Commands:
 const outro = `
 Values come from the command line, standard input (-) or a file (@FILE). Flags may stand before or after arguments; behind
 -- nothing is a flag. -o json is for programs, -o raw for pipes; tables fit the terminal, with -o wide they are as wide as they are.
+A terminal gets nothing that moves its cursor or changes its colours, whatever keys and values hold, but by -o raw.
 
 The server's address may also stand first: kvctl 10.0.0.4:8085 get greeting, or grpc://10.0.0.4:8085 (grpcs:// is with TLS);
 alone it asks how the server is.

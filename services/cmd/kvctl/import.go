@@ -332,7 +332,7 @@ func (m *importer) refuse(bad lineError) error {
 		return bad
 	}
 	if m.stand.Refused++; m.stand.Refused <= importTold {
-		fmt.Fprintf(m.s.stderr, "kvctl: %v\n", bad)
+		fmt.Fprintf(m.s.stderr, "kvctl: %s\n", visible(bad.Error()))
 	} else if m.stand.Refused == importTold+1 {
 		fmt.Fprintln(m.s.stderr, "kvctl: more lines are wrong; they are counted")
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"flag"
-	"fmt"
 )
 
 var acceptLossCommand = command{
@@ -36,7 +35,7 @@ is among those that lost records. Asks for the id once more, by --confirm.
 			if s.output == "json" {
 				return s.json(map[string]any{"shard": args[0], "epoch": epoch, "seq": seq})
 			}
-			fmt.Fprintf(s.stdout, "shard %s is served without what the store has lost; record %d of epoch %d had been there\n", args[0], seq, epoch)
+			s.say("shard %s is served without what the store has lost; record %d of epoch %d had been there\n", args[0], seq, epoch)
 			return nil
 		}
 	},

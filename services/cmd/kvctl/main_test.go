@@ -5,17 +5,20 @@ import (
 	"compress/gzip"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+	"unicode"
 
 	"google.golang.org/grpc"
 
@@ -286,6 +289,94 @@ func TestTerminal(t *testing.T) {
 	}
 	if out := sh.ok("get", "bin", "-o", "json"); !strings.Contains(out, `"value_base64": "AAH/IGJpbmFyeQ=="`) {
 		t.Errorf("json: %q", out)
+	}
+}
+
+// TestHostileTexts: whatever keys, values and what is kept with them hold, a terminal gets text in lines; -o raw alone writes it as it is.
+func TestHostileTexts(t *testing.T) {
+	sh, _ := newShell(t)
+	sh.ok("namespace", "create", "prompts", "--kind", "prompt")
+	const evil = "evil\x1b[2J\u009b31m\u202e\r\x7f\x07"
+	key, folder := evil+"\nkey", filepath.Join(t.TempDir(), evil)
+	plain := func(text string) bool {
+		return !strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) && r != '\n' })
+	}
+	sh.tty = 200
+	for _, args := range [][]string{
+		{"put", key, evil, "--content-type", evil, "--encoding", evil, "--tag", evil + "=" + evil, "--meta", evil + "=" + evil},
+		{"put", key, evil, "--content-type", evil, "--encoding", evil, "--tag", evil + "=" + evil, "--meta", evil + "=" + evil, "-o", "json"},
+		{"get", key}, {"get", key, "-o", "json"}, {"get", key, "-o", "table"}, {"get", key + "2"}, {"ls"}, {"ls", "--values", "-o", "json"}, {"ls", "-o", "wide"}, {"export"},
+		{"watch", "--state", "--once"}, {"watch", "--state", "--once", "-o", "json"},
+		{"batch", "-f", "-"}, {"batch", "-f", "-", "-o", "json"}, {"txn", "-f", "-"}, {"txn", "-f", "-", "-o", "json"},
+		{"prompt", "write", evil, evil, "--namespace", "prompts", "--scope", evil + "=" + evil, "--parent", key},
+		{"prompt", "write", evil, evil, "--namespace", "prompts", "--scope", evil + "=" + evil},
+		{"prompt", "read", evil, "--namespace", "prompts", "--scope", evil + "=" + evil}, {"prompt", "read", evil, "-o", "json", "--namespace", "prompts", "--scope", evil + "=" + evil},
+		{"prompt", "lookup", evil, "--namespace", "prompts", "--scope", evil + "=" + evil}, {"prompt", "ls", "--namespace", "prompts"},
+		{"prompt", "ls", "--namespace", "prompts", "--scope", evil + "=" + evil}, {"prompt", "usage", "--namespace", "prompts"},
+		{"watch", "--namespace", "prompts", "--state", "--once"}, {"watch", "--namespace", "prompts", "--state", "--once", "-o", "json"},
+		{"import", "-"}, {"del", key, key}, {"get", evil, "--namespace", evil}, {"help", evil}, {evil}, {"ca", "init", "--dir", folder}, {"ca", "issue", "x", "--dir", folder},
+	} {
+		stdin := fmt.Sprintf("put %q %q if-absent\n", key, evil)
+		if args[0] == "import" {
+			stdin = `{"key":"a","` + evil + `":1}`
+		}
+		code, out, errs := sh.run(stdin, args...)
+		if !plain(out) || !plain(errs) {
+			t.Errorf("%q: exit %d\n%q\n%q", args, code, out, errs)
+		}
+		if (args[0] == "get" && len(args) == 2 && args[1] == key || args[0] == "del") && !strings.Contains(out, `evil\x1b[2J\u009b31m\u202e\r\x7f\a\nkey`) {
+			t.Errorf("%q: %s", args, out)
+		}
+	}
+	sh.ok("put", key, evil)
+	for _, args := range [][]string{{"get", key, "-o", "raw"}, {"prompt", "read", evil, "-o", "raw", "--namespace", "prompts", "--scope", evil + "=" + evil}} {
+		if out := sh.ok(args...); out != evil {
+			t.Errorf("%q: %q", args, out)
+		}
+	}
+	// What a program reads on a terminal is what it would read in a pipe.
+	var there, piped any
+	on := sh.ok("get", key, "-o", "json")
+	sh.tty = 0
+	if err := errors.Join(json.Unmarshal([]byte(on), &there), json.Unmarshal([]byte(sh.ok("get", key, "-o", "json")), &piped)); err != nil || !reflect.DeepEqual(there, piped) {
+		t.Errorf("%v: %v, in a pipe %v", err, there, piped)
+	}
+}
+
+func TestVisible(t *testing.T) {
+	for text, want := range map[string]string{
+		"plain ü 漢": "plain ü 漢", "a\x1b[0m": `a\x1b[0m`, "\x9b31m": `\x9b31m`, "\u009b": `\u009b`, "\xc3": `\xc3`, "\u202eab": `\u202eab`, "a\nb\tc": `a\nb\tc`, "\ufffd": "\ufffd",
+	} {
+		if got := visible(text); got != want {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
+	for text, want := range map[string]bool{"a\r\nb\r\n": true, "a\tb\n": true, "a\rb": false, "a\x1bb": false, "\xff": false, "": true} {
+		if printable([]byte(text)) != want {
+			t.Errorf("%q: %v", text, !want)
+		}
+	}
+	var b strings.Builder
+	if _, err := (screen{&b}).Write([]byte("{\"a\":\"\u009b\U000e0001ü\"}\n")); err != nil || b.String() != `{"a":"\u009b\udb40\udc01ü"}`+"\n" {
+		t.Errorf("%v: %s", err, b.String())
+	}
+}
+
+// full is a disk without room.
+type full struct{}
+
+func (full) Write([]byte) (int, error) { return 0, syscall.ENOSPC }
+
+// TestFullDisk: what could not be written is no success.
+func TestFullDisk(t *testing.T) {
+	sh, _ := newShell(t)
+	sh.ok("put", "a", "1")
+	for _, line := range []string{"ls", "ls -o raw", "ls --count", "get a", "version", "status", "help", "help get", "get --help", "export", "del b", "watch --state", "watch --state -o json"} {
+		var errs bytes.Buffer
+		code := run(t.Context(), system{stdin: strings.NewReader(""), stdout: full{}, stderr: &errs, dial: sh.dial, getenv: func(k string) string { return sh.env[k] }}, strings.Fields(line))
+		if code != exitError || !strings.Contains(errs.String(), "no space left") {
+			t.Errorf("%s: exit %d: %s", line, code, errs.String())
+		}
 	}
 }
 

@@ -172,7 +172,7 @@ func (s *session) removed(what, name string) error {
 	if s.output == "json" {
 		return s.json(map[string]string{"deleted": name})
 	}
-	fmt.Fprintf(s.stdout, "deleted %s %s\n", what, name)
+	s.say("deleted %s %s\n", what, name)
 	return nil
 }
 
@@ -278,6 +278,6 @@ func (s *session) protoJSON(m proto.Message) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(s.stdout, "%s\n", b)
+	_, err = s.jsonTo(s.stdout).Write(append(b, '\n'))
 	return err
 }

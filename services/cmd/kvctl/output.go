@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 	"unicode"
+	"unicode/utf16"
 	"unicode/utf8"
 )
 
@@ -84,19 +85,43 @@ func fit(width []int, number []bool, columns int) {
 
 // visible is a text for one line of a terminal: nothing in it moves the cursor or changes colours.
 func visible(text string) string {
-	if !strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+	if utf8.ValidString(text) && !strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		return text
 	}
 	var b strings.Builder
-	for _, r := range text {
-		if unicode.IsPrint(r) {
+	for text != "" {
+		r, n := utf8.DecodeRuneInString(text)
+		switch {
+		case r == utf8.RuneError && n == 1: // of no character, but 0x9b is as good as an escape
+			fmt.Fprintf(&b, `\x%02x`, text[0])
+		case unicode.IsPrint(r):
 			b.WriteRune(r)
-		} else {
+		default:
 			quoted := strconv.QuoteRune(r)
 			b.WriteString(quoted[1 : len(quoted)-1])
 		}
+		text = text[n:]
 	}
 	return b.String()
+}
+
+// visibleLines is a text of several lines, each of them visible.
+func visibleLines(text string) string {
+	lines := strings.Split(text, "\n")
+	for i, line := range lines {
+		lines[i] = visible(line)
+	}
+	return strings.Join(lines, "\n")
+}
+
+// say tells people what was done. Texts among args are made visible, so that a key cannot say something else.
+func (s *session) say(format string, args ...any) {
+	for i, a := range args {
+		if text, ok := a.(string); ok {
+			args[i] = visible(text)
+		}
+	}
+	fmt.Fprintf(s.stdout, format, args...)
 }
 
 // cut shortens a text to so many columns; 0 columns is no terminal.
@@ -112,7 +137,7 @@ func isNumber(s string) bool {
 }
 
 // json prints v as indented JSON.
-func (s *session) json(v any) error { return writeJSON(s.stdout, v) }
+func (s *session) json(v any) error { return writeJSON(s.jsonTo(s.stdout), v) }
 
 func writeJSON(w io.Writer, v any) error {
 	enc := json.NewEncoder(w)
@@ -123,22 +148,61 @@ func writeJSON(w io.Writer, v any) error {
 
 // jsonLine prints v as one line: streams of things are JSON lines.
 func (s *session) jsonLine(v any) error {
-	enc := json.NewEncoder(s.stdout)
+	enc := json.NewEncoder(s.jsonTo(s.stdout))
 	enc.SetEscapeHTML(false)
 	return enc.Encode(v)
 }
 
-// printable tells whether a value may go to a terminal as it is.
+// jsonTo is where JSON for standard output is written, whole values at a time.
+func (s *session) jsonTo(w io.Writer) io.Writer {
+	if s.width > 0 {
+		return screen{w}
+	}
+	return w
+}
+
+// screen is a terminal for JSON. What JSON lets pass that is not to be printed is written as \u with its number, which means the same.
+type screen struct{ io.Writer }
+
+// Write writes whole JSON values.
+func (w screen) Write(p []byte) (int, error) {
+	var b []byte
+	for _, r := range string(p) {
+		if unicode.IsPrint(r) || r == '\n' {
+			b = utf8.AppendRune(b, r)
+			continue
+		}
+		for _, half := range utf16.Encode([]rune{r}) {
+			b = fmt.Appendf(b, `\u%04x`, half)
+		}
+	}
+	if _, err := w.Writer.Write(b); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// checked remembers whether a write failed, so that what was not told is no success.
+type checked struct {
+	io.Writer
+	err error
+}
+
+// Write writes as long as writing works.
+func (c *checked) Write(p []byte) (n int, err error) {
+	if c.err == nil {
+		n, c.err = c.Writer.Write(p)
+	}
+	return n, c.err
+}
+
+// printable tells whether a value may go to a terminal as it is: text in lines.
 func printable(b []byte) bool {
 	if !utf8.Valid(b) {
 		return false
 	}
-	for _, r := range string(b) {
-		if !unicode.IsPrint(r) && r != '\n' && r != '\t' && r != '\r' {
-			return false
-		}
-	}
-	return true
+	text := strings.ReplaceAll(string(b), "\r\n", "\n") // a \r alone would have the rest of a line stand over its beginning
+	return !strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) && r != '\n' && r != '\t' })
 }
 
 // bytesText is a size for people.

@@ -65,7 +65,7 @@ func parseID(s string) ([]byte, error) {
 
 // idText is an id as parseID reads it.
 func idText(id []byte) string {
-	if !printable(id) || strings.HasPrefix(string(id), "hex:") {
+	if visible(string(id)) != string(id) || strings.HasPrefix(string(id), "hex:") {
 		return "hex:" + hex.EncodeToString(id)
 	}
 	return string(id)
@@ -144,8 +144,8 @@ var promptReadCommand = command{
 	short: "write the bytes of blocks to standard output",
 	help: idHelp + `
 
-Blocks come one behind the other, each verified before a byte of it is written. At a missing block it ends with exit
-code 3.
+Blocks come one behind the other, each verified before a byte of it is written; on a terminal with a line before each, and without what
+is binary (-o raw writes it). At a missing block it ends with exit code 3.
 
   kvctl prompt read --namespace prompts --scope model=llama b0 > b0.bin
   kvctl prompt read --namespace prompts --scope model=llama b0 b1 -o json      one line a block`,
@@ -165,11 +165,16 @@ code 3.
 	}),
 }
 
-// showBlock writes the bytes of a block as they are, or with -o json as a line that tells whose they are.
+// showBlock writes the bytes of a block as they are, or with -o json as a line that tells whose they are, or for a terminal.
 func (s *session) showBlock(ref client.BlockRef, data []byte) error {
-	if s.output != "json" {
+	switch {
+	case s.output == "raw" || s.output == "" && s.width == 0:
 		_, err := s.stdout.Write(data)
 		return err
+	case s.output != "json":
+		s.say("%s, %s\n", idText(ref.ID), bytesText(int64(len(data))))
+		s.showValue(data)
+		return nil
 	}
 	line := map[string]any{"id": idText(ref.ID), "size": len(data)}
 	if utf8.Valid(data) {
@@ -228,9 +233,9 @@ The first writer of a block wins; one that is there already is left as it is.
 				return s.json(map[string]any{"id": args[0], "stored": outs[0].Stored, "size": v.size})
 			}
 			if outs[0].Stored {
-				fmt.Fprintf(s.stdout, "stored %s, %s\n", args[0], bytesText(v.size))
+				s.say("stored %s, %s\n", args[0], bytesText(v.size))
 			} else {
-				fmt.Fprintf(s.stdout, "already there: %s\n", args[0])
+				s.say("already there: %s\n", args[0])
 			}
 			return nil
 		}

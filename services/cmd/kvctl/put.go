@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"flag"
-	"fmt"
 	"io"
 	"time"
 
@@ -49,7 +48,7 @@ sent as a stream. The write is durable when put returns.
 			if res.Created {
 				verb = "created"
 			}
-			fmt.Fprintf(s.stdout, "%s %s, version %d, %s\n", verb, args[0], res.Version, bytesText(v.size))
+			s.say("%s %s, version %d, %s\n", verb, args[0], res.Version, bytesText(v.size))
 			return nil
 		}
 	},

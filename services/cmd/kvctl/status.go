@@ -28,21 +28,21 @@ var statusCommand = command{
 			}
 			up := (time.Duration(st.UptimeMs) * time.Millisecond).Round(time.Second)
 			if st.Engine == "" {
-				fmt.Fprintf(s.stdout, "kvstore %s at %s, up %v; more is shown to a token with the grant server-admin\n", st.Version, s.endpoint, up)
+				s.say("kvstore %s at %s, up %v; more is shown to a token with the grant server-admin\n", st.Version, s.endpoint, up)
 				return nil
 			}
-			fmt.Fprintf(s.stdout, "kvstore %s at %s, engine %s, up %v\n", st.Version, s.endpoint, st.Engine, up)
+			s.say("kvstore %s at %s, engine %s, up %v\n", st.Version, s.endpoint, st.Engine, up)
 			if st.FreeBytes > 0 {
-				fmt.Fprintf(s.stdout, "%s free on disk; writes stop below %s\n", bytesText(st.FreeBytes), bytesText(st.ReserveBytes))
+				s.say("%s free on disk; writes stop below %s\n", bytesText(st.FreeBytes), bytesText(st.ReserveBytes))
 			}
 			switch d := st.Directory; {
 			case d == nil:
 			case d.Owner == "" && d.Revision == 0:
-				fmt.Fprintf(s.stdout, "the directory cannot be asked: %s\n", d.Reason)
+				s.say("the directory cannot be asked: %s\n", d.Reason)
 			default:
-				fmt.Fprintf(s.stdout, "directory at revision %d, confirmed %v ago by %s", d.Revision, time.Duration(d.AgeMs)*time.Millisecond, d.Owner)
+				s.say("directory at revision %d, confirmed %v ago by %s", d.Revision, time.Duration(d.AgeMs)*time.Millisecond, d.Owner)
 				if !d.Following {
-					fmt.Fprintf(s.stdout, "; not followed now: %s", d.Reason)
+					s.say("; not followed now: %s", d.Reason)
 				}
 				fmt.Fprintln(s.stdout)
 			}

@@ -205,18 +205,18 @@ func (s *session) tellChange(e *client.Event, token []byte) error {
 		if e.Block != nil {
 			name = idText(e.Block.Ref.ID)
 		}
-		fmt.Fprintln(s.stdout, name)
-		return nil
+		_, err := fmt.Fprintln(s.stdout, name)
+		return err
 	}
 	if b := e.Block; b != nil {
 		line := fmt.Sprintf("%-7s %8d  %s  %s  (%s)", e.Type, e.Version, scopeText(b), idText(b.Ref.ID), bytesText(e.Size))
 		if b.Why != "" {
 			line += "  " + b.Why
 		}
-		fmt.Fprintln(s.stdout, cut(line, s.width))
-		return nil
+		_, err := fmt.Fprintln(s.stdout, cut(visible(line), s.width))
+		return err
 	}
-	line := fmt.Sprintf("%-6s %8d  %s", e.Type, e.Version, visible(e.Key))
+	line := fmt.Sprintf("%-6s %8d  %s", e.Type, e.Version, e.Key)
 	if e.Type == client.EventPut {
 		switch {
 		case e.ValueLeftOut, e.Value == nil && e.Size > 0, !printable(e.Value):
@@ -228,8 +228,8 @@ func (s *session) tellChange(e *client.Event, token []byte) error {
 	if e.PrevValue != nil {
 		line += "  was " + oneLine(e.PrevValue)
 	}
-	fmt.Fprintln(s.stdout, cut(line, s.width))
-	return nil
+	_, err := fmt.Fprintln(s.stdout, cut(visible(line), s.width))
+	return err
 }
 
 // oneLine is a value for one line of a terminal.
