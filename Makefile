@@ -81,6 +81,7 @@ fault: build ## Disk faults with real kernels: full ext4, strace-observed syncs 
 redis: $(REDISPY) ## The Redis engine on real redis-servers that are killed, cut short, filled up and disturbed; our RESP beside one, and with its clients.
 	KVSTORE_REDIS=1 $(GO) test -count=1 -timeout 10m ./components/wal/redislog/... ./services/node
 	KVSTORE_REDIS=1 KVSTORE_REDISPY=$(REDISPY) $(GO) test -count=1 -timeout 5m -run TestRedis ./services/resp
+	KVSTORE_REDIS=1 $(GO) test -count=1 -timeout 5m -run TestManualExamples/doctor ./tests/e2e
 
 .PHONY: crash
 crash: build ## ROUNDS (20) rounds of kill -9 under 32 checked clients, on disk and on Redis; make crash ROUNDS=200 is the full run.

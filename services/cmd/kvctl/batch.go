@@ -19,7 +19,7 @@ Operations run side by side over one stream, in no order; each succeeds or fails
 for each in the script's order. The exit code is that of the first failure. For all-or-nothing use txn.
 
   kvctl batch -f load.txt
-  printf 'put a 1\nput b 2\nget a\n' | kvctl batch -f - -o json`,
+  printf 'put a 1\nput b 2\ndel c\n' | kvctl batch -f - -o json`,
 	setup: func(fs *flag.FlagSet) func(context.Context, *session, []string) error {
 		file := fs.String("f", "", "`file` with the script; - for standard input")
 		callers := fs.Int("c", 256, "`number` of operations under way at once")

@@ -24,7 +24,7 @@ server-admin, which makes and removes keyspaces and sees how the server is, or m
 
   kvctl token new app --grant default=write >> tokens
   kvctl token new ops --grant '*=admin,server-admin' --for 720h --out ops.token >> tokens
-  KVSTORE_TOKEN=kvs_... kvctl get greeting`,
+  kvctl get greeting --token-file ops.token`,
 	setup: func(fs *flag.FlagSet) func(context.Context, *session, []string) error {
 		grants := fs.String("grant", "", "what it may do: `grants` with commas")
 		life := fs.Duration("for", 0, "`time` until it expires; 0 = never")

@@ -18,14 +18,14 @@ var watchCommand = command{
 	args: "[PREFIX]", min: 0, max: 1, complete: completeKeys,
 	short: "tell of changes as they happen",
 	help: `Without --state it begins now. A lost connection is taken up again by itself, and nothing is missed: the token that --from goes on
-from is part of every line of -o json. Without --all, changes to one key that come faster than they are read are told as the last of them.
+from is part of the lines of -o json, of the last one of those that come together. Without --all, changes to one key that come faster than they are read are told as the last of them.
 
   kvctl watch
   kvctl watch service/ --state           what is there, then changes
   kvctl watch config --exact --prev      one key, with what it was before
   kvctl watch service/ --state --once    what is there, and no more
   kvctl watch --all -o json | tee changes.jsonl
-  kvctl watch --all -o json --from AQAB...   the token of the last line
+  kvctl watch --all -o json --from "$(tail -n 1 changes.jsonl | jq -r .token)"   what came behind that
   kvctl watch --namespace prompts --scope model=llama   blocks that are stored and removed, of a scope or all`,
 	setup: func(fs *flag.FlagSet) func(context.Context, *session, []string) error {
 		o := new(client.WatchOptions)
