@@ -148,14 +148,16 @@ func (l *load) command(ctx context.Context, s *session, _ []string) error {
 		return err
 	}
 	res, err := l.run(ctx, s, c)
-	if err != nil {
+	if err != nil && (ctx.Err() == nil || res.Ops == 0) {
 		return err
 	}
 	if l.hdr {
-		if err := withHDR(res.Steps); err != nil {
-			return err
-		}
+		err = cmp.Or(err, withHDR(res.Steps))
 	}
+	return cmp.Or(l.show(s, res), err) // what was measured until Ctrl-C, too
+}
+
+func (l *load) show(s *session, res loadResult) error {
 	if s.output == "json" {
 		return s.json(res)
 	}
@@ -179,15 +181,15 @@ func (l *load) validate() error {
 		return usagef("--conns %d: want 1 to 64", l.conns)
 	case l.keys < 1:
 		return usagef("--keys %d: want at least 1", l.keys)
-	case l.zipf < 0 || l.zipf == 1:
+	case !(l.zipf >= 0) || l.zipf == 1: // NaN too
 		return usagef("--zipf %v: want more than 0 and not 1, such as 0.99 or 1.1, or 0", l.zipf)
-	case l.reads < 0 || l.reads > 1:
+	case !(l.reads >= 0 && l.reads <= 1):
 		return usagef("--reads %v: want 0 to 1", l.reads)
 	case l.ops < 0 || l.ops == 0 && l.duration <= 0:
 		return usagef("give -n or -d, both positive")
 	case l.warmup < 0 || l.warmup > 0 && l.ops > 0:
 		return usagef("--warmup %v: want a time, and -d", l.warmup)
-	case l.rate < 0 || l.rate > 10_000_000:
+	case !(l.rate >= 0 && l.rate <= 10_000_000):
 		return usagef("--rate %v: want up to 10000000 a second", l.rate)
 	case l.size > 16<<20:
 		return usagef("--size %d: at most 16MiB; bench value measures bigger ones", l.size)
@@ -263,9 +265,6 @@ func (l *load) run(ctx context.Context, s *session, c *client.Client) (loadResul
 		err = watches.await(ctx)
 	}
 	progress.end()
-	if err != nil {
-		return loadResult{}, err
-	}
 	n := r.done.Load()
 	res := loadResult{
 		Kind: l.kind, Mode: "closed", Rate: l.rate, Callers: l.callers, Conns: l.conns, Unary: l.unary, Size: int64(l.size), Keys: l.keys, Zipf: l.zipf,
@@ -282,7 +281,7 @@ func (l *load) run(ctx context.Context, s *session, c *client.Client) (loadResul
 			res.Steps = append(res.Steps, st)
 		}
 	}
-	return res, nil
+	return res, err
 }
 
 // caller is one of the callers.

@@ -108,7 +108,7 @@ func TestBenchBatch(t *testing.T) {
 		t.Errorf("%+v", res)
 	}
 	for line, want := range map[string]string{
-		"batch --batch 1001": "1 to 1000", "batch --batch 1000 --size 1MiB": "3MiB", "put --reads 0.5": "not defined", "put --warmup 1s -n 5": "-d",
+		"batch --batch 1001": "1 to 1000", "batch --batch 1000 --size 1MiB": "3MiB", "put --reads 0.5": "no flag -reads", "put --warmup 1s -n 5": "-d",
 		"put --zipf 1": "not 1", "watch --size 4": "16 to", "watch --watchers 0": "1 to", "put --rate -1": "a second",
 	} {
 		if code, _, errs := sh.run("", append([]string{"bench"}, strings.Fields(line)...)...); code != exitUsage || !strings.Contains(errs, want) {

@@ -137,7 +137,7 @@ func (r *replay) validate() error {
 	} else if r.rate != "" {
 		r.perSecond, _ = strconv.ParseFloat(r.rate, 64)
 	}
-	if r.rate != "" && r.speed <= 0 && r.perSecond <= 0 {
+	if r.rate != "" && !(r.speed > 0) && !(r.perSecond > 0) { // NaN too
 		return usagef("--rate %s: want requests a second, such as 50, or a speed, such as x10", r.rate)
 	}
 	return nil

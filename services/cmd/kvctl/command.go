@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -183,6 +184,8 @@ func (s *session) run(ctx context.Context, args []string) error {
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 		return s.help(strings.Fields(name))
+	case err != nil && strings.HasPrefix(err.Error(), "flag provided but not defined: "):
+		return usagef("%s: there is no flag %s (an argument that begins with - stands behind --)", name, strings.TrimPrefix(err.Error(), "flag provided but not defined: "))
 	case err != nil:
 		return usagef("%s: %v", name, err)
 	case len(pos) < cmd.min:
@@ -244,7 +247,24 @@ func find(args []string) (name string, cmd command, rest []string, err error) {
 	} else if len(sub) > 0 {
 		return "", command{}, nil, usagef("%s what? One of: %s", args[0], strings.Join(sub, ", "))
 	}
+	if name := meant(args[0]); name != "" {
+		return "", command{}, nil, usagef("unknown command %q; is it %s?", args[0], name)
+	}
 	return "", command{}, nil, usagef("unknown command %q", args[0])
+}
+
+// meant is the command that somebody means by a word: one that begins like it, or that is called so elsewhere.
+func meant(word string) string {
+	for _, name := range slices.Sorted(maps.Keys(commands)) {
+		if first, _, _ := strings.Cut(name, " "); len(word) > 1 && strings.HasPrefix(first, word) {
+			return first
+		}
+	}
+	return map[string]string{
+		"set": "put", "write": "put", "read": "get", "delete": "del", "rm": "del", "remove": "del", "list": "ls", "keys": "ls", "scan": "ls", "count": "ls --count",
+		"subscribe": "watch", "transaction": "txn", "multi": "txn", "info": "status", "ping": "status", "health": "status", "dump": "export", "restore": "import",
+		"config": "context", "login": "context add", "benchmark": "bench", "certs": "ca",
+	}[strings.ToLower(word)]
 }
 
 // parseMixed parses flags before, between and after arguments; behind "--" all are arguments.

@@ -10,7 +10,8 @@ import (
 
 var keyspaceLsCommand = command{
 	short: "list the keyspaces",
-	help:  `  kvctl keyspace ls`,
+	help: `  kvctl keyspace ls
+  kvctl keyspace ls -o raw            names alone`,
 	setup: simple(func(ctx context.Context, s *session, _ []string) error {
 		c, err := s.connect(ctx)
 		if err != nil {
@@ -100,15 +101,19 @@ var keyspaceRmCommand = command{
 func (s *session) showKeyspaces(all ...*kvstorev1.Keyspace) error {
 	var rows [][]string
 	for _, ks := range all {
-		if s.output == "json" {
+		switch s.output {
+		case "json":
 			if err := s.protoJSON(ks); err != nil {
 				return err
 			}
 			continue
+		case "raw":
+			fmt.Fprintln(s.stdout, ks.Name)
+			continue
 		}
 		rows = append(rows, []string{ks.Name, ks.Uid, fmt.Sprint(ks.Shards), timeMS(ks.CreatedMs), fmt.Sprint(ks.Version)})
 	}
-	if s.output != "json" {
+	if s.output != "json" && s.output != "raw" {
 		s.table([]string{"KEYSPACE", "UID", "SHARDS", "CREATED", "VERSION"}, rows)
 	}
 	return nil

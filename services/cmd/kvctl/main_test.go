@@ -15,6 +15,7 @@ import (
 	"reflect"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -161,6 +162,7 @@ func TestCommandLines(t *testing.T) {
 		{"namespace update prompts", "", 2, `nothing to change`},
 		{"namespace update prompts --capacity-blocks 5 --if-version 99", "", 4, `version`},
 		{"namespace ls", "", 0, `(?s)^NAMESPACE.*default.*prompts.*tree`},
+		{"namespace ls -o raw", "", 0, `^default\nprompts\ntree\n$`},
 		{"namespace get prompts -o json", "", 0, `"kind": ?"NAMESPACE_KIND_PROMPT"`},
 		{"namespace rm tree", "", 2, `--confirm tree`},
 		{"namespace rm tree --confirm tree", "", 0, `^deleted namespace tree`},
@@ -168,6 +170,7 @@ func TestCommandLines(t *testing.T) {
 		{"namespace", "", 2, `One of: create, get, ls, rm, update`},
 		{"keyspace create t1 --shards 2", "", 0, `t1`},
 		{"keyspace ls", "", 0, `(?s)default.*t1`},
+		{"keyspace ls -o raw", "", 0, `^default\nt1\n$`},
 		{"keyspace get t1", "", 0, `t1 `},
 		{"keyspace create t2 --shards -1", "", 2, `1 to 1024`},
 		{"keyspace rm t1 --confirm t1", "", 0, `deleted keyspace t1`},
@@ -191,6 +194,7 @@ func TestCommandLines(t *testing.T) {
 		{"prompt pin b0 b9 --for 1h --namespace prompts --scope model=m", "", 0, `(?s)b0 +pinned.*b9 +not there`},
 		{"prompt ls --namespace prompts", "", 0, `\{"model":"m"\}`},
 		{"prompt ls --namespace prompts --scope model=m -o raw", "", 0, `(?s)^(hex:ff01\n|b0\n){2}$`},
+		{"prompt ls --namespace prompts --limit -1", "", 2, `negative`},
 		{"prompt usage --namespace prompts", "", 0, `(?s)total +2 +11 B.*capacity 100 blocks`},
 		{"prompt usage --namespace prompts -o json", "", 0, `"blocks": 2`},
 		{"prompt rm b0 b9 --namespace prompts --scope model=m", "", 0, `(?s)b0 +deleted.*b9 +not there`},
@@ -217,12 +221,18 @@ func TestCommandLines(t *testing.T) {
 		{"token new app --grant *=admin --out CERTS/app.token", "", 1, `exists`},
 
 		{"fly", "", 2, `(?s)unknown command "fly".*kvctl help`},
+		{"set a b", "", 2, `"set"; is it put\?`},
+		{"exp", "", 2, `"exp"; is it export\?`},
+		{"get -5", "", 2, `no flag -5 .*behind --`},
 		{"get", "", 2, `0 arguments given, KEY wanted`},
 		{"get a b", "", 2, `unexpected argument "b"`},
 		{"get a --colour", "", 2, `-colour`},
 		{"get a -o xml", "", 2, `table, wide, json or raw`},
 		{"bench put -c 0", "", 2, `1 to 100000`},
 		{"bench get --zipf 1", "", 2, `not 1`},
+		{"bench get --zipf NaN", "", 2, `not 1`},
+		{"bench mixed --reads NaN", "", 2, `0 to 1`},
+		{"bench put --rate NaN", "", 2, `a second`},
 		{"bench prompt", "", 2, `--trace FILE is missing`},
 		{"bench prompt --trace /nowhere", "", 2, `--trace`},
 		{"bench value --size tiny", "", 2, `80MiB`},
@@ -606,6 +616,26 @@ func TestBench(t *testing.T) {
 	}
 	if srv.Applied() < 500 {
 		t.Errorf("only %d puts arrived", srv.Applied())
+	}
+}
+
+// TestBenchInterrupted: what was measured until Ctrl-C is told.
+func TestBenchInterrupted(t *testing.T) {
+	sh, srv := newShell(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var n atomic.Int64
+	srv.Faults.Before(func(method string) error {
+		if method == "Put" && n.Add(1) == 50 {
+			cancel()
+		}
+		return nil
+	})
+	var out, errs bytes.Buffer
+	code := run(ctx, system{stdin: strings.NewReader(""), stdout: &out, stderr: &errs, dial: sh.dial, getenv: func(k string) string { return sh.env[k] }},
+		strings.Fields("bench put --unary -d 1m -c 4"))
+	if code != exitError || !strings.Contains(out.String(), "operations/s") || !strings.Contains(errs.String(), "canceled") {
+		t.Errorf("exit %d: %s%s", code, out.String(), errs.String())
 	}
 }
 

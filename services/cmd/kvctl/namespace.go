@@ -31,7 +31,8 @@ func kindText(k kvstorev1.NamespaceKind) string {
 
 var namespaceLsCommand = command{
 	short: "list the namespaces of a keyspace",
-	help:  `  kvctl namespace ls --keyspace tenant1`,
+	help: `  kvctl namespace ls --keyspace tenant1
+  kvctl namespace ls -o raw            names alone`,
 	setup: simple(func(ctx context.Context, s *session, _ []string) error {
 		c, err := s.connect(ctx)
 		if err != nil {
@@ -241,10 +242,14 @@ func partitionText(p *kvstorev1.PartitionRule) string {
 func (s *session) showNamespaces(all ...*kvstorev1.Namespace) error {
 	var rows [][]string
 	for _, ns := range all {
-		if s.output == "json" {
+		switch s.output {
+		case "json":
 			if err := s.protoJSON(ns); err != nil {
 				return err
 			}
+			continue
+		case "raw":
+			fmt.Fprintln(s.stdout, ns.Name)
 			continue
 		}
 		limit := "-"
@@ -266,7 +271,7 @@ func (s *session) showNamespaces(all ...*kvstorev1.Namespace) error {
 			ns.Name, kindText(ns.Kind), partitionText(ns.Partition), limit, ttl, rate, timeMS(ns.CreatedMs), fmt.Sprint(ns.Version),
 		})
 	}
-	if s.output != "json" {
+	if s.output != "json" && s.output != "raw" {
 		s.table([]string{"NAMESPACE", "KIND", "PARTITION", "CAPACITY", "TTL", "RATE", "CREATED", "VERSION"}, rows)
 	}
 	return nil

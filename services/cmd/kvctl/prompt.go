@@ -346,6 +346,9 @@ var promptLsCommand = command{
 		pf := newPromptFlags(fs, false)
 		limit := fs.Int("limit", 0, "at most this `number`; 0 = all")
 		return func(ctx context.Context, s *session, _ []string) error {
+			if *limit < 0 {
+				return usagef("--limit %d is negative", *limit)
+			}
 			c, err := s.connect(ctx)
 			if err != nil {
 				return err
