@@ -1,7 +1,9 @@
 package client
 
 import (
+	"context"
 	"sync"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -60,9 +62,17 @@ func (c *call) free() {
 	c.put.op.ContentType, c.put.op.Encoding, c.put.op.TtlMs, c.put.op.KeepTtl = "", "", 0, false
 	c.get.op.MetadataOnly = false
 	c.del.op.Precondition = nil
-	c.write, c.notAfter, c.slot, c.op.Op, c.op.IdentityOp, c.op.Traceparent = false, 0, 0, nil, 0, ""
+	c.write, c.notAfter, c.slot, c.op.Op, c.op.IdentityOp, c.op.Traceparent, c.op.TimeoutMs = false, 0, 0, nil, 0, "", 0
 	c.putOut, c.getOut, c.delOut, c.failure = PutResult{}, Entry{}, DeleteResult{}, nil
 	calls.Put(c)
+}
+
+// limit tells the server for how long the caller waits: what it cannot begin in that time it leaves.
+func (c *call) limit(ctx context.Context) {
+	c.op.TimeoutMs = 0
+	if deadline, ok := ctx.Deadline(); ok {
+		c.op.TimeoutMs = max(1, (time.Until(deadline) + time.Millisecond - 1).Milliseconds())
+	}
 }
 
 // finish decodes the outcome and signals the caller.

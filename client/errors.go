@@ -70,10 +70,14 @@ func fromRPC(err error, eff effect) error {
 
 // fromItem makes the error of one item's failure; nil when there is none.
 func fromItem(it *kvstorev1.Error) error {
-	if e := kverr.FromItem(it); e != nil {
-		return e
+	e := kverr.FromItem(it)
+	switch {
+	case e == nil:
+		return nil
+	case e.Kind == kverr.DeadlineExceeded:
+		e.Err = context.DeadlineExceeded
 	}
-	return nil
+	return e
 }
 
 // fromContext makes the error of a call whose context ended. A caller who cancels with the cause DeadlineExceeded has a deadline too.

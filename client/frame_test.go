@@ -19,7 +19,7 @@ func TestRequestFrame(t *testing.T) {
 	f := &requestFrame{keyspace: "ks", namespace: "ns", client: want.IdentityClient, notAfter: want.NotAfterMs, traced: true}
 	for i := range 50 {
 		op := &kvstorev1.PipelineRequest_Op{
-			Id: uint64(i) << 30, IdentityOp: uint64(i), Traceparent: strings.Repeat("0", i),
+			Id: uint64(i) << 30, IdentityOp: uint64(i), Traceparent: strings.Repeat("0", i), TimeoutMs: int64(i),
 			Op: &kvstorev1.PipelineRequest_Op_Put{Put: &kvstorev1.PutOp{
 				Key: fmt.Appendf(nil, "key %d", i), Value: make([]byte, i*10), Tags: map[string]string{"a": "b"},
 			}},

@@ -162,6 +162,7 @@ func (p *pipe) acquire(ctx context.Context) (uint32, error) {
 
 // enqueue puts the operation into slot idx and into a frame, once there is a stream.
 func (p *pipe) enqueue(ctx context.Context, c *call, idx uint32) error {
+	c.limit(ctx)
 	p.mu.Lock()
 	for !p.up {
 		if p.closed {
@@ -185,6 +186,7 @@ func (p *pipe) enqueue(ctx context.Context, c *call, idx uint32) error {
 		case <-p.ctx.Done():
 			return errClosed
 		}
+		c.limit(ctx)
 		p.mu.Lock()
 	}
 	defer p.mu.Unlock()

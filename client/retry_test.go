@@ -115,6 +115,43 @@ func TestRefusalsAreRepeatedByKind(t *testing.T) {
 	}
 }
 
+// TestOperationsTellTheirDeadline: an operation says for how long its caller waits, anew at each try, and of the calls before it nothing is left; what came too late
+// for the server is too late for the caller.
+func TestOperationsTellTheirDeadline(t *testing.T) {
+	srv := clienttest.Start(t)
+	c := srv.Dial(t, client.Config{BackoffMin: time.Millisecond})
+	told := make(chan int64, 10)
+	srv.Faults.Ops(func(op *kvstorev1.PipelineRequest_Op) { told <- op.TimeoutMs })
+	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+	defer cancel()
+	var refused atomic.Bool
+	srv.Faults.Replies(func(r *kvstorev1.PipelineResponse) []*kvstorev1.PipelineResponse {
+		if refused.CompareAndSwap(false, true) {
+			r.Results[0].Outcome = &kvstorev1.PipelineResponse_Result_Error{Error: kverr.Item(kverr.Busy(kverr.Unavailable, 5*time.Millisecond, "not yet"))}
+		}
+		return []*kvstorev1.PipelineResponse{r}
+	})
+	must[client.PutResult](t)(c.Put(ctx, "k", []byte("v"), nil))
+	if first, second := <-told, <-told; first > 3_600_000 || first < 3_500_000 || second > first-5 {
+		t.Errorf("told %d ms, then %d ms", first, second)
+	}
+	for range 20 { // calls come from a pool
+		must[client.Entry](t)(c.Get(t.Context(), "k", nil))
+		if ms := <-told; ms != 0 {
+			t.Fatalf("a call without a deadline told %d ms", ms)
+		}
+	}
+	srv.Faults.Replies(func(r *kvstorev1.PipelineResponse) []*kvstorev1.PipelineResponse {
+		r.Results[0].Outcome = &kvstorev1.PipelineResponse_Result_Error{Error: kverr.Item(kverr.New(kverr.DeadlineExceeded, "", "not begun"))}
+		return []*kvstorev1.PipelineResponse{r}
+	})
+	_, err := c.Get(ctx, "k", nil)
+	wantKind(t, err, kverr.DeadlineExceeded)
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v is no context.DeadlineExceeded", err)
+	}
+}
+
 // TestItemRefusalsAreRepeated is the same inside a pipeline: one operation's refusal holds up no other.
 func TestItemRefusalsAreRepeated(t *testing.T) {
 	srv := clienttest.Start(t)

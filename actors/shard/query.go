@@ -53,6 +53,9 @@ type Query struct {
 	List      *ListQuery
 	Prompt    *BlockQuery
 
+	// UntilMS is when whoever waits for the answer stops waiting, by the clock of the process that it is in; 0 = not known. It does not travel.
+	UntilMS int64
+
 	// Answer is valid once Done is called with a nil error. What it points to is never changed.
 	Answer Answer
 	// Done is called exactly once, by Release; it must not block.

@@ -387,6 +387,7 @@ func (s kv) Pipeline(stream grpc.BidiStreamingServer[kvstorev1.PipelineRequest, 
 		}
 		resp := &kvstorev1.PipelineResponse{Header: s.header()}
 		for _, op := range r.Ops {
+			s.Faults.runOps(op)
 			resp.Results = append(resp.Results, s.one(r, op))
 		}
 		if err := s.Faults.runAfter("Pipeline"); err != nil {

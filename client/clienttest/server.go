@@ -226,6 +226,7 @@ type Faults struct {
 	before  func(method string) error
 	after   func(method string) error
 	replies func(*kvstorev1.PipelineResponse) []*kvstorev1.PipelineResponse
+	ops     func(*kvstorev1.PipelineRequest_Op)
 }
 
 // Before is called before anything is done of a call, or of a frame of Pipeline; its error is the answer (and breaks
@@ -239,6 +240,9 @@ func (f *Faults) After(fn func(method string) error) { f.set(func() { f.after = 
 func (f *Faults) Replies(fn func(*kvstorev1.PipelineResponse) []*kvstorev1.PipelineResponse) {
 	f.set(func() { f.replies = fn })
 }
+
+// Ops is shown each operation of a Pipeline before it is done.
+func (f *Faults) Ops(fn func(*kvstorev1.PipelineRequest_Op)) { f.set(func() { f.ops = fn }) }
 
 func (f *Faults) set(change func()) {
 	f.mu.Lock()
@@ -254,6 +258,15 @@ func (f *Faults) runBefore(method string) error {
 		return nil
 	}
 	return fn(method)
+}
+
+func (f *Faults) runOps(op *kvstorev1.PipelineRequest_Op) {
+	f.mu.Lock()
+	fn := f.ops
+	f.mu.Unlock()
+	if fn != nil {
+		fn(op)
+	}
 }
 
 func (f *Faults) runAfter(method string) error {

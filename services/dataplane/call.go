@@ -230,6 +230,12 @@ func (k *call) result(again *callList) {
 	k.release(nil)
 }
 
+// errLate is for callers who have stopped waiting.
+var errLate = &kverr.Error{Kind: kverr.DeadlineExceeded, Op: "reach the shard", Message: "the deadline passed first"}
+
+// late tells whether a call's caller has stopped waiting, at a time in nanoseconds since the Unix epoch.
+func (k *call) late(now int64) bool { return k.deadline != 0 && k.deadline <= now }
+
 // remaining is what a call tells of its caller's deadline, in milliseconds; 0 = nothing.
 func (k *call) remaining(now time.Time) int64 {
 	if k.deadline == 0 {

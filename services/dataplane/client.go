@@ -210,7 +210,7 @@ func (c *Client) Do(ctx context.Context, shardID string, cmds ...*shard.Command)
 	for _, cmd := range cmds {
 		k := newCall()
 		k.kind, k.cmd, k.size = callCommand, cmd, cmd.Size()
-		k.deadline, k.until = deadline, until
+		k.deadline, k.until = sooner(deadline, until, cmd.UntilMS)
 		if cmd.Follow != nil {
 			k.follow = c.follow(cmd.Follow, shardID, cmd.Op.String())
 		}
@@ -230,7 +230,7 @@ func (c *Client) Read(ctx context.Context, shardID string, queries ...*shard.Que
 	for _, q := range queries {
 		k := newCall()
 		k.kind, k.query, k.size = callQuery, q, querySize(q)
-		k.deadline, k.until = deadline, until
+		k.deadline, k.until = sooner(deadline, until, q.UntilMS)
 		if q.Follow != nil {
 			k.follow = c.follow(q.Follow, shardID, q.Op.String())
 		}
@@ -252,6 +252,18 @@ func querySize(q *shard.Query) int {
 		}
 	}
 	return n
+}
+
+// sooner is times for a call of its own caller, who stops waiting at ms milliseconds since the Unix epoch; 0 = not told.
+func sooner(deadline, until, ms int64) (int64, int64) {
+	if ms == 0 {
+		return deadline, until
+	}
+	at := ms * int64(time.Millisecond)
+	if deadline != 0 {
+		at = min(at, deadline)
+	}
+	return at, min(until, at)
 }
 
 // times is when a call's caller stops waiting (0 = not told) and when it is given up, in nanoseconds since the Unix epoch.

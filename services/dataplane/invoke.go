@@ -90,13 +90,16 @@ func (w *invokeWay) submit(t *target, calls callList) callList {
 	if time.Now().After(w.until) {
 		return calls
 	}
-	var refused, awaiting callList
+	var refused, awaiting, late callList
+	now := time.Now().UnixNano()
 	w.mu.Lock()
 	for k := calls.first; k != nil; {
 		next := k.next
 		switch k.target = t; {
 		case k.kind == callAwait:
 			awaiting.add(k)
+		case k.late(now):
+			late.add(k)
 		case w.calls > 0 && (w.calls >= maxCalls || w.bytes+k.size > maxBytes):
 			refused.add(k)
 		default:
@@ -122,6 +125,7 @@ func (w *invokeWay) submit(t *target, calls callList) callList {
 	refused.release(errCrowded)
 	more.release(errClosed)
 	awaiting.release(nil)
+	late.release(errLate)
 	return callList{}
 }
 

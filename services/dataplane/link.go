@@ -218,8 +218,9 @@ var errCrowded = &kverr.Error{Kind: kverr.Overloaded, Op: "reach the shard", Mes
 
 // submit takes calls to a shard.
 func (l *link) submit(t *target, calls callList) callList {
-	var refused, awaiting callList
+	var refused, awaiting, late callList
 	now := time.Now()
+	nano := now.UnixNano()
 	l.mu.Lock()
 	if !l.up {
 		l.mu.Unlock()
@@ -230,6 +231,8 @@ func (l *link) submit(t *target, calls callList) callList {
 		switch {
 		case k.kind == callAwait:
 			awaiting.add(k)
+		case k.late(nano): // it was long in finding the shard
+			late.add(k)
 		case l.calls > 0 && (l.calls >= maxCalls || l.bytes+k.size > maxBytes):
 			refused.add(k)
 		default:
@@ -244,6 +247,7 @@ func (l *link) submit(t *target, calls callList) callList {
 	l.mu.Unlock()
 	refused.release(errCrowded)
 	awaiting.release(nil)
+	late.release(errLate)
 	return callList{}
 }
 

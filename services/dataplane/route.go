@@ -196,13 +196,15 @@ func (r *shardRoute) over(why *kverr.Error) {
 // expire releases the calls whose time is over, and tells that none is left.
 func (r *shardRoute) expire(why *kverr.Error) (ended bool) {
 	now := time.Now().UnixNano()
-	var late callList
+	var late, unserved callList
 	r.mu.Lock()
 	all := r.takeAll()
 	for k := all.first; k != nil; {
 		next := k.next
-		if k.until <= now {
+		if k.late(now) {
 			late.add(k)
+		} else if k.until <= now {
+			unserved.add(k)
 		} else {
 			r.calls++
 			r.bytes += k.size
@@ -218,7 +220,8 @@ func (r *shardRoute) expire(why *kverr.Error) (ended bool) {
 	if why != nil {
 		err.Err = why
 	}
-	late.release(err)
+	late.release(errLate)
+	unserved.release(err)
 	return ended
 }
 

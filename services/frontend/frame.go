@@ -90,6 +90,7 @@ type request struct {
 	verb         verb
 	metadataOnly bool // verbGet
 	traceparent  []byte
+	timeoutMS    int64 // 0 = not told
 }
 
 // parseOp decodes one operation: a put into cmd.Put, a delete into cmd.Delete, the key of a get into cmd.Put.Key.
@@ -101,16 +102,19 @@ func parseOp(b []byte, r *request, cmd *shard.Command) error {
 		}
 		b = b[n:]
 		switch num {
-		case 1, 5:
+		case 1, 5, 7:
 			v, n := protowire.ConsumeVarint(b)
 			if typ != protowire.VarintType || n < 0 {
 				return errMalformedFrame
 			}
 			b = b[n:]
-			if num == 1 {
+			switch num {
+			case 1:
 				r.id = v
-			} else {
+			case 5:
 				r.identityOp = v
+			default:
+				r.timeoutMS = int64(v)
 			}
 		case 2, 3, 4:
 			body, n := protowire.ConsumeBytes(b)

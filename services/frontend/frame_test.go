@@ -49,7 +49,7 @@ func byGenerated(b []byte) (frameHead, []decoded, error) {
 	ops := make([]decoded, len(m.Ops))
 	for i, op := range m.Ops {
 		d := &ops[i]
-		d.Request.id, d.Request.identityOp, d.Request.traceparent = op.Id, op.IdentityOp, []byte(op.Traceparent)
+		d.Request.id, d.Request.identityOp, d.Request.traceparent, d.Request.timeoutMS = op.Id, op.IdentityOp, []byte(op.Traceparent), op.TimeoutMs
 		switch o := op.Op.(type) {
 		case *kvv1.PipelineRequest_Op_Put:
 			d.Request.verb, d.Put = verbPut, putOf(o.Put)
@@ -114,6 +114,9 @@ func randomFrame(r *rand.Rand) *kvv1.PipelineRequest {
 		op := &kvv1.PipelineRequest_Op{Id: r.Uint64() >> r.IntN(64), IdentityOp: r.Uint64N(3)}
 		if r.IntN(4) == 0 {
 			op.Traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+		}
+		if r.IntN(3) == 0 {
+			op.TimeoutMs = r.Int64() >> r.IntN(64)
 		}
 		switch r.IntN(4) {
 		case 0:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -50,6 +51,8 @@ type pipeline struct {
 	fetches fetches // gets whose values lie apart
 
 	head   frameHead         // reader
+	came   int64             // reader; when the frame at hand came, in milliseconds since the Unix epoch
+	now    int64             // reader; likewise, once there was room for it
 	deny   *kverr.Error      // reader; why what is no get in the frame at hand is refused; nil = it is not
 	visits map[*Shard]*visit // reader; reused from frame to frame
 	order  []*visit          // reader; visits of the frame at hand
@@ -204,9 +207,11 @@ func (p *pipeline) accept(buf mem.Buffer) error {
 		buf.Free()
 		return nil
 	}
+	p.came = time.Now().UnixMilli()
 	if err := p.waitForRoom(int64(n), int64(len(b))); err != nil {
 		return err
 	}
+	p.now = time.Now().UnixMilli()
 	in := &inbound{buf: buf, began: p.server.since(), left: n}
 	ns, fault := p.server.keyNamespace(p.ctx, p.head.keyspace, p.head.namespace)
 	if fault != nil && fault.Kind == kverr.Unauthenticated {
@@ -309,6 +314,9 @@ func (p *pipeline) begin(o *operation, ns *Namespace, id shard.Identity) *kverr.
 		p.server.refusals.note(p.ctx, kvv1.KVService_Pipeline_FullMethodName, p.deny)
 		return p.deny
 	}
+	if err := p.limit(o); err != nil {
+		return err
+	}
 	switch o.req.verb {
 	case verbGet:
 		return p.get(o, ns)
@@ -335,6 +343,38 @@ func (p *pipeline) begin(o *operation, ns *Namespace, id shard.Identity) *kverr.
 		return kverr.Invalid("op", "is not set; an operation is a put, a get or a delete")
 	}
 	return nil
+}
+
+// maxTimeoutMS is some thirty years: more makes no difference.
+const maxTimeoutMS = 1 << 40
+
+// errLate is of what nobody waits for any more when it could be begun.
+var errLate = &kverr.Error{Kind: kverr.DeadlineExceeded, Op: "pipeline", Message: "the deadline passed before it was begun; it was not applied"}
+
+// limit has an operation not begun when its caller has stopped waiting, if he tells when: here, where it may have waited for room, and wherever it goes.
+func (p *pipeline) limit(o *operation) *kverr.Error {
+	t := o.req.timeoutMS
+	switch {
+	case t == 0:
+		return nil
+	case t < 0:
+		return kverr.Invalid("timeout_ms", "is %d, must be at least 0", t)
+	}
+	until := p.came + min(t, maxTimeoutMS)
+	if p.now >= until {
+		return errLate
+	}
+	o.cmd.UntilMS = until
+	if o.req.verb == verbGet {
+		o.query.UntilMS = until
+	}
+	return nil
+}
+
+// late tells whether whoever waits for an operation has stopped.
+func (o *operation) late() bool {
+	until := o.cmd.UntilMS
+	return until != 0 && time.Now().UnixMilli() >= until
 }
 
 // visit is the visit of the frame at hand to a shard.
@@ -393,6 +433,17 @@ func (p *pipeline) side(f func()) error {
 // sendBig stores the values of puts in one object, then hands the puts to the shard.
 func (p *pipeline) sendBig(sh *Shard, ops []*operation) {
 	err := p.side(func() {
+		ops := slices.DeleteFunc(ops, func(o *operation) bool { // it may have taken a while
+			late := o.late()
+			if late {
+				o.err = errLate
+				p.finish(o)
+			}
+			return late
+		})
+		if len(ops) == 0 {
+			return
+		}
 		puts := make([]*shard.Put, len(ops))
 		cmds := make([]*shard.Command, len(ops))
 		for i, o := range ops {
@@ -488,6 +539,11 @@ func (f *fetches) work(p *pipeline) {
 		f.mu.Unlock()
 		if err := f.take(p.ctx, o); err != nil {
 			o.err = err
+			p.finish(o)
+			continue
+		}
+		if o.late() {
+			o.err = errLate
 			p.finish(o)
 			continue
 		}

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -85,6 +87,12 @@ func deleteOp(id uint64, k string) *kvv1.PipelineRequest_Op {
 	return &kvv1.PipelineRequest_Op{Id: id, Op: &kvv1.PipelineRequest_Op_Delete{Delete: &kvv1.DeleteOp{Key: []byte(k)}}}
 }
 
+// waiting is an operation whose caller tells for how many milliseconds he waits.
+func waiting(ms int64, op *kvv1.PipelineRequest_Op) *kvv1.PipelineRequest_Op {
+	op.TimeoutMs = ms
+	return op
+}
+
 func TestPipelineAnswersEverything(t *testing.T) {
 	r := newRig(t, Config{}, nil)
 	const ops = 500
@@ -145,12 +153,12 @@ func TestPipelineErrorsAreOfOperations(t *testing.T) {
 		&kvv1.PipelineRequest{Namespace: "prompts", Ops: []*kvv1.PipelineRequest_Op{putOp(12, "a", "v")}},
 		&kvv1.PipelineRequest{IdentityClient: []byte("short"), Ops: []*kvv1.PipelineRequest_Op{putOp(13, "a", "v")}},
 		&kvv1.PipelineRequest{},
-		&kvv1.PipelineRequest{Ops: []*kvv1.PipelineRequest_Op{getOp(14, "there")}},
+		&kvv1.PipelineRequest{Ops: []*kvv1.PipelineRequest_Op{getOp(14, "there"), waiting(-1, getOp(15, "there")), waiting(math.MaxInt64, putOp(16, "patient", "v"))}},
 	)
 	for id, want := range map[uint64]struct{ reason, field string }{
 		1: {"INVALID_ARGUMENT", "put.key"}, 2: {"NOT_FOUND", ""}, 3: {"INVALID_ARGUMENT", "op"}, 4: {"TOO_LARGE", "put.value"},
 		5: {"ALREADY_EXISTS", ""}, 6: {"TOO_LARGE", "delete.key"}, 7: {"INVALID_ARGUMENT", "identity_client"}, 9: {"INVALID_ARGUMENT", "get.key"},
-		10: {"NOT_FOUND", ""}, 11: {"NOT_FOUND", ""}, 12: {"WRONG_KIND", ""}, 13: {"INVALID_ARGUMENT", "identity_client"},
+		10: {"NOT_FOUND", ""}, 11: {"NOT_FOUND", ""}, 12: {"WRONG_KIND", ""}, 13: {"INVALID_ARGUMENT", "identity_client"}, 15: {"INVALID_ARGUMENT", "timeout_ms"}, 16: {},
 	} {
 		if e := got[id].GetError(); e.GetReason() != want.reason || e.GetField() != want.field {
 			t.Errorf("operation %d: %v, want %v", id, e, want)
@@ -288,6 +296,120 @@ func TestPipelineIsBounded(t *testing.T) {
 			t.Fatalf("after %d answers: %v", answered, err)
 		}
 		answered += len(resp.Results)
+	}
+}
+
+// slowWay hands nothing to the shards until it is told to.
+type slowWay struct {
+	Shards
+	mu   sync.Mutex
+	more sync.Cond
+	keys map[string]bool // that came so far; guarded by mu, as is all below
+	held []func()
+	open bool
+}
+
+func (w *slowWay) keep(f func(), keys ...[]byte) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.open {
+		f()
+		return
+	}
+	w.held = append(w.held, f)
+	for _, k := range keys {
+		w.keys[string(k)] = true
+	}
+	w.more.Broadcast()
+}
+
+func (w *slowWay) Do(ctx context.Context, id string, cmds ...*shard.Command) {
+	cmds = slices.Clone(cmds)
+	var keys [][]byte
+	for _, c := range cmds {
+		keys = append(keys, bytes.Clone(c.Put.Key))
+	}
+	w.keep(func() { w.Shards.Do(ctx, id, cmds...) }, keys...)
+}
+
+func (w *slowWay) Read(ctx context.Context, id string, queries ...*shard.Query) {
+	queries = slices.Clone(queries)
+	w.keep(func() { w.Shards.Read(ctx, id, queries...) })
+}
+
+// TestPipelineLate: of what is long on its way to its shard nothing is begun that nobody waits for any more; all else is.
+func TestPipelineLate(t *testing.T) {
+	w := &slowWay{keys: map[string]bool{}, open: true}
+	w.more.L = &w.mu
+	r := newRig(t, Config{}, func(under Shards) Shards { w.Shards = under; return w })
+	r.put(t, "there", "1")
+	w.mu.Lock()
+	w.open = false
+	w.mu.Unlock()
+	go func() {
+		w.mu.Lock()
+		for !w.keys["patient"] || !w.keys["for an hour"] {
+			w.more.Wait()
+		}
+		w.mu.Unlock()
+		for late := time.Now().UnixMilli() + 1; time.Now().UnixMilli() <= late; { // the frame was there before
+			<-time.After(time.Millisecond)
+		}
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.open = true
+		for _, f := range w.held {
+			f()
+		}
+	}()
+	apart := string(make([]byte, 4<<10))
+	got := exchange(t, r, &kvv1.PipelineRequest{Ops: []*kvv1.PipelineRequest_Op{
+		waiting(1, putOp(1, "late", "v")), waiting(1, putOp(2, "late, apart", apart)), waiting(1, deleteOp(3, "there")), waiting(1, getOp(4, "there")),
+		putOp(5, "patient", "v"), waiting(time.Hour.Milliseconds(), putOp(6, "for an hour", "v")), waiting(time.Hour.Milliseconds(), putOp(7, "for an hour, apart", apart)),
+		waiting(time.Hour.Milliseconds(), getOp(8, "there")),
+	}})
+	for id, res := range got {
+		switch late := res.GetError().GetReason() == "DEADLINE_EXCEEDED"; {
+		case id <= 3 && !late, id == 4 && remote && !late, id > 4 && res.GetError() != nil:
+			t.Errorf("operation %d: %v", id, res)
+		}
+	}
+	for k, there := range map[string]bool{"late": false, "late, apart": false, "there": true, "patient": true, "for an hour": true, "for an hour, apart": true} {
+		_, err := r.KV.Get(testContext(t), &kvv1.GetRequest{Get: &kvv1.GetOp{Key: []byte(k)}})
+		if there && err != nil || !there && status.Code(err) != codes.NotFound {
+			t.Errorf("%q: %v", k, err)
+		}
+	}
+}
+
+// TestPipelineLimit: time counts from when a frame came, also while it waits for room; and of a put nothing is left for the get that takes its place in the pool.
+func TestPipelineLimit(t *testing.T) {
+	for _, tc := range []struct {
+		verb         verb
+		timeout, now int64
+		until        int64
+		want         error
+	}{
+		{verb: verbPut, timeout: 0, now: 1_000_000},
+		{verb: verbPut, timeout: 10, now: 1009, until: 1010},
+		{verb: verbGet, timeout: 10, now: 1009, until: 1010},
+		{verb: verbPut, timeout: 10, now: 1010, want: kverr.DeadlineExceeded},
+		{verb: verbGet, timeout: 10, now: 1_000_000, want: kverr.DeadlineExceeded},
+		{verb: verbDelete, timeout: math.MaxInt64, now: 1000, until: 1000 + maxTimeoutMS},
+		{verb: verbGet, timeout: -1, now: 1000, want: kverr.InvalidArgument},
+	} {
+		p, o := &pipeline{came: 1000, now: tc.now}, &operation{req: request{verb: tc.verb, timeoutMS: tc.timeout}}
+		err := p.limit(o)
+		if (err == nil) != (tc.want == nil) || err != nil && !errors.Is(err, tc.want) {
+			t.Errorf("%+v: %v", tc, err)
+		}
+		query := int64(0)
+		if tc.verb == verbGet {
+			query = tc.until
+		}
+		if o.cmd.UntilMS != tc.until || o.query.UntilMS != query {
+			t.Errorf("%+v: the command until %d, the query until %d", tc, o.cmd.UntilMS, o.query.UntilMS)
+		}
 	}
 }
 

@@ -51,6 +51,7 @@ var apiTests = map[string]func(*testing.T){
 	"PipelineIdentity":                TestPipelineIdentity,
 	"PipelineMalformedFramesEndIt":    TestPipelineMalformedFramesEndIt,
 	"PipelineIsBounded":               TestPipelineIsBounded,
+	"PipelineLate":                    TestPipelineLate,
 	"PipelineCanceled":                TestPipelineCanceled,
 	"PipelineStops":                   TestPipelineStops,
 	"PipelineFollowEnds":              TestPipelineFollowEnds,
@@ -98,7 +99,7 @@ var apiTests = map[string]func(*testing.T){
 // localTests are those that meet no shard.
 var localTests = []string{
 	"OverDataPlane", "StatusOnABadDay", "EveryAPITestRunsOverTheDataPlane", "FrameDecodersAgree", "ResultEncodersAgree", "CodecLeavesFramesAlone", "SortPairsKeepsTheLast",
-	"PageToken", "SessionTokenFitsItsRoom", "EveryCallIsInTheTable", "Bucket", "ClientsAreBounded", "ClientRate",
+	"PageToken", "SessionTokenFitsItsRoom", "EveryCallIsInTheTable", "Bucket", "ClientsAreBounded", "ClientRate", "PipelineLimit",
 }
 
 // TestOverDataPlane runs the tests of the API once more, with the shards on two hosts.

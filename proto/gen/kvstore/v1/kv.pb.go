@@ -3541,7 +3541,10 @@ type PipelineRequest_Op struct {
 	IdentityOp uint64 `protobuf:"varint,5,opt,name=identity_op,json=identityOp,proto3" json:"identity_op,omitempty"`
 	// Who follows this operation, as the header traceparent of W3C Trace Context; empty for those that nobody follows. One that is no such header
 	// counts as empty.
-	Traceparent   string `protobuf:"bytes,6,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	Traceparent string `protobuf:"bytes,6,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	// For how long the caller waits, in milliseconds from when the message comes; 0 = he does not tell. What could not be begun in that time is not,
+	// and fails with DEADLINE_EXCEEDED; a write that would have to wait for longer may be refused at once with OVERLOADED.
+	TimeoutMs     int64 `protobuf:"varint,7,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3629,6 +3632,13 @@ func (x *PipelineRequest_Op) GetTraceparent() string {
 		return x.Traceparent
 	}
 	return ""
+}
+
+func (x *PipelineRequest_Op) GetTimeoutMs() int64 {
+	if x != nil {
+		return x.TimeoutMs
+	}
+	return 0
 }
 
 type isPipelineRequest_Op_Op interface {
@@ -4162,7 +4172,7 @@ const file_kvstore_v1_kv_proto_rawDesc = "" +
 	"\bOpResult\x12)\n" +
 	"\x03put\x18\x01 \x01(\v2\x15.kvstore.v1.PutResultH\x00R\x03put\x122\n" +
 	"\x06delete\x18\x02 \x01(\v2\x18.kvstore.v1.DeleteResultH\x00R\x06deleteB\b\n" +
-	"\x06result\"\xbe\x03\n" +
+	"\x06result\"\xdd\x03\n" +
 	"\x0fPipelineRequest\x12\x1a\n" +
 	"\bkeyspace\x18\x01 \x01(\tR\bkeyspace\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x120\n" +
@@ -4170,7 +4180,7 @@ const file_kvstore_v1_kv_proto_rawDesc = "" +
 	"\x0fidentity_client\x18\x04 \x01(\fR\x0eidentityClient\x12 \n" +
 	"\fnot_after_ms\x18\x05 \x01(\x03R\n" +
 	"notAfterMs\x12\x16\n" +
-	"\x06traced\x18\x06 \x01(\bR\x06traced\x1a\xdb\x01\n" +
+	"\x06traced\x18\x06 \x01(\bR\x06traced\x1a\xfa\x01\n" +
 	"\x02Op\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12%\n" +
 	"\x03put\x18\x02 \x01(\v2\x11.kvstore.v1.PutOpH\x00R\x03put\x12%\n" +
@@ -4178,7 +4188,9 @@ const file_kvstore_v1_kv_proto_rawDesc = "" +
 	"\x06delete\x18\x04 \x01(\v2\x14.kvstore.v1.DeleteOpH\x00R\x06delete\x12\x1f\n" +
 	"\videntity_op\x18\x05 \x01(\x04R\n" +
 	"identityOp\x12 \n" +
-	"\vtraceparent\x18\x06 \x01(\tR\vtraceparentB\x04\n" +
+	"\vtraceparent\x18\x06 \x01(\tR\vtraceparent\x12\x1d\n" +
+	"\n" +
+	"timeout_ms\x18\a \x01(\x03R\ttimeoutMsB\x04\n" +
 	"\x02op\"\xe0\x02\n" +
 	"\x10PipelineResponse\x122\n" +
 	"\x06header\x18\x01 \x01(\v2\x1a.kvstore.v1.ResponseHeaderR\x06header\x12=\n" +
