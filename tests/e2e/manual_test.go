@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	kvv1 "kvstore/proto/gen/kvstore/v1"
 	"kvstore/tests/testenv"
 )
 
@@ -92,7 +93,7 @@ const (
 
 // stages are those of commands whose examples find more than an empty keyspace and the files of everybody.
 var stages = map[string]stage{
-	"accept-loss":  {as: []string{"0123456789abcdef-3", `"$(kvctl status -o json | jq -r '.shards[0].id')"`}},
+	"accept-loss":  {before: "kvctl put a 1", as: []string{"0123456789abcdef-3", `"$(kvctl status -o json | jq -r '.shards[] | select(.keyspace == env.KVSTORE_KEYSPACE).id')"`}},
 	"ca init":      {as: []string{"/certs", "certs"}},
 	"ca issue":     {before: "kvctl ca init --if-absent"},
 	"ca cluster":   {as: []string{"/credentials", "credentials", "client/", "credentials/client/"}, serve: credentials},
@@ -210,6 +211,9 @@ func TestManualExamples(t *testing.T) {
 			if len(all[name]) == 0 {
 				t.Fatal("no example")
 			}
+			if !strings.HasPrefix(name, "keyspace ") && name != "namespace ls" { // which make and remove the same keyspace
+				t.Parallel()
+			}
 			st := stages[name]
 			d := &desk{dir: t.TempDir()}
 			files(t, d.dir)
@@ -224,8 +228,13 @@ func TestManualExamples(t *testing.T) {
 			if st.serve == nil && !st.unnamed {
 				keyspace := "k" + strconv.Itoa(i)
 				d.env = append(d.env, "KVSTORE_KEYSPACE="+keyspace)
-				if out, err := d.shell(within(t), "kvctl keyspace create "+keyspace+" --shards 1 && kvctl namespace create default").CombinedOutput(); err != nil {
-					t.Fatalf("%v\n%s", err, out)
+				ks := &kvv1.Keyspace{Name: keyspace, Shards: 1}
+				if _, err := s.AdminC.CreateKeyspace(within(t), &kvv1.CreateKeyspaceRequest{Keyspace: ks}); err != nil {
+					t.Fatal(err)
+				}
+				ns := &kvv1.Namespace{Keyspace: keyspace, Name: "default", Kind: kvv1.NamespaceKind_NAMESPACE_KIND_KV}
+				if _, err := s.AdminC.CreateNamespace(within(t), &kvv1.CreateNamespaceRequest{Namespace: ns}); err != nil {
+					t.Fatal(err)
 				}
 			}
 			as := st.as
