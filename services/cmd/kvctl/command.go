@@ -130,6 +130,7 @@ type session struct {
 
 // run executes a command line and returns the exit code.
 func run(ctx context.Context, sys system, args []string) int {
+	sys.stdin = interruptible{ctx, sys.stdin}
 	out := &checked{Writer: sys.stdout}
 	sys.stdout = out
 	s := &session{system: sys, given: map[string]bool{}}
@@ -208,6 +209,9 @@ func (s *session) run(ctx context.Context, args []string) error {
 
 // globalArgs takes flags and an address that stand before the command's name. An address alone asks how the server is.
 func (s *session) globalArgs(args []string) ([]string, error) {
+	if len(args) == 1 && (args[0] == "--version" || args[0] == "-version") {
+		return []string{"version"}, nil
+	}
 	for {
 		global := flag.NewFlagSet("kvctl", flag.ContinueOnError)
 		global.SetOutput(io.Discard)

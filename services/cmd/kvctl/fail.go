@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"kvstore/client"
 	"kvstore/components/kverr"
@@ -40,6 +41,9 @@ const none = kverr.Kind(0xff)
 func hint(s *session, err error) string {
 	var usage usageError
 	if errors.As(err, &usage) {
+		if s.command != "" {
+			return fmt.Sprintf(`"kvctl help %s" explains it`, s.command)
+		}
 		return `"kvctl help" lists the commands, "kvctl help COMMAND" explains one`
 	}
 	e := kverr.From(err)
@@ -88,6 +92,13 @@ func hint(s *session, err error) string {
 		if s.command == "put" && (e.Field == "head.size" || e.Field == "put.value") {
 			return "the server decides: kvstored -max-value-bytes allows up to 512 MiB"
 		}
+	case kverr.NotFound:
+		if strings.HasPrefix(e.Message, "no namespace ") {
+			return "name one with --namespace, or make it: kvctl namespace create NAME"
+		}
+		if strings.HasPrefix(e.Message, "no keyspace ") {
+			return "name one with --keyspace, or make it: kvctl keyspace create NAME"
+		}
 	case kverr.CrossPartition:
 		return "give the keys of a transaction a common {tag}, as in {user42}name and {user42}mail"
 	case kverr.WrongKind:
@@ -112,7 +123,7 @@ func hint(s *session, err error) string {
 	case kverr.PermissionDenied:
 		return "whoever keeps the server's tokens file can grant it: KEYSPACE=read, =write or =admin, or server-admin, or metrics"
 	case kverr.InvalidArgument:
-		if s.c == nil && s.door.exposed(s.endpoint) {
+		if s.c == nil && s.door.exposed(s.endpoint) && strings.Contains(e.Message, "plain text") {
 			return "--ca FILE or --tls turns TLS on; --insecure sends the token nevertheless"
 		}
 	case kverr.Canceled:

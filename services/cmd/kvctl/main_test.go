@@ -223,6 +223,8 @@ func TestCommandLines(t *testing.T) {
 		{"fly", "", 2, `(?s)unknown command "fly".*kvctl help`},
 		{"set a b", "", 2, `"set"; is it put\?`},
 		{"exp", "", 2, `"exp"; is it export\?`},
+		{"--version", "", 0, `^kvctl `},
+		{"txn -f /nowhere", "", 2, `^kvctl: -f: open /nowhere: no such file or directory\n  "kvctl help txn" explains it\n$`},
 		{"get -5", "", 2, `no flag -5 .*behind --`},
 		{"get", "", 2, `0 arguments given, KEY wanted`},
 		{"get a b", "", 2, `unexpected argument "b"`},
@@ -637,6 +639,34 @@ func TestBenchInterrupted(t *testing.T) {
 	if code != exitError || !strings.Contains(out.String(), "operations/s") || !strings.Contains(errs.String(), "canceled") {
 		t.Errorf("exit %d: %s%s", code, out.String(), errs.String())
 	}
+}
+
+// TestStdinInterrupted: Ctrl-C ends what waits for a keyboard.
+func TestStdinInterrupted(t *testing.T) {
+	sh, _ := newShell(t)
+	for _, line := range []string{"put a -", "import -", "txn -f -", "batch -f -", "bench put --hold -n 1"} {
+		ctx, cancel := context.WithCancel(t.Context())
+		keyboard, nobody := io.Pipe()
+		var errs bytes.Buffer
+		code := run(ctx, system{
+			stdin: asked{keyboard, cancel}, stdout: io.Discard, stderr: &errs, dial: sh.dial, getenv: func(k string) string { return sh.env[k] },
+		}, strings.Fields(line))
+		if code != exitError && code != exitUsage || !strings.Contains(errs.String(), "canceled") {
+			t.Errorf("%s: exit %d: %s", line, code, errs.String())
+		}
+		nobody.Close()
+	}
+}
+
+// asked is an input that tells when it is read.
+type asked struct {
+	io.Reader
+	tell func()
+}
+
+func (a asked) Read(p []byte) (int, error) {
+	a.tell()
+	return a.Reader.Read(p)
 }
 
 func trace(t *testing.T, zipped bool) string {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -29,7 +30,8 @@ func parseScript(r io.Reader, verbs ...string) ([]step, error) {
 	var steps []step
 	sc := bufio.NewScanner(r)
 	sc.Buffer(nil, 16<<20)
-	for n := 1; sc.Scan(); n++ {
+	n := 1
+	for ; sc.Scan(); n++ {
 		words, err := split(sc.Text())
 		if err != nil {
 			return nil, usagef("line %d: %v", n, err)
@@ -43,8 +45,10 @@ func parseScript(r io.Reader, verbs ...string) ([]step, error) {
 		}
 		steps = append(steps, st)
 	}
-	if err := sc.Err(); err != nil {
-		return nil, usagef("reading the script: %v (a line has at most 16 MiB)", err)
+	if err := sc.Err(); errors.Is(err, bufio.ErrTooLong) {
+		return nil, usagef("line %d: has over 16 MiB", n)
+	} else if err != nil {
+		return nil, fmt.Errorf("reading the script: %w", err)
 	}
 	return steps, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"os"
 
 	"kvstore/client"
 	"kvstore/components/kverr"
@@ -63,15 +64,16 @@ func (s *session) script(file string, verbs ...string) ([]step, error) {
 	if file == "" {
 		return nil, usagef("-f FILE is missing: a script, or - for standard input")
 	}
+	in := s.stdin
 	if file != "-" {
-		file = "@" + file
+		f, err := os.Open(file)
+		if err != nil {
+			return nil, usagef("-f: %v", err)
+		}
+		defer f.Close()
+		in = f
 	}
-	v, err := s.openValue(file)
-	if err != nil {
-		return nil, err
-	}
-	defer v.close()
-	steps, err := parseScript(v, verbs...)
+	steps, err := parseScript(in, verbs...)
 	if err == nil && len(steps) == 0 {
 		return nil, usagef("the script is empty")
 	}

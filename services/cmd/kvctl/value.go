@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -15,6 +16,32 @@ import (
 
 // maxStdin bounds what is read from standard input into memory, where its length is not known beforehand.
 const maxStdin = 512 << 20
+
+// interruptible is an input that may not say anything for long, such as a keyboard: reading ends with ctx.
+type interruptible struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+// Read reads what comes next. What comes after ctx has ended is lost.
+func (i interruptible) Read(p []byte) (int, error) {
+	type result struct {
+		n   int
+		err error
+	}
+	buf := make([]byte, min(len(p), 64<<10)) // not p, which is the caller's again when ctx ends
+	done := make(chan result, 1)
+	go func() {
+		n, err := i.r.Read(buf)
+		done <- result{n, err}
+	}()
+	select {
+	case got := <-done:
+		return copy(p, buf[:got.n]), got.err
+	case <-i.ctx.Done():
+		return 0, context.Cause(i.ctx)
+	}
+}
 
 // value is a value from the command line, ready to be streamed. Close it.
 type value struct {
