@@ -64,6 +64,13 @@ func byGenerated(b []byte) (frameHead, []decoded, error) {
 	return h, ops, nil
 }
 
+// likeTheStandard tells whether protobuf's own decoder takes a frame, for the same as the generated one: that one does not look at the types of the fields of a
+// metadata entry. What they do not take for the same may be refused.
+func likeTheStandard(b []byte) bool {
+	var gen, standard kvv1.PipelineRequest
+	return gen.UnmarshalVT(b) == nil && proto.Unmarshal(b, &standard) == nil && proto.Equal(&gen, &standard)
+}
+
 // plain makes empty and nil the same, which protobuf does not tell apart.
 func plain(h frameHead, ops []decoded) string {
 	s := fmt.Sprintf("%q %q %x %d %t", h.keyspace, h.namespace, h.client, h.notAfterMS, h.traced)
@@ -141,7 +148,7 @@ func TestFrameDecodersAgree(t *testing.T) {
 	}
 	for seed := range seeds {
 		r := rand.New(rand.NewPCG(seed, 1))
-		b, err := proto.Marshal(randomFrame(r))
+		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(randomFrame(r)) // a seed is one frame
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -171,7 +178,7 @@ func agree(t *testing.T, b []byte) {
 	hand, handOps, handErr := byHand(b)
 	gen, genOps, genErr := byGenerated(b)
 	if handErr != nil {
-		if genErr == nil && proto.Unmarshal(b, &kvv1.PipelineRequest{}) == nil {
+		if genErr == nil && likeTheStandard(b) {
 			t.Fatalf("%x\nby hand: %v\nthe others take it", b, handErr)
 		}
 		return
