@@ -187,6 +187,7 @@ type link struct {
 	r        *rand.Rand
 	fault    string // of the exchange under way; "" = none
 	answered bool   // the server spoke last
+	silent   bool   // nothing of the server arrives any more: TCP loses no bytes of a connection but all that follow, too
 }
 
 // serve runs one connection.
@@ -241,7 +242,7 @@ func (l *link) latency() time.Duration {
 // request passes bytes of the client on, or what the fault of the exchange makes of them.
 func (l *link) request(to net.Conn, b []byte) bool {
 	l.mu.Lock()
-	begins := l.answered
+	begins := l.answered && !l.silent
 	l.answered = false
 	if begins {
 		l.fault = ""
@@ -291,7 +292,16 @@ func (l *link) reply(to net.Conn, b []byte) bool {
 	begins := !l.answered
 	l.answered = true
 	fault, at := l.fault, l.r.IntN(len(b))
+	was := l.silent
+	l.silent = was || fault == replySilence // from here on, whatever the client says meanwhile
+	silent := l.silent
 	l.mu.Unlock()
+	if silent {
+		if !was {
+			l.count(replySilence)
+		}
+		return true
+	}
 	if begins && !l.wait(l.latency()) {
 		return false
 	}
@@ -301,14 +311,6 @@ func (l *link) reply(to net.Conn, b []byte) bool {
 	case replyLost:
 		l.count(fault)
 		return false
-	case replySilence:
-		if begins {
-			l.count(fault)
-		}
-		l.mu.Lock()
-		l.answered = false // whatever the client says, this connection stays silent
-		l.mu.Unlock()
-		return true
 	case cutReply:
 		l.count(fault)
 		_, _ = to.Write(b[:at])
