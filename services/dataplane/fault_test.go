@@ -130,10 +130,12 @@ func (c *cluster) view(ctx context.Context, id string) (v shard.View) {
 	soon(ctx, c.tb, "the shard's owner answers", func() bool {
 		holder, err := c.store.Holder(ctx, id)
 		for _, n := range c.nodes {
-			if err == nil && (n.Address == at.Address || n.Address == holder.Address) {
-				if v, err = n.View(ctx, id); err == nil {
-					return true
-				}
+			if err != nil || n.Address != at.Address && n.Address != holder.Address {
+				continue
+			}
+			if seen, err := n.View(ctx, id); err == nil {
+				v = seen
+				return true
 			}
 		}
 		return false
@@ -589,7 +591,7 @@ func TestBadNetwork(t *testing.T) {
 	}
 }
 
-// renamed tells other addresses for hosts.
+// renamed tells other addresses for hosts. A shard that a call on its way has taken elsewhere is told where it is served: the host that lost it leaves it there for a while.
 type renamed struct {
 	*cluster
 	addresses map[string]string
@@ -597,6 +599,13 @@ type renamed struct {
 
 func (l renamed) Locate(ctx context.Context, id string) (host.Location, error) {
 	at, err := l.cluster.Locate(ctx, id)
+	if holder, herr := l.store.Holder(ctx, id); herr == nil {
+		for _, n := range l.nodes {
+			if n.Address == holder.Address && n.Serving(id) {
+				at.Address = n.Address
+			}
+		}
+	}
 	at.Address = l.addresses[at.Address]
 	return at, err
 }

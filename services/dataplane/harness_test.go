@@ -23,6 +23,9 @@ import (
 
 const testTimeout = 30 * time.Second
 
+// term is that of leases: without one a host whose shard another has taken would serve reads of it until it wrote.
+const term = 300 * time.Millisecond
+
 func testContext(tb testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
 	tb.Cleanup(cancel)
@@ -58,7 +61,7 @@ func shardID(n int) string { return fmt.Sprintf("k-%d", n) }
 // newCluster makes nodes and shards, spread evenly over them.
 func newCluster(tb testing.TB, nodes, shards int) *cluster {
 	tb.Helper()
-	engine, err := memlog.New(memlog.Config{})
+	engine, err := memlog.New(memlog.Config{Term: term})
 	if err != nil {
 		tb.Fatal(err)
 	}
