@@ -15,6 +15,7 @@ import (
 	"kvstore/actors/host"
 	"kvstore/actors/shard"
 	"kvstore/components/kverr"
+	"kvstore/components/wal/memlog"
 	"kvstore/tests/badnet"
 )
 
@@ -530,7 +531,7 @@ func TestSlowIsNotSilent(t *testing.T) {
 func TestBadNetwork(t *testing.T) {
 	for seed := range uint64(2) {
 		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
-			cl := newCluster(t, 2, 4)
+			cl := newClusterOn(t, memlog.Config{Term: 300 * time.Millisecond}, 2, 4) // calls on their way take shards from hosts that still read them
 			ctx, cancel := context.WithTimeout(context.Background(), 2*testTimeout)
 			defer cancel()
 			addresses := map[string]string{}

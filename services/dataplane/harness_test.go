@@ -23,9 +23,6 @@ import (
 
 const testTimeout = 30 * time.Second
 
-// term is that of leases: without one a host whose shard another has taken would serve reads of it until it wrote.
-const term = 300 * time.Millisecond
-
 func testContext(tb testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
 	tb.Cleanup(cancel)
@@ -58,10 +55,16 @@ const namespace = shard.NamespaceID(1)
 
 func shardID(n int) string { return fmt.Sprintf("k-%d", n) }
 
-// newCluster makes nodes and shards, spread evenly over them.
+// newCluster makes nodes and shards, spread evenly over them, on an engine without leases: a host whose shard another has taken serves reads of it until it writes.
 func newCluster(tb testing.TB, nodes, shards int) *cluster {
 	tb.Helper()
-	engine, err := memlog.New(memlog.Config{Term: term})
+	return newClusterOn(tb, memlog.Config{}, nodes, shards)
+}
+
+// newClusterOn is newCluster on an engine as it is configured.
+func newClusterOn(tb testing.TB, cfg memlog.Config, nodes, shards int) *cluster {
+	tb.Helper()
+	engine, err := memlog.New(cfg)
 	if err != nil {
 		tb.Fatal(err)
 	}
