@@ -129,21 +129,23 @@ func NewSidecar(t testing.TB, cfg SidecarConfig) *Sidecar {
 	return s
 }
 
-// Await waits until the API answers. It does not wait for placement.
+// Await waits until the API answers, by gRPC and by HTTP, which opens later. It does not wait for placement.
 func (s *Sidecar) Await(ctx context.Context, t testing.TB) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(ctx, Patience)
 	defer cancel()
-	for {
-		conn, err := new(net.Dialer).DialContext(ctx, "tcp", s.GRPC)
-		if err == nil {
-			_ = conn.Close()
-			return
-		}
-		select {
-		case <-ctx.Done():
-			t.Fatalf("%s does not answer: %v", s.Name, err)
-		case <-time.After(5 * time.Millisecond):
+	for _, door := range []string{s.GRPC, s.HTTP} {
+		for {
+			conn, err := new(net.Dialer).DialContext(ctx, "tcp", door)
+			if err == nil {
+				_ = conn.Close()
+				break
+			}
+			select {
+			case <-ctx.Done():
+				t.Fatalf("%s does not answer: %v", s.Name, err)
+			case <-time.After(5 * time.Millisecond):
+			}
 		}
 	}
 }
