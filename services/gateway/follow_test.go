@@ -1,7 +1,9 @@
 package gateway_test
 
 import (
+	"bytes"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -32,7 +34,7 @@ func (c counts) Failed(_ int, _ time.Duration, kind kverr.Kind) {
 }
 
 // TestFollowed: who was let in is followed, a stranger is not, whatever he asks for; and a request that failed did so for the same reason in its trace as in
-// what is counted.
+// what is counted, and not by a fault that the log has to tell.
 func TestFollowed(t *testing.T) {
 	file, token := filepath.Join(t.TempDir(), "tokens"), authn.NewToken()
 	if err := os.WriteFile(file, fmt.Appendf(nil, "app %s default=write\n", authn.HashOf(token)), 0o600); err != nil {
@@ -43,7 +45,8 @@ func TestFollowed(t *testing.T) {
 		t.Fatal(err)
 	}
 	queue, counted := tracing.NewQueue(), make(counts, 100)
-	r := newRigOf(t, gateway.Config{}, frontend.Config{Access: tokens, Tracer: tracing.New(queue, 1), Meter: counted})
+	var log bytes.Buffer // written under the handler's lock, read at the end
+	r := newRigOf(t, gateway.Config{}, frontend.Config{Access: tokens, Tracer: tracing.New(queue, 1), Meter: counted, Log: slog.New(slog.NewTextHandler(&log, nil))})
 	for _, tc := range []struct {
 		line, token, body string
 		status            int
@@ -99,6 +102,9 @@ func TestFollowed(t *testing.T) {
 		}
 	}
 	r.stop()
+	if strings.Contains(log.String(), "level=ERROR") {
+		t.Errorf("callers' faults are logged as the server's: %s", &log)
+	}
 	if len(counted) > 0 {
 		t.Errorf("%d requests more are counted than came", len(counted))
 	}

@@ -303,7 +303,7 @@ func (q *request) answer(rt *route) (err error) {
 	q.extend(q.control.SetWriteDeadline)
 	setCommon(q.w.Header())
 	err = rt.handle(q)
-	if err != nil && rt.call != "" {
+	if err != nil && rt.call != "" && kindOf(err) != kverr.InvalidArgument { // what HTTP alone finds wrong is the caller's fault, too
 		q.g.calls.Note(rt.call, err)
 	}
 	return err
