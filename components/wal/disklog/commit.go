@@ -141,14 +141,14 @@ func (c *committer) run() {
 
 // commit writes requests in as few batches as their size allows and answers each after its batch.
 func (c *committer) commit(reqs []request) {
-	low := c.e.space.low()
+	short := c.e.space.shortage()
 	var rollErr error // a segment could not be had; not tried again for each of reqs
 	for len(reqs) > 0 {
 		c.begin()
 		n := 0
 		for n < len(reqs) {
 			r := &reqs[n]
-			fits, err := c.add(r, low)
+			fits, err := c.add(r, short)
 			if !fits && len(c.places) == 0 && c.snap == 0 { // not even alone: a new segment
 				if rollErr == nil {
 					rollErr = c.nextSegment(r)
@@ -222,8 +222,8 @@ func (c *committer) room(n int, all bool) bool {
 	return c.off+need <= int(c.seg.size)
 }
 
-// add puts a request into the batch, or says why not. fits is false when it must go into another batch.
-func (c *committer) add(r *request, low bool) (fits bool, err error) {
+// add puts a request into the batch, or says why not. fits is false when it must go into another batch. Short is why appends are refused; nil: they are not.
+func (c *committer) add(r *request, short error) (fits bool, err error) {
 	if c.dead != nil {
 		return true, c.dead
 	}
@@ -263,13 +263,13 @@ func (c *committer) add(r *request, low bool) (fits bool, err error) {
 	case reqTrim:
 		return c.addTrim(r)
 	default:
-		return c.addAppend(r, low)
+		return c.addAppend(r, short)
 	}
 }
 
 func (c *committer) removing() bool { return len(c.places) > 0 && c.places[0].kind == kindRemove }
 
-func (c *committer) addAppend(r *request, low bool) (fits bool, err error) {
+func (c *committer) addAppend(r *request, short error) (fits bool, err error) {
 	if c.removing() {
 		return false, nil
 	}
@@ -290,8 +290,8 @@ func (c *committer) addAppend(r *request, low bool) (fits bool, err error) {
 		return true, fmt.Errorf("%w: %w", driver.ErrRefused, s.doubt)
 	case len(r.data) > maxRecord:
 		return true, fmt.Errorf("%w: a record of %d bytes, at most %d", driver.ErrRefused, len(r.data), maxRecord)
-	case low:
-		return true, fmt.Errorf("appending to %s, free space is below the reserve: %w", r.shard, driver.ErrNoSpace)
+	case short != nil:
+		return true, fmt.Errorf("appending to %s: %w", r.shard, short)
 	}
 	if !c.room(frameSize(kindRecord, len(r.shard), len(r.data)), false) {
 		return false, nil

@@ -265,7 +265,7 @@ func TestFullDisk(t *testing.T) {
 		t.Fatalf("objects used the reserve: %d free, %d reserved", free, reserve)
 	}
 	disk.SetCapacity(1<<20 - 100<<10) // somebody else takes the space
-	if err := appendOne(e, "a", epoch(1), 3, nil); !errors.Is(err, driver.ErrNoSpace) {
+	if err := appendOne(e, "a", epoch(1), 3, nil); !errors.Is(err, driver.ErrNoSpace) || !strings.Contains(err.Error(), "less than the reserve of ") {
 		t.Fatalf("append below the reserve: %v", err)
 	}
 	// What makes room works: checkpoints, manifests, trims, fences, deletes; and reads.

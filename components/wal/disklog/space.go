@@ -69,7 +69,12 @@ func (g *gauge) take(n int64, share float64) error {
 }
 
 // low reports whether users' writes stop.
-func (g *gauge) low() bool {
-	free, reserve, err := g.read()
-	return err == nil && free < reserve
+func (g *gauge) low() bool { return g.shortage() != nil }
+
+// shortage is why users' writes stop: an ErrNoSpace that says how much there is, and must be. Nil: they do not.
+func (g *gauge) shortage() error {
+	if free, reserve, err := g.read(); err == nil && free < reserve {
+		return fmt.Errorf("%w: %d bytes are free, less than the reserve of %d", driver.ErrNoSpace, free, reserve)
+	}
+	return nil
 }
