@@ -120,7 +120,7 @@ func TestRunFile(t *testing.T) {
 			args = append(args, "--"+what, port)
 		}
 		name := fmt.Sprint(app.AppID, "-", i)
-		sidecar := &testenv.Sidecar{Process: testenv.NewProcess(t, "daprd-"+name, testenv.Dapr(t, "daprd"), args, nil), GRPC: net.JoinHostPort("127.0.0.1", ports["dapr-grpc-port"])}
+		sidecar := &testenv.Sidecar{Process: testenv.NewProcess(t, "daprd-"+name, testenv.Dapr(t, "daprd"), args, nil), GRPC: net.JoinHostPort("127.0.0.1", ports["dapr-grpc-port"]), HTTP: net.JoinHostPort("127.0.0.1", ports["dapr-http-port"])}
 		sidecar.Start(t)
 		if app.AppPort == 0 { // with a port the sidecar waits for the app
 			sidecar.Await(t.Context(), t)
