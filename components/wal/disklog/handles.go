@@ -24,32 +24,42 @@ type handles struct {
 	flag  int // files are opened with
 
 	mu     sync.Mutex // guards what follows
+	forgot int        // calls of forget: a file that was opened meanwhile is perhaps not there any more
 	byPath map[string]*handle
-	recent *list.List // of *handle, the most recently used in front
+	recent *list.List     // of *handle, the most recently used in front
+	apart  map[string]int // handles by path that are in use and not in the set
 }
 
 func (s *handles) init(f vfs.FS, limit, flag int) {
 	s.fs, s.limit, s.flag = f, limit, flag
 	s.byPath = make(map[string]*handle)
 	s.recent = list.New()
+	s.apart = make(map[string]int)
 }
 
 // get returns an open file; put gives it back.
 func (s *handles) get(path string) (*handle, error) {
 	s.mu.Lock()
-	if h := s.byPath[path]; h != nil {
-		h.users++
-		s.recent.MoveToFront(h.place)
-		s.mu.Unlock()
-		return h, nil
-	}
-	s.mu.Unlock()
-	f, err := s.fs.Open(path, s.flag)
-	if err != nil {
-		return nil, err
-	}
-	s.mu.Lock()
 	defer s.mu.Unlock()
+	var f vfs.File
+	for forgot := -1; forgot != s.forgot; {
+		if f != nil {
+			_ = f.Close()
+		}
+		if h := s.byPath[path]; h != nil {
+			h.users++
+			s.recent.MoveToFront(h.place)
+			return h, nil
+		}
+		forgot = s.forgot
+		s.mu.Unlock()
+		var err error
+		f, err = s.fs.Open(path, s.flag)
+		s.mu.Lock()
+		if err != nil {
+			return nil, err
+		}
+	}
 	if h := s.byPath[path]; h != nil { // another was faster
 		_ = f.Close()
 		h.users++
@@ -72,8 +82,12 @@ func (s *handles) put(h *handle) {
 
 // drop gives up one use. The caller holds mu.
 func (s *handles) drop(h *handle) {
-	if h.users--; h.users == 0 {
-		_ = h.file.Close() // read, or synced where it matters
+	if h.users--; h.users > 0 {
+		return
+	}
+	_ = h.file.Close() // read, or synced where it matters
+	if s.apart[h.path]--; s.apart[h.path] == 0 {
+		delete(s.apart, h.path)
 	}
 }
 
@@ -81,15 +95,19 @@ func (s *handles) drop(h *handle) {
 func (s *handles) evict(h *handle) {
 	s.recent.Remove(h.place)
 	delete(s.byPath, h.path)
+	s.apart[h.path]++
 	s.drop(h)
 }
 
-func (s *handles) forget(path string) {
+// forget takes a file out of the set and reports whether nobody reads it. With its name gone before, nobody will.
+func (s *handles) forget(path string) (unread bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.forgot++
 	if h := s.byPath[path]; h != nil {
 		s.evict(h)
 	}
+	return s.apart[path] == 0
 }
 
 func (s *handles) forgetBelow(dir string) {

@@ -25,6 +25,11 @@ const objectSuffix = ".o"
 // busy with tens of megabytes at once, and commits would wait behind them (BenchmarkCheckpointPause).
 const syncEvery = 1 << 20
 
+// cutBytes is how many bytes of a file are given back to the file system at once, in stores with small segments an eighth of those. The blocks of a file that is removed whole are discarded
+// together where the file system is mounted so, as those of clouds' images are, and commits would wait behind hundreds of megabytes of that
+// (BenchmarkCheckpointPause).
+const cutBytes = 8 << 20
+
 // objects stores objects that do not go into packs as immutable files. A file is written under a temporary name, synced, renamed, and its folder synced; folders
 // too are made durably. It is then read through a bounded set of open files.
 type objects struct {
@@ -33,6 +38,7 @@ type objects struct {
 	buffers sync.Pool     // *[objectBuffer]byte
 	folders folderSyncs
 	open    handles
+	piece   int64 // longer files are removed in pieces of this length
 }
 
 func (o *objects) init(e *Engine) {
@@ -40,6 +46,7 @@ func (o *objects) init(e *Engine) {
 	o.buffers.New = func() any { return new([objectBuffer]byte) }
 	o.folders.init(e.fs)
 	o.open.init(e.fs, e.cfg.MaxHandles, os.O_RDONLY)
+	o.piece = min(cutBytes, max(packBlock, e.cfg.SegmentBytes/8&^(packBlock-1)))
 }
 
 func (o *objects) close() {
@@ -219,12 +226,50 @@ func (e *Engine) DeleteObject(_ context.Context, shard, name string) error {
 	} else if found {
 		return nil
 	}
-	path := e.objects.path(shard, name)
-	e.objects.open.forget(path)
-	if err := ignoreNotExist(e.fs.Remove(path)); err != nil {
+	if err := e.objects.remove(e.objects.path(shard, name)); err != nil {
 		return fmt.Errorf("deleting object %s of %s: %w", name, shard, err)
 	}
 	return nil
+}
+
+// remove removes the file of an object, a long one piece by piece (see cutBytes): it first gets a temporary name, durably, so that no crash
+// brings back what holes were punched into. While somebody reads the file it goes as a whole, when the last of them has done.
+func (o *objects) remove(path string) error {
+	size, _, err := o.e.fs.Stat(path)
+	if err != nil {
+		return ignoreNotExist(err)
+	}
+	if size <= o.piece {
+		o.open.forget(path)
+		return ignoreNotExist(o.e.fs.Remove(path))
+	}
+	doomed := o.temporary()
+	if err := o.e.fs.Rename(path, doomed); err != nil {
+		return ignoreNotExist(err) // another call was faster
+	}
+	if o.open.forget(path) {
+		if err := o.folders.sync(filepath.Dir(path)); err != nil {
+			return err
+		}
+		if err := o.cut(doomed, size); err != nil {
+			return err
+		}
+	}
+	return o.e.fs.Remove(doomed)
+}
+
+// cut gives the blocks of a file back, piece by piece.
+func (o *objects) cut(path string, size int64) error {
+	f, err := o.e.fs.Open(path, os.O_RDWR)
+	if err != nil {
+		return err
+	}
+	for off := int64(0); off < size; off += o.piece {
+		if err := errors.Join(f.Punch(off, o.piece), f.Datasync()); err != nil {
+			return errors.Join(err, f.Close())
+		}
+	}
+	return f.Close()
 }
 
 // ListObjects implements driver.Engine.
@@ -307,7 +352,7 @@ func (o *objects) removeAll(dir string) error {
 		if n.Dir {
 			err = o.removeAll(path)
 		} else {
-			err = o.e.fs.Remove(path)
+			err = o.remove(path)
 		}
 		if err := ignoreNotExist(err); err != nil {
 			return err

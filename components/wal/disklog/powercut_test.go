@@ -296,8 +296,13 @@ func (w *worker) putSome() bool {
 		if w.rng.IntN(3) == 0 {
 			o.data = bytes.Repeat(append(o.data, byte(w.counter)), 4)
 		}
+		size := int64(len(o.data))
+		if w.rng.IntN(4) == 0 { // a file of its own, some so long that they are removed in pieces
+			o.object, size = fmt.Sprintf("%s%d/%d", driver.CheckpointPrefix, m.epoch, w.counter), -1
+			o.data = bytes.Repeat(append(o.data, byte(w.counter)), 1+w.rng.IntN(100))
+		}
 		go func() {
-			o.err = w.e.PutObject(ctx, name, o.object, int64(len(o.data)), bytes.NewReader(o.data))
+			o.err = w.e.PutObject(ctx, name, o.object, size, bytes.NewReader(o.data))
 			results <- o
 		}()
 	}
