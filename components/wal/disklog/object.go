@@ -248,14 +248,12 @@ func (o *objects) remove(path string) error {
 		return ignoreNotExist(err) // another call was faster
 	}
 	if o.open.forget(path) {
-		if err := o.folders.sync(filepath.Dir(path)); err != nil {
-			return err
-		}
-		if err := o.cut(doomed, size); err != nil {
-			return err
+		err = o.folders.sync(filepath.Dir(path))
+		if err == nil {
+			_ = o.cut(doomed, size) // what is left goes with the name
 		}
 	}
-	return o.e.fs.Remove(doomed)
+	return errors.Join(err, o.e.fs.Remove(doomed))
 }
 
 // cut gives the blocks of a file back, piece by piece.
