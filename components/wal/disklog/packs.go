@@ -333,10 +333,7 @@ func (s *packs) create(need int64) (_ *pack, err error) {
 	if n := len(s.spares); n > 0 && size == e.cfg.PackBytes {
 		spare := s.spares[n-1]
 		s.spares = s.spares[:n-1]
-		if err := s.blank(spare); err != nil { // or Open would take it for a pack that cannot be read
-			return nil, err
-		}
-		if err := e.fs.Rename(spare, p.path); err != nil {
+		if err := s.again(spare, p.path); err != nil {
 			return nil, err
 		}
 		flag = os.O_RDWR
@@ -363,13 +360,30 @@ func (s *packs) create(need int64) (_ *pack, err error) {
 	return p, nil
 }
 
-// blank makes the first sector of a file zeros.
-func (s *packs) blank(path string) error {
-	f, err := s.e.fs.Open(path, os.O_RDWR)
+// again makes a spare file the blank file of a pack: with what is in its first sector Open would take it for a pack that cannot be read. It loses its
+// old name first, durably, under which without that sector it would look damaged. The caller syncs the new name.
+func (s *packs) again(spare, path string) (err error) {
+	fs := s.e.fs
+	temporary := s.e.objects.temporary()
+	if err := fs.Rename(spare, temporary); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, ignoreNotExist(fs.Remove(temporary)))
+		}
+	}()
+	if err := fs.SyncDir(s.e.path(packsDir)); err != nil {
+		return err
+	}
+	f, err := fs.Open(temporary, os.O_RDWR)
 	if err != nil {
 		return err
 	}
-	return errors.Join(writeZeros(f, 0, packHeaderSize), f.Close())
+	if err := errors.Join(writeZeros(f, 0, packHeaderSize), f.Close()); err != nil {
+		return err
+	}
+	return fs.Rename(temporary, path)
 }
 
 // use finds an object and keeps its pack until release, and the engine open until calls.Done. f is nil when the pack's file is to be had from files.

@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 	"io"
 	"math/rand/v2"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -402,5 +403,66 @@ func TestRemovedShardStaysAway(t *testing.T) {
 			t.Fatalf("seed %d: %d objects of a removed shard, %d of 10 of another", seed, len(gone), len(kept))
 		}
 		mustClose(t, e)
+	}
+}
+
+// TestPackCutOffWhileUsedAgain ends the process, and cuts the power, before each operation of a store that uses its packs again: no object that was
+// acknowledged is missing, and nothing is taken for damage.
+func TestPackCutOffWhileUsedAgain(t *testing.T) {
+	const kept, before, puts = 15, 60, 90 // 11 objects fill a pack; by then two spare ones wait
+	name := func(i int) string { return fmt.Sprintf("v/1-%x", i) }
+	renamed := map[string]bool{}
+	for at, whole := 1, false; !whole; at++ {
+		disk := faultfs.New(testDisk)
+		e := mustOpen(t, "/data", packConfig(disk))
+		acked := map[int]bool{}
+		whole = true
+		for i := range puts {
+			if i == before {
+				ops := 0
+				disk.SetHook(func(op faultfs.Op, path string) error {
+					if strings.Contains(path, segmentsDir) || !op.Changes() {
+						return nil
+					}
+					if ops++; ops < at {
+						return nil
+					}
+					if op == faultfs.Rename {
+						renamed[filepath.Base(filepath.Dir(path))] = true
+					}
+					disk.CutFromHook()
+					return faultfs.ErrPowerCut
+				})
+			}
+			if whole = e.PutObject(ctx, "s", name(i), 5000, bytes.NewReader(object(fmt.Sprint(i), 5000))) == nil; !whole {
+				break
+			}
+			acked[i] = true
+			if i < kept {
+				continue
+			}
+			delete(acked, i-kept)
+			if whole = e.DeleteObject(ctx, "s", name(i-kept)) == nil; !whole {
+				break
+			}
+		}
+		_ = e.Close()
+		found := []*faultfs.FS{disk.Clone()}
+		for seed := range uint64(3) {
+			found = append(found, disk.AfterCut(rand.New(rand.NewPCG(seed, uint64(at)))))
+		}
+		for n, disk := range found {
+			e := mustOpen(t, "/data", packConfig(disk))
+			if d := e.Damage(); len(d) > 0 {
+				t.Fatalf("operation %d, disk %d: %v", at, n, d)
+			}
+			for i := range acked {
+				wantObject(t, e, "s", name(i), object(fmt.Sprint(i), 5000))
+			}
+			mustClose(t, e)
+		}
+	}
+	if !renamed[packsDir] || !renamed[temporaryDir] {
+		t.Errorf("files were renamed in %v: no pack was used again", renamed)
 	}
 }
