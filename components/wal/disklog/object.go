@@ -248,7 +248,7 @@ func (o *objects) remove(path string) error {
 		return ignoreNotExist(err) // another call was faster
 	}
 	if o.open.forget(path) {
-		err = o.folders.sync(filepath.Dir(path))
+		err = o.e.fs.SyncDir(filepath.Dir(path))
 		if err == nil {
 			_ = o.cut(doomed, size) // what is left goes with the name
 		}
