@@ -39,6 +39,7 @@ type Machine struct {
 	replies []host.Gated[*Command]
 
 	removedAt   uint64 // revision of the last removal: what the absence of a key depends on
+	pinnedAt    uint64 // revision of the last pin of a block: what a pin, or that there is none, depends on
 	nextExpiry  int64  // first expiry in the index; 0 = none, unknownExpiry = look
 	remembered  int    // outcomes remembered in this body
 	sweepAsked  int    // what this body's Sweep effects ask for
@@ -146,7 +147,7 @@ func (m *Machine) Restore(t *btree.Tree) {
 	}
 	m.now = max(m.now, m.meta.timeMS)
 	m.body = nil
-	m.removedAt = 0
+	m.removedAt, m.pinnedAt = 0, 0
 	m.nextExpiry = unknownExpiry
 	m.remembered, m.sweepAsked, m.sweepAt = 0, 0, 0
 	m.pending.reset()

@@ -114,7 +114,7 @@ func (m *Machine) find(sp *promptSpace, c *Command, k *BlockKey) (f found, dep u
 		return found{}, m.removedAt
 	}
 	f.item = sp.order.Get(p.typed)
-	return f, f.b.Revision
+	return f, max(f.b.Revision, m.pinnedAt)
 }
 
 // foreign tells whether the command's scope is another than the one stored under its id: a collision of hashes, in which

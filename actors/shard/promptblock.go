@@ -16,7 +16,7 @@ type Block struct {
 	Value         Value  // Ref.Length may be more than Size: what follows the bytes is the frontend's
 	Size          int64  // bytes of the block
 	Checksum      uint64 // xxh3-64
-	Revision      uint64 // of its last change, uses apart
+	Revision      uint64 // that stored it: what watches are told as its version
 	CreatedMS     int64
 	TouchedMS     int64 // last use, as far as it is durable
 	ExpiresMS     int64 // 0 = never
@@ -344,8 +344,9 @@ func (m *Machine) applyTouched(e *markEffect) {
 }
 
 func (m *Machine) applyPinned(revision uint64, e *markEffect) {
+	m.pinnedAt = revision
 	m.changeBlock(e.key, func(b *Block) {
-		b.Revision, b.PinnedUntilMS = revision, int64(e.a)
+		b.PinnedUntilMS = int64(e.a)
 		if expires := int64(e.b); expires != b.ExpiresMS {
 			m.unscheduleBlock(b.ExpiresMS, e.key)
 			m.scheduleBlock(expires, e.key)

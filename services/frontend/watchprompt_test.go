@@ -113,7 +113,19 @@ func TestWatchPrompts(t *testing.T) {
 		t.Fatal(err)
 	}
 	late := r.watch(ctx, t, &kvv1.WatchRequest{Namespace: promptSpace, From: &kvv1.WatchRequest_Token{Token: seen.token}})
-	wantBlocks(t, late.take(1), "STORED m/x 10 after p")
+	stored := late.take(1)
+	wantBlocks(t, stored, "STORED m/x 10 after p")
+
+	// A pin is no change that is told, so what is there has the version that was told when it was stored.
+	if _, err := p.Pin(ctx, &kvv1.PinRequest{Namespace: promptSpace, Scope: testModel, Blocks: refs("x"), UntilMs: r.Server.now() + 60_000}); err != nil {
+		t.Fatal(err)
+	}
+	pinned := r.watch(ctx, t, &kvv1.WatchRequest{Namespace: promptSpace, From: &kvv1.WatchRequest_InitialState{InitialState: true}})
+	got = pinned.until(kvv1.WatchControl_WATCH_CONTROL_SYNCED)
+	wantBlocks(t, got, "STORED m/x 10 created initial after p")
+	if got[0].Version != stored[0].Version {
+		t.Errorf("a pinned block is told with version %d, it was stored with %d", got[0].Version, stored[0].Version)
+	}
 }
 
 // TestWatchEvictions: blocks that had to go for others are told as evicted.
