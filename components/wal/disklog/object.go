@@ -25,9 +25,9 @@ const objectSuffix = ".o"
 // busy with tens of megabytes at once, and commits would wait behind them (BenchmarkCheckpointPause).
 const syncEvery = 1 << 20
 
-// cutBytes is how many bytes of a file are given back to the file system at once, in stores with small segments an eighth of those. The blocks of a file that is removed whole are discarded
-// together where the file system is mounted so, as those of clouds' images are, and commits would wait behind hundreds of megabytes of that
-// (BenchmarkCheckpointPause).
+// cutBytes is how many bytes of a file are given back to the file system at once; in stores with small segments it is an eighth of those. The
+// blocks of a file that is removed whole are discarded together where the file system is mounted so, as those of clouds' images are, and commits
+// would wait behind hundreds of megabytes of that (BenchmarkCheckpointPause).
 const cutBytes = 8 << 20
 
 // objects stores objects that do not go into packs as immutable files. A file is written under a temporary name, synced, renamed, and its folder synced; folders
