@@ -21,6 +21,7 @@ const (
 // batch is the requests of a connection that are under way together. Those of one shard go to it in one visit, in order; those that read or write the same
 // key as one before and not both only read it, or both only write it, wait for the batch to be finished (see keys).
 type batch struct {
+	conn     *conn
 	requests []pending
 	parts    []*part
 	count    int // of parts that go to shards
@@ -30,6 +31,11 @@ type batch struct {
 	order    []*visit
 	left     atomic.Int32  // parts under way, and one for who sends
 	done     chan struct{} // room for one: left is 0
+
+	turn    atomic.Uint64 // who answers it: see away.go
+	sent    atomic.Int64  // when it was left to others, by Server.since
+	replied chan struct{} // room for one: somebody else has answered it
+	lost    bool          // ... before its outcome was there
 }
 
 // pending is one request of a batch.
@@ -85,7 +91,7 @@ func (p *part) finish(err error) {
 	b := p.batch
 	p.done.Store(true)
 	if b.left.Add(-1) == 0 {
-		b.done <- struct{}{}
+		b.complete()
 	}
 }
 
@@ -104,8 +110,8 @@ func (p *part) free() {
 	partPool.Put(p)
 }
 
-func newBatch() *batch {
-	b := &batch{done: make(chan struct{}, 1), visits: make(map[*frontend.Shard]*visit)}
+func newBatch(c *conn) *batch {
+	b := &batch{conn: c, done: make(chan struct{}, 1), replied: make(chan struct{}, 1), visits: make(map[*frontend.Shard]*visit)}
 	b.left.Store(1)
 	return b
 }
@@ -254,10 +260,21 @@ func (v *visit) do(c *conn) {
 
 // wait waits for all parts. It is false when not all came back in time.
 func (b *batch) wait(c *conn) bool {
-	if b.left.Add(-1) == 0 {
-		b.left.Store(1)
+	if b.left.Add(-1) == 0 || b.await(c) {
+		b.came()
 		return true
 	}
+	return false
+}
+
+// came says that all outcomes are there, which nobody needs to wait for.
+func (b *batch) came() {
+	b.left.Store(1)
+	b.count = 0
+}
+
+// await waits for the last outcome. It is false when that does not come in time.
+func (b *batch) await(c *conn) bool {
 	if c.timer == nil {
 		c.timer = time.NewTimer(c.s.cfg.OpTimeout)
 	} else {
@@ -266,7 +283,6 @@ func (b *batch) wait(c *conn) bool {
 	select {
 	case <-b.done:
 		c.timer.Stop()
-		b.left.Store(1)
 		return true
 	case <-c.timer.C:
 	case <-c.s.ctx.Done():

@@ -22,7 +22,7 @@ import (
 const where = "RESP"
 
 // conn is one connection, with one goroutine: it takes all requests that are there, sends them on their way together (see batch), waits, writes all
-// replies, and begins anew. So the replies are in order, a connection's memory is bounded, and who does not read is not read from.
+// replies, and begins anew; a write that is alone it leaves to others to answer (see away.go). So the replies are in order, a connection's memory is bounded, and who does not read is not read from.
 type conn struct {
 	s       *Server
 	raw     net.Conn
@@ -32,6 +32,8 @@ type conn struct {
 	r       reader
 	out     []byte
 	batch   *batch
+	left    atomic.Pointer[batch] // the last batch that was left to others
+	writer  *writer               // nil: none is
 	timer   *time.Timer
 	version int  // of the protocol
 	in      bool // it is known who this is, or need not be
@@ -67,8 +69,9 @@ type bigArgument struct {
 }
 
 func newConn(s *Server, raw net.Conn) *conn {
-	c := &conn{s: s, raw: raw, id: s.ids.Add(1), began: time.Now(), version: 2, in: s.face.Open(), batch: newBatch()}
+	c := &conn{s: s, raw: raw, id: s.ids.Add(1), began: time.Now(), version: 2, in: s.face.Open()}
 	c.ctx = peer.NewContext(s.ctx, &peer.Peer{Addr: raw.RemoteAddr()})
+	c.batch, c.writer = newBatch(c), newWriter(raw)
 	c.r = reader{conn: raw, length: -1, budget: &s.budget, stranger: !c.in}
 	c.waiting.Store(c.began.UnixNano())
 	return c
@@ -99,19 +102,32 @@ func (c *conn) serve() {
 	if c.in {
 		c.waiting.Store(0)
 	}
-	for c.takeAll() && c.finish() {
-		c.r.keep() // before the replies leave: who has his knows that his room is free again
-		if !c.flush() || c.closing || c.s.stopping() {
-			return
-		}
-		if c.in {
-			if c.r.half() {
-				c.waiting.Store(time.Now().UnixNano())
-			} else {
-				c.waiting.Store(0)
+	for c.takeAll() {
+		left := c.leave()
+		if !left {
+			if !c.finish() {
+				return
+			}
+			c.r.keep() // before the replies leave: who has his knows that his room is free again
+			if !c.flush() || c.closing || c.s.stopping() {
+				return
+			}
+			if c.in {
+				if c.r.half() {
+					c.waiting.Store(time.Now().UnixNano())
+				} else {
+					c.waiting.Store(0)
+				}
 			}
 		}
-		if err := c.r.read(); err != nil {
+		err := c.r.read()
+		if left {
+			if !c.rejoin() {
+				return
+			}
+			c.r.keep()
+		}
+		if err != nil {
 			return
 		}
 		c.arrived = c.s.since()
@@ -273,6 +289,9 @@ func (c *conn) namespace(write bool) (*frontend.Namespace, *kverr.Error) {
 	return c.space, nil
 }
 
+// forgetSpace has namespace ask again, for the next batch.
+func (c *conn) forgetSpace() { c.asked, c.askedMore, c.space = false, false, nil }
+
 // finish sends what was begun on its way, waits, and makes the replies. It is false when the connection is over.
 func (c *conn) finish() bool {
 	b := c.batch
@@ -294,7 +313,7 @@ func (c *conn) finish() bool {
 		}
 		b.reset()
 	}
-	c.asked, c.askedMore, c.space = false, false, nil
+	c.forgetSpace()
 	return true
 }
 
@@ -311,11 +330,11 @@ func (c *conn) reply(b *batch, q *pending, now time.Duration) bool {
 // gaveUp answers a batch of which not all came back in time: what is still on its way is left alone, with all that it looks at.
 func (c *conn) gaveUp() bool {
 	b := c.batch
-	late := &kverr.Error{Kind: kverr.DeadlineExceeded, Message: "it took longer than " + c.s.cfg.OpTimeout.String()}
+	late := c.late()
 	if c.s.ctx.Err() != nil {
 		return false
 	}
-	c.batch = newBatch()
+	c.batch = newBatch(c)
 	c.r.abandon()
 	now := c.s.since()
 	for i := range b.requests {
@@ -329,7 +348,7 @@ func (c *conn) gaveUp() bool {
 			return false
 		}
 	}
-	c.asked, c.askedMore, c.space = false, false, nil
+	c.forgetSpace()
 	return true
 }
 

@@ -418,7 +418,7 @@ func (c *conn) look(sh *frontend.Shard, key []byte) *shard.Answer {
 
 // ask asks one shard and waits.
 func (c *conn) ask(sh *frontend.Shard, queries ...*shard.Query) *kverr.Error {
-	b := newBatch()
+	b := newBatch(c)
 	parts := make([]part, len(queries))
 	b.left.Add(int32(len(queries)))
 	for i, q := range queries {
@@ -444,7 +444,7 @@ func (c *conn) ask(sh *frontend.Shard, queries ...*shard.Query) *kverr.Error {
 
 // tell hands one command to a shard and waits.
 func (c *conn) tell(sh *frontend.Shard, cmd *shard.Command) *kverr.Error {
-	b := newBatch()
+	b := newBatch(c)
 	p := &part{batch: b}
 	b.left.Add(1)
 	cmd.Done = func(cmd *shard.Command, err error) {

@@ -4,13 +4,17 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"kvstore/actors/directory/keeper"
 	"kvstore/actors/host/memhost"
@@ -36,6 +40,8 @@ type rigConfig struct {
 	Front frontend.Config
 	RESP  resp.Config
 	Wrap  func(frontend.Shards) frontend.Shards // between the frontend and its shards
+
+	SendBuffer int // of connections, in the kernel; 0 = as it is
 }
 
 func newRig(t testing.TB, cfg rigConfig) *rig {
@@ -67,6 +73,9 @@ func newRig(t testing.TB, cfg rigConfig) *rig {
 	r.Addr = l.Addr().String()
 	r.Server = resp.New(cfg.RESP, r.Front.Face())
 	served := make(chan error, 1)
+	if cfg.SendBuffer > 0 {
+		l = &cramped{l, cfg.SendBuffer}
+	}
 	go func() { served <- r.Server.Serve(l) }()
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -83,6 +92,27 @@ func newRig(t testing.TB, cfg rigConfig) *rig {
 		}
 	})
 	return r
+}
+
+// cramped gives connections small buffers.
+type cramped struct {
+	net.Listener
+	size int
+}
+
+func (l *cramped) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err == nil {
+		err = conn.(*net.TCPConn).SetWriteBuffer(l.size)
+	}
+	return conn, err
+}
+
+// smallReceiveBuffer gives a connection one before it is made, when the window is not yet told.
+func smallReceiveBuffer(_, _ string, raw syscall.RawConn) error {
+	var failed error
+	err := raw.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 1) })
+	return errors.Join(err, failed)
 }
 
 func must(t testing.TB, err error) {

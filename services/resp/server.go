@@ -30,7 +30,7 @@ type Config struct {
 	MaxConns int
 	// BufferBytes is what requests of over 64 KiB may take in memory, all connections together; default 256 MiB. Long values of SET take none of it.
 	BufferBytes int64
-	// OpTimeout is how long a request may wait for its outcome before the caller is told that it is unknown. Default 30 s.
+	// OpTimeout is how long a request may wait for its outcome before the caller is told that it is unknown, or an eighth longer. Default 30 s.
 	OpTimeout time.Duration
 	// StallTimeout is how long a half-sent request or a reply that is not read may stand still, and how long a stranger may stay one, before the
 	// connection is closed. Between requests a connection may rest for ever. Default 60 s.
@@ -82,6 +82,7 @@ type Server struct {
 	served  atomic.Int64 // requests
 	missed  atomic.Int64 // reads of kind cache that failed and were answered as misses
 	ids     atomic.Int64 // of connections
+	away    atomic.Int64 // requests that are away
 	ctx     context.Context
 	cancel  func()
 	done    chan struct{} // closed by Stop
@@ -216,9 +217,9 @@ func (s *Server) stopping() bool {
 	}
 }
 
-// watchStalls closes connections that stand still where they must not.
+// watchStalls closes connections that stand still where they must not, and answers those whose requests, left to others, take too long.
 func (s *Server) watchStalls() {
-	tick := time.NewTicker(max(s.cfg.StallTimeout/8, 10*time.Millisecond))
+	tick := time.NewTicker(max(min(s.cfg.StallTimeout, s.cfg.OpTimeout)/8, 10*time.Millisecond))
 	defer tick.Stop()
 	for {
 		select {
@@ -231,6 +232,7 @@ func (s *Server) watchStalls() {
 					s.cfg.Refused(c.raw.RemoteAddr().String(), "nothing moved for "+s.cfg.StallTimeout.String()+" in the middle of a request, a reply or a log-in")
 					_ = c.raw.Close()
 				}
+				c.giveUpAway()
 			}
 			s.mu.Unlock()
 		}
