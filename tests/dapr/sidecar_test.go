@@ -3,6 +3,7 @@ package dapr
 import (
 	"bytes"
 	"context"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -21,19 +22,15 @@ import (
 // time one of them writes; the other leads its clients there, ends its sidecar after a while, and is a host like any other when the network is
 // back.
 func TestStaleSidecar(t *testing.T) {
-	var cut *testenv.Line
-	c := newCluster(t, setup{hosts: 3, shards: 12, placementOf: func(c *cluster, host int) string {
-		if host > 0 {
-			return c.placement.Addr
-		}
-		cut = testenv.NewLine(t, c.placement.Addr)
-		return cut.Addr
+	var lines []*testenv.Line // of each host to placement
+	c := newCluster(t, setup{hosts: 3, shards: 12, placementOf: func(c *cluster, _ int) string {
+		lines = append(lines, testenv.NewLine(t, c.placement.Addr))
+		return lines[len(lines)-1].Addr
 	}})
-	victim := c.nodes[0]
-	own := c.held()[victim]
-	if len(own) == 0 {
-		t.Fatal("the host that will be cut off serves nothing")
-	}
+	held := c.held()
+	i := slices.IndexFunc(c.nodes, func(n *node) bool { return len(held[n]) > 0 }) // a hash of addresses may give a host nothing
+	victim, cut := c.nodes[i], lines[i]
+	own := held[victim]
 	old := c.locatorBy(victim.sidecar)
 	l := c.load(old)
 	cut.Cut()
