@@ -154,19 +154,23 @@ func (c *conn) rejoin() bool {
 	b := c.batch
 	if turn := b.turn.Load(); turn%turns == away && b.turn.CompareAndSwap(turn, turn-away+here) { // it is still under way: as any other
 		c.s.away.Add(-1)
-		if !b.await(c) {
-			return c.gaveUp() && c.flush()
+		ok := b.await(c)
+		if ok {
+			b.came()
+			ok = c.finish()
+		} else {
+			ok = c.gaveUp()
 		}
-		b.came()
-		return c.finish() && c.flush()
-	}
-	<-b.replied
-	if b.lost {
+		if !ok || !c.flush() {
+			return false
+		}
+	} else if <-b.replied; b.lost {
 		c.batch = newBatch(c)
 		c.r.abandon()
 	} else {
 		b.came()
 		b.reset()
 	}
+	c.r.keep()
 	return !c.closing
 }

@@ -10,22 +10,12 @@ import (
 	"time"
 
 	"kvstore/components/kverr"
-	"kvstore/services/frontend"
 	"kvstore/services/resp"
 )
 
-// heldRig is a server whose writes wait until they are let go.
-func heldRig(t *testing.T, cfg resp.Config) (*rig, *slow) {
-	s := &slow{}
-	return newRig(t, rigConfig{RESP: cfg, Wrap: func(in frontend.Shards) frontend.Shards {
-		s.Shards = in
-		return s
-	}}), s
-}
-
 // TestBehindALoneWrite: what comes while a lone write is under way is answered after it, and sees it.
 func TestBehindALoneWrite(t *testing.T) {
-	r, s := heldRig(t, resp.Config{})
+	r, s := newSlow(t, rigConfig{})
 	l := dial(t, r.Addr)
 	for round := range 200 {
 		let := make(chan struct{})
@@ -59,7 +49,7 @@ func TestBehindALoneWrite(t *testing.T) {
 
 // TestLateLoneWrite: a lone write that does not end in time is told to be unknown although nobody waits for it, once; the connection goes on.
 func TestLateLoneWrite(t *testing.T) {
-	r, s := heldRig(t, resp.Config{OpTimeout: 300 * time.Millisecond})
+	r, s := newSlow(t, rigConfig{RESP: resp.Config{OpTimeout: 300 * time.Millisecond}})
 	l, behind := dial(t, r.Addr), dial(t, r.Addr)
 	for i := range 3 {
 		let := make(chan struct{})
@@ -96,7 +86,7 @@ func TestLateLoneWrite(t *testing.T) {
 
 // TestLoneWritesFail: errors are told in the same words as of writes that are waited for.
 func TestLoneWritesFail(t *testing.T) {
-	r, s := heldRig(t, resp.Config{})
+	r, s := newSlow(t, rigConfig{})
 	l := dial(t, r.Addr)
 	if got := l.do("SET", "a", "word"); got != "+OK\r\n" {
 		t.Fatal(got)
@@ -216,7 +206,7 @@ func TestDeafForLong(t *testing.T) {
 
 // TestGoneWhileAway: who leaves while his write is under way leaves nothing behind.
 func TestGoneWhileAway(t *testing.T) {
-	r, s := heldRig(t, resp.Config{})
+	r, s := newSlow(t, rigConfig{})
 	before := runtime.NumGoroutine()
 	let := make(chan struct{})
 	s.hold.Store(&let)

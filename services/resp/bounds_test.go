@@ -266,6 +266,17 @@ func TestRights(t *testing.T) {
 	}
 }
 
+// newSlow is a server on slow shards.
+func newSlow(t *testing.T, cfg rigConfig) (*rig, *slow) {
+	t.Helper()
+	s := &slow{}
+	cfg.Wrap = func(in frontend.Shards) frontend.Shards {
+		s.Shards = in
+		return s
+	}
+	return newRig(t, cfg), s
+}
+
 // slow holds commands back until they are let go, and refuses with what it is told to.
 type slow struct {
 	frontend.Shards
@@ -310,11 +321,7 @@ func (s *slow) ReadValue(ctx context.Context, id string, ref shard.Ref, off int6
 
 // TestLate: an outcome that does not come in time is told to be unknown; the connection goes on, and what comes later disturbs nobody.
 func TestLate(t *testing.T) {
-	s := &slow{}
-	r := newRig(t, rigConfig{RESP: resp.Config{OpTimeout: time.Second}, Wrap: func(in frontend.Shards) frontend.Shards {
-		s.Shards = in
-		return s
-	}})
+	r, s := newSlow(t, rigConfig{RESP: resp.Config{OpTimeout: time.Second}})
 	l := dial(t, r.Addr)
 	if got := l.do("SET", "a", "1"); got != "+OK\r\n" {
 		t.Fatal(got)
@@ -344,11 +351,7 @@ func TestLate(t *testing.T) {
 
 // TestFaults: what goes wrong in a shard, in Redis's words.
 func TestFaults(t *testing.T) {
-	s := &slow{}
-	r := newRig(t, rigConfig{Wrap: func(in frontend.Shards) frontend.Shards {
-		s.Shards = in
-		return s
-	}})
+	r, s := newSlow(t, rigConfig{})
 	l := dial(t, r.Addr)
 	for _, tc := range []struct {
 		err  *kverr.Error
@@ -378,11 +381,7 @@ func TestFaults(t *testing.T) {
 // TestMissesForErrors: in a namespace of kind cache, and in no other, a read that fails is a miss; a write that fails is never a success, and what the
 // caller does wrong is told.
 func TestMissesForErrors(t *testing.T) {
-	s := &slow{}
-	r := newRig(t, rigConfig{Front: frontend.Config{InlineLimit: 1 << 10}, RESP: resp.Config{Databases: []string{"default", "kvcache"}}, Wrap: func(in frontend.Shards) frontend.Shards {
-		s.Shards = in
-		return s
-	}})
+	r, s := newSlow(t, rigConfig{Front: frontend.Config{InlineLimit: 1 << 10}, RESP: resp.Config{Databases: []string{"default", "kvcache"}}})
 	_, err := r.Dir.CreateNamespace(t.Context(), &kvv1.Namespace{Keyspace: "default", Name: "kvcache", Kind: kvv1.NamespaceKind_NAMESPACE_KIND_CACHE})
 	must(t, err)
 	l := dial(t, r.Addr)
@@ -457,11 +456,7 @@ func TestMissesForRates(t *testing.T) {
 
 // TestStop: what was taken is answered, and then the connections end.
 func TestStop(t *testing.T) {
-	s := &slow{}
-	r := newRig(t, rigConfig{Wrap: func(in frontend.Shards) frontend.Shards {
-		s.Shards = in
-		return s
-	}})
+	r, s := newSlow(t, rigConfig{})
 	idle, busy := dial(t, r.Addr), dial(t, r.Addr)
 	idle.do("PING")
 	let := make(chan struct{})

@@ -23,7 +23,8 @@ import (
 const where = "RESP"
 
 // conn is one connection, with one goroutine: it takes all requests that are there, sends them on their way together (see batch), waits, writes all
-// replies, and begins anew; a write that is alone it leaves to others to answer (see away.go). So the replies are in order, a connection's memory is bounded, and who does not read is not read from.
+// replies, and begins anew; a write that is alone it leaves to others to answer (see away.go). So the replies are in order, a connection's memory is
+// bounded, and who does not read is not read from.
 type conn struct {
 	s       *Server
 	raw     net.Conn
@@ -105,39 +106,37 @@ func (c *conn) serve() {
 	}
 	for c.takeAll() {
 		left := c.leave()
-		if !left {
-			if !c.finish() {
-				return
-			}
-			c.r.keep() // before the replies leave: who has his knows that his room is free again
-			if !c.flush() || c.closing || c.s.stopping() {
-				return
-			}
-			if c.in {
-				if c.r.half() {
-					c.waiting.Store(time.Now().UnixNano())
-				} else {
-					c.waiting.Store(0)
-				}
-			}
-		}
-		if !left {
-			// Whoever can run runs before this goroutine looks for the next request, which on a busy machine is there by then, so that nothing
-			// sleeps and is woken for it. On an idle one it is no delay.
-			runtime.Gosched()
+		if !left && !c.answerAll() {
+			return
 		}
 		err := c.r.read()
-		if left {
-			if !c.rejoin() {
-				return
-			}
-			c.r.keep()
-		}
-		if err != nil {
+		if left && !c.rejoin() || err != nil {
 			return
 		}
 		c.arrived = c.s.since()
 	}
+}
+
+// answerAll answers all requests that were begun. It is false when the connection is over.
+func (c *conn) answerAll() bool {
+	if !c.finish() {
+		return false
+	}
+	c.r.keep() // before the replies leave: who has his knows that his room is free again
+	if !c.flush() || c.closing || c.s.stopping() {
+		return false
+	}
+	if c.in {
+		if c.r.half() {
+			c.waiting.Store(time.Now().UnixNano())
+		} else {
+			c.waiting.Store(0)
+		}
+	}
+	// Whoever can run runs before this goroutine looks for the next request, which on a busy machine is there by then, so that nothing sleeps and is
+	// woken for it. On an idle one it is no delay.
+	runtime.Gosched()
+	return true
 }
 
 // takeAll begins all requests that are in the buffer. It is false when the connection is over.
