@@ -105,30 +105,44 @@ type doorConn struct {
 	net.Conn
 	door  *door
 	plain bool
-	begun bool // something was read; gRPC has one reader
+	begun atomic.Bool // something was read
 }
 
 // Read implements net.Conn.
 func (c *doorConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
-	if c.begun {
+	if c.begun.Load() {
 		return n, err
 	}
 	switch {
 	case n > 0:
-		c.begun = true
+		c.begun.Store(true)
 		c.door.refused.Store(nil)
 		c.door.silent.Store(false)
 		c.door.come.Store(true)
 	case err == nil:
+	case c.plain && errors.Is(err, net.ErrClosed): // by us: it says nothing of the server
 	case c.plain:
-		c.door.silent.Store(errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET))
+		c.door.silent.Store(hungUp(err))
 	default:
 		if e := authn.Explain(err); e != nil {
 			c.door.refused.Store(e)
 		}
 	}
 	return n, err
+}
+
+// Write implements net.Conn: whoever hangs up fast is noticed by what is written first.
+func (c *doorConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	if err != nil && c.plain && !c.begun.Load() && hungUp(err) {
+		c.door.silent.Store(true)
+	}
+	return n, err
+}
+
+func hungUp(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 // tokenSource gives calls their token. It is safe for concurrent use.

@@ -120,6 +120,22 @@ func papers(t *testing.T) (file func(name string) string, root *ca.CA) {
 	return file, root
 }
 
+// hangs listens on a loopback port, closes the first connection without a word, and never answers the others.
+func hangs(t *testing.T) (addr string) {
+	t.Helper()
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = lis.Close() })
+	go func() {
+		if first, err := lis.Accept(); err == nil {
+			_ = first.Close() // those that come later stay in the listener's queue
+		}
+	}()
+	return lis.Addr().String()
+}
+
 // TestDoors: what does not fit is told at once and in words that help; what fits works.
 func TestDoors(t *testing.T) {
 	file, _ := papers(t)
@@ -149,6 +165,7 @@ func TestDoors(t *testing.T) {
 		{"mutual TLS", mutual, client.Config{CAFile: ours, CertFile: file("client.crt"), KeyFile: file("client.key")}, 255, ""},
 		{"TLS on a plain port", plain, client.Config{CAFile: ours}, kverr.Unauthenticated, "does not speak TLS on this port"},
 		{"plain text on a TLS port", tls, client.Config{}, kverr.Unavailable, "if it speaks TLS on this port, turn TLS on"},
+		{"plain text on a port that hangs up, then hangs", hangs(t), client.Config{Connections: 2}, kverr.Unavailable, "if it speaks TLS on this port, turn TLS on"},
 		{"another CA", tls, client.Config{CAFile: file("stranger.crt")}, kverr.Unauthenticated, "not of a CA that is trusted here"},
 		{"the system's CAs", tls, client.Config{UseTLS: true}, kverr.Unauthenticated, "not of a CA that is trusted here"},
 		{"another name", elsewhere, client.Config{CAFile: ours}, kverr.Unauthenticated, "is for kv.example and not for 127.0.0.1"},

@@ -51,8 +51,17 @@ func (a *attempts) again(ctx context.Context, co *core, err error) (time.Duratio
 	if !errors.As(err, &e) {
 		return 0, err
 	}
+	verdict := co.door.verdict()
+	shut := verdict != nil && !co.door.come.Load() // no connection ever was of use
 	var wait time.Duration
 	switch e.Kind {
+	case kverr.DeadlineExceeded:
+		if shut { // what was waited for is known to be wrong; that the time is up can still be asked for
+			told := *verdict
+			told.Err = context.DeadlineExceeded
+			return 0, a.final(&told)
+		}
+		return 0, a.final(err)
 	case kverr.OutcomeUnknown:
 		a.maybe = a.effect != reads
 		if a.effect == writeOnce {
@@ -74,9 +83,8 @@ func (a *attempts) again(ctx context.Context, co *core, err error) (time.Duratio
 	default:
 		return 0, a.final(err)
 	}
-	verdict := co.door.verdict()
-	if verdict != nil && verdict.Kind == kverr.Unauthenticated && !co.door.come.Load() {
-		return 0, a.final(verdict) // no connection ever was of use: it is set up wrong, and waiting only hides that
+	if shut && verdict.Kind == kverr.Unauthenticated {
+		return 0, a.final(verdict) // it is set up wrong, and waiting only hides that
 	}
 	if errors.Is(err, ErrClosed) {
 		return 0, a.final(err)
@@ -108,7 +116,7 @@ func (a *attempts) next(ctx context.Context, co *core, err error) error {
 	}
 	wait, final := a.again(ctx, co, err)
 	if final == nil && pause(ctx, wait) != nil {
-		final = a.final(fromContext(ctx, a.maybe))
+		_, final = a.again(ctx, co, fromContext(ctx, a.maybe))
 	}
 	return final
 }
