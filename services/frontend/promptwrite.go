@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"time"
 
 	"github.com/zeebo/xxh3"
 	"google.golang.org/grpc"
@@ -21,6 +22,11 @@ const (
 	maxGathered = 4 << 20
 	// maxGatheredBlocks bounds their number.
 	maxGatheredBlocks = 1000
+	// maxStoresAtOnce bounds Config.StoresAtOnce.
+	maxStoresAtOnce = 1 << 16
+	// storePatience is how long a Write waits for its turn to store. An engine that stands still, or a disk that takes long to sync, holds nobody
+	// else up for longer.
+	storePatience = 100 * time.Millisecond
 )
 
 // Write takes blocks off the stream. Those of up to a chunk are gathered and stored together, with one command for each
@@ -187,10 +193,18 @@ func (w *blockWriter) done(at int, stored bool) {
 	w.results[at].Outcome = &kvv1.WriteResponse_Result_Stored{Stored: stored}
 }
 
-// flush stores what was gathered.
+// flush stores what was gathered, when its turn comes.
 func (w *blockWriter) flush() error {
 	todo := w.gathered
 	w.gathered, w.bytes = nil, 0
+	if len(todo) == 0 {
+		return nil
+	}
+	leave, gone := w.service.storeTurn(w.ctx)
+	if gone != nil {
+		return gone
+	}
+	defer leave()
 	// A block that is there is only used. If it went meanwhile, it is stored after all: once, since the second round does not
 	// ask.
 	for round := 0; len(todo) > 0 && round < 2; round++ {
@@ -200,6 +214,31 @@ func (w *blockWriter) flush() error {
 		}
 	}
 	return nil
+}
+
+// storeTurn waits until fewer than StoresAtOnce store, or for storePatience. Turns are taken in the order of coming; leave ends one.
+//
+// When 32 callers of a replay all stored at once, one sync ended for all of them, and their next lookups waited for each other: at their median
+// 3.2 ms, with four at a time 1.3 (tests/load/REPORT.md).
+func (s *Server) storeTurn(ctx context.Context) (leave func(), gone *kverr.Error) {
+	select {
+	case s.storing <- struct{}{}:
+		return func() { <-s.storing }, nil
+	default:
+	}
+	if s.storing == nil {
+		return func() {}, nil
+	}
+	patience := time.NewTimer(storePatience)
+	defer patience.Stop()
+	select {
+	case s.storing <- struct{}{}:
+		return func() { <-s.storing }, nil
+	case <-patience.C:
+		return func() {}, nil
+	case <-ctx.Done():
+		return nil, gaveUp(ctx)
+	}
 }
 
 // store stores blocks and returns those that were there when asked for and not any more when used.

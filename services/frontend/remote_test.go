@@ -60,6 +60,7 @@ var apiTests = map[string]func(*testing.T){
 	"PromptFirstWriterWins":           TestPromptFirstWriterWins,
 	"PromptDamage":                    TestPromptDamage,
 	"PromptUnreachableIsNoMiss":       TestPromptUnreachableIsNoMiss,
+	"PromptWriteTakesATurn":           TestPromptWriteTakesATurn,
 	"PromptLeasesAndPins":             TestPromptLeasesAndPins,
 	"PromptListAndUsage":              TestPromptListAndUsage,
 	"PromptCapacity":                  TestPromptCapacity,
@@ -99,7 +100,7 @@ var apiTests = map[string]func(*testing.T){
 // localTests are those that meet no shard.
 var localTests = []string{
 	"OverDataPlane", "StatusOnABadDay", "EveryAPITestRunsOverTheDataPlane", "FrameDecodersAgree", "ResultEncodersAgree", "CodecLeavesFramesAlone", "SortPairsKeepsTheLast",
-	"PageToken", "SessionTokenFitsItsRoom", "EveryCallIsInTheTable", "Bucket", "ClientsAreBounded", "ClientRate", "PipelineLimit",
+	"PageToken", "SessionTokenFitsItsRoom", "EveryCallIsInTheTable", "Bucket", "ClientsAreBounded", "ClientRate", "PipelineLimit", "StoreTurns",
 }
 
 // TestOverDataPlane runs the tests of the API once more, with the shards on two hosts.

@@ -45,6 +45,10 @@ type Config struct {
 	ClientRate int64
 	// MaxWatches is how many Watch streams are served at once; one more is refused. Default 65,536.
 	MaxWatches int64
+	// StoresAtOnce is how many Writes of prompts may store their blocks at once; 0 = any number. Where this process has the disk too, a few for each
+	// processor keep it as busy as any number would, and lookups do not wait behind all of them. Whoever has waited for his turn for a tenth of a
+	// second goes on without.
+	StoresAtOnce int
 	// WatchProgress is how long a watch says nothing before it tells PROGRESS. Default 20 s.
 	WatchProgress time.Duration
 	// Status tells what AdminService.Status tells of engine and shards; the frontend adds the rest. Errors are *kverr.Error. None:
@@ -112,6 +116,9 @@ func (c *Config) Validate() error {
 	if c.ClientRate < 0 || c.ClientRate > key.MaxRate {
 		faults = append(faults, fmt.Errorf("ClientRate is %d, must be 0 to %d", c.ClientRate, int64(key.MaxRate)))
 	}
+	if c.StoresAtOnce < 0 || c.StoresAtOnce > maxStoresAtOnce {
+		faults = append(faults, fmt.Errorf("StoresAtOnce is %d, must be 0 to %d", c.StoresAtOnce, maxStoresAtOnce))
+	}
 	if c.MaxWatches < 1 {
 		faults = append(faults, fmt.Errorf("MaxWatches is %d, must be at least 1", c.MaxWatches))
 	}
@@ -140,7 +147,8 @@ type Server struct {
 	limited    struct {     // refused for a rate, ever
 		client, namespace atomic.Int64
 	}
-	lookups, reads foundCount // of blocks
+	lookups, reads foundCount    // of blocks
+	storing        chan struct{} // holds one for each Write that stores blocks; nil: they are not counted
 
 	watches  atomic.Int64  // Watch streams
 	stopping chan struct{} // closed by Stop, with stopped
@@ -159,6 +167,9 @@ func New(cfg Config, shards Shards, dir Directory) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg, shards: shards, dir: dir, started: cfg.Now(), faults: faults{log: cfg.Log, now: cfg.Now}, stopping: make(chan struct{}),
+	}
+	if cfg.StoresAtOnce > 0 {
+		s.storing = make(chan struct{}, cfg.StoresAtOnce)
 	}
 	s.refusals.cfg = &s.cfg
 	s.epoch = time.Now()

@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"time"
 
@@ -284,10 +285,14 @@ func (n *Node) keeperConfig() keeper.Config {
 
 // serveUsers opens the doors to the public API.
 func (n *Node) serveUsers(open *closers, shards frontend.Shards, dir frontend.Directory, status func(context.Context) (*kvv1.StatusResponse, error)) error {
+	stores := 0
+	if n.cfg.Engine == EngineDisk { // a store elsewhere is waited for, not worked for
+		stores = 2 * runtime.GOMAXPROCS(0)
+	}
 	front, err := frontend.New(frontend.Config{
 		Access:        n.doors.tokens,
 		MaxValueBytes: n.cfg.MaxValueBytes, ClientRate: n.cfg.ClientRate, Version: n.cfg.Version, Log: n.cfg.Log, Status: status, Meter: n.metrics.Requests(),
-		Tracer: n.traces.Tracer(),
+		Tracer: n.traces.Tracer(), StoresAtOnce: stores,
 	}, shards, dir)
 	if err != nil {
 		return err
