@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"kvstore/actors/directory"
 	"kvstore/actors/directory/keeper"
@@ -276,6 +278,37 @@ func TestRemoveKeyspace(t *testing.T) {
 }
 
 // TestOver: an append with an unknown outcome costs the directory its epoch, and nothing else.
+// TestChangeIsToldBesideReaders: a reader may see a new state before it is told of. A keyspace whose shards nobody was told to make is never ready.
+func TestChangeIsToldBesideReaders(t *testing.T) {
+	w := newWorld(t)
+	defer w.close()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	var readers sync.WaitGroup
+	over := make(chan struct{})
+	for range 2 {
+		readers.Go(func() {
+			for {
+				select {
+				case <-over:
+					return
+				default:
+					_, _ = w.keeper.Revision(ctx)
+					runtime.Gosched()
+				}
+			}
+		})
+	}
+	for i := range 300 {
+		if _, err := w.keeper.CreateKeyspace(ctx, &kvv1.Keyspace{Name: fmt.Sprint("k", i), Shards: 1}); err != nil {
+			t.Errorf("keyspace %d: %v", i, err)
+			break
+		}
+	}
+	close(over)
+	readers.Wait()
+}
+
 func TestOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

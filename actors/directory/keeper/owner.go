@@ -30,6 +30,7 @@ type owner struct {
 
 	asked   atomic.Bool // since Busy was asked last
 	visible atomic.Pointer[visible]
+	told    uint64 // revision of the state that published told of last, plus one; 0 = none
 	catalog atomic.Pointer[directory.Catalog]
 	reading sync.Mutex // held while a catalog is made, so that one does it for all
 }
@@ -81,11 +82,14 @@ func (o *owner) End(ctx context.Context, yield bool) error {
 	return err
 }
 
-// published tells of a new durable state, unless marks alone are new in it.
+// published tells of a new durable state, unless marks alone are new in it. The actor calls it for one state after the other, when they can be
+// read already: that revision has seen one says nothing of who was told.
 func (o *owner) published(s *host.State) {
 	v := &visible{state: s, revision: directory.Revision(s.Tree)}
 	o.keeper.note(v.revision)
-	if before := o.visible.Swap(v); before == nil || before.revision != v.revision {
+	o.visible.Store(v)
+	if o.told != v.revision+1 {
+		o.told = v.revision + 1
 		o.keeper.tellChanged()
 	}
 }
