@@ -53,15 +53,13 @@ func (a *attempts) again(ctx context.Context, co *core, err error) (time.Duratio
 	}
 	verdict := co.door.verdict()
 	shut := verdict != nil && !co.door.come.Load() // no connection ever was of use
+	if shut && e.Kind == kverr.DeadlineExceeded {  // what is wrong is known; that the time is up can still be asked for
+		told := *verdict
+		told.Err = context.DeadlineExceeded
+		return 0, a.final(&told)
+	}
 	var wait time.Duration
 	switch e.Kind {
-	case kverr.DeadlineExceeded:
-		if shut { // what was waited for is known to be wrong; that the time is up can still be asked for
-			told := *verdict
-			told.Err = context.DeadlineExceeded
-			return 0, a.final(&told)
-		}
-		return 0, a.final(err)
 	case kverr.OutcomeUnknown:
 		a.maybe = a.effect != reads
 		if a.effect == writeOnce {
