@@ -277,7 +277,6 @@ func TestRemoveKeyspace(t *testing.T) {
 	})
 }
 
-// TestOver: an append with an unknown outcome costs the directory its epoch, and nothing else.
 // TestChangeIsToldBesideReaders: a reader may see a new state before it is told of. A keyspace whose shards nobody was told to make is never ready.
 func TestChangeIsToldBesideReaders(t *testing.T) {
 	w := newWorld(t)
@@ -309,6 +308,7 @@ func TestChangeIsToldBesideReaders(t *testing.T) {
 	readers.Wait()
 }
 
+// TestOver: an append with an unknown outcome costs the directory its epoch, and nothing else.
 func TestOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
