@@ -14,7 +14,8 @@ mkdir -p "$data"
 trap 'rm -f "$addresses"' EXIT
 "$bin/kvstored" -data-dir "$data" -address-file "$addresses" 2>>"$log" &
 server=$!
-trap 'kill -TERM $server 2>/dev/null; wait $server 2>/dev/null; rm -f "$addresses"; exit 0' INT TERM
+trap 'kill -TERM $server 2>/dev/null && wait $server || true; rm -f "$addresses"' EXIT
+trap 'exit 0' INT TERM
 until [ -s "$addresses" ]; do
   kill -0 $server 2>/dev/null || { echo "kvstored did not start; the end of $log:" >&2; tail -n 5 "$log" >&2; exit 1; }
   read -rt 0.05 <> <(:) || true

@@ -25,6 +25,7 @@ import (
 
 	"kvstore/client/clienttest"
 	"kvstore/components/authn"
+	"kvstore/components/kverr"
 )
 
 // shell runs command lines of kvctl in this process.
@@ -777,6 +778,32 @@ func TestBenchPromptFindsWrongBlocks(t *testing.T) {
 	code, out, errs := sh.run("", "bench", "prompt", "--trace", tr, "--ordered", "--name", "ns", "--block-bytes", "64")
 	if code != exitError || !strings.Contains(out, "BLOCKS WERE WRONG") || !strings.Contains(errs, "not what was written") {
 		t.Errorf("exit %d\n%s%s", code, out, errs)
+	}
+}
+
+// TestBenchPromptFailsWhenBlocksAreRefused: figures of blocks that were never stored are none; the replay goes through all the same, and its
+// namespace is deleted.
+func TestBenchPromptFailsWhenBlocksAreRefused(t *testing.T) {
+	sh, srv := newShell(t)
+	n := 0
+	srv.Faults.Before(func(m string) error {
+		if m == "item" {
+			if n++; n == 3 || n == 5 {
+				return kverr.New(kverr.TooLarge, "write", "no room for it")
+			}
+		}
+		return nil
+	})
+	code, out, errs := sh.run("", "bench", "prompt", "--trace", trace(t, false), "--ordered")
+	if code != exitError || !strings.Contains(out, "20 requests") || !strings.Contains(out, "2 blocks were not stored") ||
+		!strings.Contains(errs, "2 blocks were not stored, the first because: ") || !strings.Contains(errs, "no room for it") {
+		t.Errorf("exit %d\n%s%s", code, out, errs)
+	}
+	if strings.Contains(errs, "go on with") {
+		t.Errorf("a replay that went through is told to go on:\n%s", errs)
+	}
+	if out := sh.ok("namespace", "ls", "-o", "json"); strings.Contains(out, "bench-") {
+		t.Errorf("a namespace stayed behind: %s", out)
 	}
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -71,10 +72,18 @@ func (p *replayer) run(ctx context.Context, s *session) error {
 	}
 	p.took = time.Since(p.began)
 	bar.end()
-	if err == nil && p.bad.Load() > 0 {
-		err = errWrongBlock
+	return cmp.Or(err, p.verdict())
+}
+
+// verdict is what is wrong with a replay that went through.
+func (p *replayer) verdict() error {
+	if p.bad.Load() > 0 {
+		return errWrongBlock
 	}
-	return err
+	if n := p.refused.Load(); n > 0 {
+		return fmt.Errorf("%d blocks were %w, the first because: %s", n, errNotStored, *p.firstRefusal.Load())
+	}
+	return nil
 }
 
 // closed is one caller of a closed loop.
