@@ -87,6 +87,9 @@ func newRig(t testing.TB, cfg rigConfig) *rig {
 		if err := host.Close(ctx, false); err != nil {
 			t.Errorf("close the host: %v", err)
 		}
+		if n := r.Server.Away(); n != 0 {
+			t.Errorf("%d requests still count as away", n)
+		}
 		if err := engine.Close(); err != nil {
 			t.Errorf("close the engine: %v", err)
 		}
