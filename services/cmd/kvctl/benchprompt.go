@@ -110,11 +110,22 @@ type replayResult struct {
 	Failure     string       `json:"failure,omitempty"`
 }
 
-// Verdicts on a replay that went through to its end.
-var (
-	errWrongBlock = errors.New("blocks that were read are not what was written")
-	errNotStored  = errors.New("not stored")
-)
+// verdict is what makes the figures of a replay those of something else.
+func (res *replayResult) verdict() error {
+	var refused error
+	if res.Refused > 0 {
+		refused = fmt.Errorf("%d blocks were not stored, the first because: %s", res.Refused, res.FirstRefuse)
+	}
+	return errors.Join(wrongBlocks(res.Wrong), refused)
+}
+
+// wrongBlocks is nil for none.
+func wrongBlocks(n int64) error {
+	if n == 0 {
+		return nil
+	}
+	return fmt.Errorf("%d blocks that were read are not what was written", n)
+}
 
 func (r *replay) validate() error {
 	switch {
@@ -176,8 +187,9 @@ func (r *replay) command(ctx context.Context, s *session, _ []string) error {
 			return err
 		}
 	}
-	failure := p.run(ctx, s)
+	stopped := p.run(ctx, s)
 	res := p.result(ns)
+	failure := errors.Join(stopped, res.verdict())
 	if r.hdr {
 		failure = cmp.Or(failure, withHDR(res.Steps))
 	}
@@ -187,7 +199,7 @@ func (r *replay) command(ctx context.Context, s *session, _ []string) error {
 	if err := r.show(s, res); err != nil {
 		failure = cmp.Or(failure, err)
 	}
-	if failure == nil || errors.Is(failure, errWrongBlock) || errors.Is(failure, errNotStored) {
+	if stopped == nil {
 		failure = cmp.Or(failure, drop())
 	} else {
 		fmt.Fprintf(s.stderr, "stopped at request %d; namespace %s is kept: go on with --name %[2]s --from %[1]d\n", res.Next, ns)

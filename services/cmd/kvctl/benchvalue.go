@@ -99,10 +99,7 @@ func (v *bigBlocks) command(ctx context.Context, s *session, _ []string) error {
 	} else {
 		v.show(s, results)
 	}
-	if wrong > 0 {
-		return errWrongBlock
-	}
-	return nil
+	return wrongBlocks(wrong)
 }
 
 func (v *bigBlocks) show(s *session, results []sizeResult) {

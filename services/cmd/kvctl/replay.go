@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -72,18 +71,7 @@ func (p *replayer) run(ctx context.Context, s *session) error {
 	}
 	p.took = time.Since(p.began)
 	bar.end()
-	return cmp.Or(err, p.verdict())
-}
-
-// verdict is what is wrong with a replay that went through.
-func (p *replayer) verdict() error {
-	if p.bad.Load() > 0 {
-		return errWrongBlock
-	}
-	if n := p.refused.Load(); n > 0 {
-		return fmt.Errorf("%d blocks were %w, the first because: %s", n, errNotStored, *p.firstRefusal.Load())
-	}
-	return nil
+	return err
 }
 
 // closed is one caller of a closed loop.
