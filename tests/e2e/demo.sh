@@ -11,10 +11,9 @@ addresses=$(mktemp)
 log="$data/kvstored.log"
 mkdir -p "$data"
 
-trap 'rm -f "$addresses"' EXIT
 "$bin/kvstored" -data-dir "$data" -address-file "$addresses" 2>>"$log" &
 server=$!
-trap 'kill -TERM $server 2>/dev/null && wait $server || true; rm -f "$addresses"' EXIT
+trap 'kill -TERM $server 2>/dev/null && wait $server || true; rm -f "$addresses"' EXIT # also when the replay fails
 trap 'exit 0' INT TERM
 until [ -s "$addresses" ]; do
   kill -0 $server 2>/dev/null || { echo "kvstored did not start; the end of $log:" >&2; tail -n 5 "$log" >&2; exit 1; }
