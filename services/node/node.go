@@ -260,7 +260,9 @@ func (n *Node) openStore(ctx context.Context, open *closers) (*wal.Store, error)
 		return nil, err
 	}
 	open.add(func(context.Context) error { return engine.Close() })
-	return wal.NewStore(n.metrics.Engine(engine), wal.Config{})
+	watched := watchSpace(engine, n.cfg.Log)
+	open.add(watched.close)
+	return wal.NewStore(n.metrics.Engine(watched), wal.Config{})
 }
 
 // hostConfig is how shards run here.
@@ -474,7 +476,7 @@ func whyNotReady(store *wal.Store, shards *memhost.Host) error {
 	if err := answers(store); err != nil {
 		return fmt.Errorf("the store does not answer: %w", err)
 	}
-	if free, reserve := store.Engine().Space(); reserve > 0 && free < reserve {
+	if free, reserve, short := shortOfSpace(store.Engine()); short {
 		return fmt.Errorf("the store has %d bytes free, writes stop below %d", free, reserve)
 	}
 	for _, s := range shards.Status() {
