@@ -370,7 +370,7 @@ func (e *exactly) Read(p []byte) (int, error) {
 // writeError makes the error of a value that was not stored: nothing names it, so nothing was applied.
 func writeError(err error) error {
 	if errors.Is(err, driver.ErrNoSpace) {
-		return &kverr.Error{Kind: kverr.NoSpace, Op: "write values", Message: "the store has less free space than its reserve: nothing is written until its disk has more; reads go on", RetryAfterMS: 1000, Err: err}
+		return &kverr.Error{Kind: kverr.NoSpace, Op: "write values", Message: "the store has no room for it above its reserve of free space: long values are refused until its disk has more; reads go on", RetryAfterMS: 1000, Err: err}
 	}
 	return &kverr.Error{Kind: kverr.Unavailable, Op: "write values", Message: "the values could not be stored; nothing was applied", RetryAfterMS: 100, Err: err}
 }
