@@ -37,7 +37,7 @@ type Actor[C Command] struct {
 	pool     sync.Pool // of *outcomes[C]
 
 	durable  atomic.Pointer[State]
-	readonly atomic.Pointer[kverr.Error] // why the last append wrote nothing; nil when it wrote
+	readonly atomic.Pointer[refusal]     // the last append, if it wrote nothing
 	why      atomic.Pointer[kverr.Error] // why the actor is over; nil while it lives
 	bytes    atomic.Int64                // of the tree of durable, by its own count
 

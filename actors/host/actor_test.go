@@ -122,6 +122,21 @@ func TestNotWritten(t *testing.T) {
 			}
 			epoch := a.Log().Epoch()
 
+			b.clock.advance(time.Minute)
+			if a.ReadOnly() == nil {
+				t.Fatal("the refusal is forgotten too early")
+			}
+			b.clock.advance(time.Second)
+			if why := a.ReadOnly(); why != nil {
+				t.Fatalf("after a minute without a write: ReadOnly: %v", why)
+			}
+			still := b.do(a, &command{op: add, name: "a", n: 1})
+			settle(b, a)
+			b.left(test.kind, still)
+			if why := a.ReadOnly(); why == nil || why.Kind != test.kind {
+				t.Fatalf("a write that was refused again: ReadOnly: %v", why)
+			}
+
 			full.Remove()
 			again := b.do(a, &command{op: add, name: "a", n: 1})
 			settle(b, a)

@@ -16,14 +16,31 @@ func (a *Actor[C]) ended() bool { return a.why.Load() != nil }
 // Err tells why the actor is over; nil while it lives.
 func (a *Actor[C]) Err() *kverr.Error { return a.why.Load() }
 
-// ReadOnly tells why the last append wrote nothing; nil when it wrote. Reads go on, and each write tries again.
-func (a *Actor[C]) ReadOnly() *kverr.Error { return a.readonly.Load() }
+// readOnlyFor is how long an append that wrote nothing is held against the shard when no write has tried since: whoever looks at ReadOnly may
+// be who keeps writes away, as a balancer does, and without a write nobody would learn that it is over.
+const readOnlyFor = time.Minute
+
+// refusal is an append that wrote nothing.
+type refusal struct {
+	why *kverr.Error
+	at  time.Time
+}
+
+// ReadOnly tells why the last append wrote nothing; nil when it wrote, or when nothing was appended for a minute since. Reads go on, and each
+// write tries again.
+func (a *Actor[C]) ReadOnly() *kverr.Error {
+	r := a.readonly.Load()
+	if r == nil || a.cfg.Clock.Now().Sub(r.at) > readOnlyFor {
+		return nil
+	}
+	return r.why
+}
 
 // rollBack takes the machine back to its last durable state after an append that is known to have written nothing. The epoch
 // goes on. Outcomes that depend on durable state alone still leave; every other command was not applied.
 func (a *Actor[C]) rollBack(now time.Time, cause error, out *outcomes[C]) *outcomes[C] {
 	why := notWritten(cause)
-	a.readonly.Store(why)
+	a.readonly.Store(&refusal{why, now})
 	s := a.durable.Load()
 	a.turn++
 	r := a.machine.Ready()

@@ -13,7 +13,7 @@ import (
 type Resident interface {
 	// Err tells why the actor is over; nil while it lives.
 	Err() *kverr.Error
-	// ReadOnly tells why the last append wrote nothing; nil when it wrote.
+	// ReadOnly tells why the last append wrote nothing; nil when it wrote, or when there was none for a minute since.
 	ReadOnly() *kverr.Error
 	// Log returns the actor's log.
 	Log() *wal.Log
