@@ -261,7 +261,7 @@ func (n *Node) openStore(ctx context.Context, open *closers) (*wal.Store, error)
 	}
 	open.add(func(context.Context) error { return engine.Close() })
 	watched := watchSpace(engine, n.cfg.Log)
-	open.add(watched.close)
+	open.add(watched.unwatch)
 	return wal.NewStore(n.metrics.Engine(watched), wal.Config{})
 }
 

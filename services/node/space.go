@@ -34,14 +34,14 @@ type spaceWatch struct {
 	ended   chan struct{}
 }
 
-// watchSpace watches an engine until close is called, which is before the engine is closed.
+// watchSpace watches an engine until unwatch is called, which is before the engine is closed.
 func watchSpace(engine driver.Engine, log *slog.Logger) *spaceWatch {
 	w := &spaceWatch{Engine: engine, log: log, refused: make(chan error, 1), stop: make(chan struct{}), ended: make(chan struct{})}
 	go w.run()
 	return w
 }
 
-func (w *spaceWatch) close(context.Context) error {
+func (w *spaceWatch) unwatch(context.Context) error {
 	close(w.stop)
 	<-w.ended
 	return nil

@@ -72,7 +72,7 @@ func TestSpaceIsTold(t *testing.T) {
 			}
 			text.Reset()
 		}
-		if err := w.close(t.Context()); err != nil {
+		if err := w.unwatch(t.Context()); err != nil {
 			t.Error(err)
 		}
 	})
