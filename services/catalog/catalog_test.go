@@ -446,6 +446,52 @@ func TestTwoOwners(t *testing.T) {
 	})
 }
 
+// TestOnlyKeyspaceInTheMaking: as in a new cluster, nobody is told that it is not there, and no frontend is ready, before its shards are made.
+func TestOnlyKeyspaceInTheMaking(t *testing.T) {
+	run(t, []string{"a"}, func(t *testing.T, c *cluster) {
+		d := c.client()
+		if _, err := d.Revision(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		c.settle("a")
+		if err := d.DeleteKeyspace(t.Context(), "default"); err != nil {
+			t.Fatal(err)
+		}
+		c.settle("a")
+		if got := names(t, d); got != "" {
+			t.Fatalf("of none at all: %q", got)
+		}
+		shards := c.node("a").engine.Add(fault.Rule{Verb: fault.Swap, Times: -1, Freeze: true})
+		made := make(chan error, 1)
+		go func() { made <- second(d.CreateKeyspace(t.Context(), &kvv1.Keyspace{Name: "k"})) }()
+		<-shards.Hit()
+		late := c.client()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := late.Snapshot(ctx)
+		if is(t, "the directory meanwhile", err, kverr.Unavailable); !strings.Contains(err.Error(), "still being made") {
+			t.Errorf("%v does not tell why", err)
+		}
+		if err := late.Ready(); err == nil || !strings.Contains(err.Error(), "still being made") {
+			t.Errorf("ready: %v", err)
+		}
+		asked := make(chan string, 1)
+		go func() { asked <- names(t, late) }()
+		synctest.Wait()
+		shards.Remove()
+		if err := <-made; err != nil {
+			t.Fatal(err)
+		}
+		if got := <-asked; got != "k()/3" {
+			t.Errorf("who asked before it was made got %q", got)
+		}
+		if err := late.Ready(); err != nil {
+			t.Error(err)
+		}
+		c.close()
+	})
+}
+
 // TestDoneAndNotTold: a keyspace that is in the log, and whose making nobody lives to tell of, may have been made: the caller is not told
 // that nothing was changed.
 func TestDoneAndNotTold(t *testing.T) {

@@ -115,6 +115,7 @@ type Client struct {
 type copied struct {
 	catalog  *directory.Catalog
 	snapshot *frontend.Snapshot
+	usable   bool   // a keyspace can be used, or none is being made
 	epoch    uint64 // of the owner that sent it
 	from     string // its address
 }
@@ -290,7 +291,10 @@ func (c *Client) take(replica *directory.Replica, m *dataplanev1.WatchDirectoryR
 		if err != nil {
 			return kverr.Wrap(kverr.DataLoss, "follow the directory", err)
 		}
-		next = &copied{catalog: catalog, snapshot: snapshotOf(catalog), epoch: m.Epoch, from: from}
+		snapshot := snapshotOf(catalog)
+		next = &copied{
+			catalog: catalog, snapshot: snapshot, usable: len(snapshot.Keyspaces) > 0 || len(catalog.Keyspaces) == 0, epoch: m.Epoch, from: from,
+		}
 	}
 	c.set(func() {
 		c.current.Store(next)
@@ -336,15 +340,23 @@ func (c *Client) await(ctx context.Context, holds func(*copied) bool) (*copied, 
 	}
 }
 
-// there is the copy once there is one.
+// there is the copy once there is one that can be used: in a new cluster the shards of the first keyspace are made before anybody is told that it
+// is not there.
 func (c *Client) there(ctx context.Context) (*copied, error) {
-	if now := c.current.Load(); now != nil {
+	usable := func(now *copied) bool { return now != nil && now.usable }
+	if now := c.current.Load(); usable(now) {
 		return now, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.CallTimeout)
 	defer cancel()
-	return c.await(ctx, func(now *copied) bool { return now != nil })
+	now, err := c.await(ctx, usable)
+	if err != nil && c.current.Load() != nil {
+		return nil, &kverr.Error{Kind: kverr.Unavailable, Op: "read the directory", Message: errMaking.Error(), RetryAfterMS: 1000, Err: err}
+	}
+	return now, err
 }
+
+var errMaking = errors.New("the shards of the only keyspace are still being made")
 
 // Revision is that of the copy. Every change that this client was asked for and told is done is in it; others come within
 // ClientConfig.Silence. Before the first copy it waits for that.
@@ -399,10 +411,13 @@ func (c *Client) CopyStatus() *kvv1.StatusResponse_Directory {
 // Ready tells why the process cannot serve by this copy, nil when it can: there must be one. One that is old is no reason, since shards
 // refuse what they do not own; Status tells its age.
 func (c *Client) Ready() error {
-	s := c.Status()
-	if s.Revision > 0 {
+	if now := c.current.Load(); now != nil {
+		if !now.usable {
+			return errMaking
+		}
 		return nil
 	}
+	s := c.Status()
 	if s.Failure != nil {
 		return fmt.Errorf("the directory was not read yet: %w", s.Failure)
 	}
