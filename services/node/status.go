@@ -73,6 +73,16 @@ func clusterStatus(ctx context.Context, dir *catalog.Client, locator *daprhost.L
 		}
 		silent[i] = err
 	})
+	for i, at := range where {
+		if n := slices.Index(addresses, at); n >= 0 && silent[n] != nil {
+			lost[i] = fmt.Sprintf("host %s does not answer: %v", at, silent[n])
+		}
+	}
+	return merged(ids, lost, told), nil
+}
+
+// merged makes one status of what each host told; nil is one that told nothing. lost are the reasons why shards were not found, by their place in ids.
+func merged(ids, lost []string, told []*kvv1.StatusResponse) *kvv1.StatusResponse {
 	resp := &kvv1.StatusResponse{}
 	known := make(map[string]*kvv1.StatusResponse_Shard)
 	for _, r := range told {
@@ -83,23 +93,21 @@ func clusterStatus(ctx context.Context, dir *catalog.Client, locator *daprhost.L
 			resp.Engine, resp.FreeBytes, resp.ReserveBytes = r.Engine, r.FreeBytes, r.ReserveBytes
 		}
 		for _, s := range r.Shards {
-			// A host that lost a shard knows of it, too: who serves it counts.
-			if old := known[s.Id]; old == nil || s.Epoch > old.Epoch {
+			// A host that lost a shard knows of it, too: who serves it counts, else who tries to.
+			old := known[s.Id]
+			if old == nil || s.Epoch > old.Epoch || s.Epoch == old.Epoch && old.State == memhost.StateAsleep {
 				known[s.Id] = s
 			}
 		}
 	}
 	for i, id := range ids {
 		s := known[id]
-		if s == nil {
+		if s == nil || s.State == memhost.StateAsleep && lost[i] != "" { // to those who do not serve it it sleeps
 			s = &kvv1.StatusResponse_Shard{Id: id, State: memhost.StateFailed, Reason: lost[i]}
-			if at := slices.Index(addresses, where[i]); where[i] != "" && silent[at] != nil {
-				s.Reason = fmt.Sprintf("host %s does not answer: %v", where[i], silent[at])
-			}
 		}
 		resp.Shards = append(resp.Shards, s)
 	}
-	return resp, nil
+	return resp
 }
 
 // eachOf calls f for 0 to n-1, some at once.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
@@ -175,28 +176,42 @@ func (p *Process) Tail(n int) []byte {
 	return bytes.TrimSpace(data[max(0, len(data)-n):])
 }
 
-// AwaitHTTP waits until a GET of url is answered with a status of the 200s.
+// AwaitHTTP waits until a GET of url is answered with a status of the 200s; else it tells the last answer, or why there was none.
 func (p *Process) AwaitHTTP(ctx context.Context, t testing.TB, url string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(ctx, Patience)
 	defer cancel()
+	last := errors.New("no answer yet")
 	for {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp, err := http.DefaultClient.Do(req)
+		err := get(ctx, url)
 		if err == nil {
-			resp.Body.Close()
-			if resp.StatusCode/100 == 2 {
-				return
-			}
-			err = errors.New(resp.Status)
+			return
+		}
+		if ctx.Err() == nil { // else it was cut off, which tells nothing of the process
+			last = err
 		}
 		select {
 		case <-ctx.Done():
-			t.Fatalf("%s does not answer %s in time: %v", p.Name, url, err)
+			t.Fatalf("%s does not answer %s in time: %v", p.Name, url, last)
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
+}
+
+// get is nil when a GET of url is answered with a status of the 200s.
+func get(ctx context.Context, url string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode/100 == 2 {
+		return nil
+	}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
+	return errors.Join(fmt.Errorf("%s: %s", resp.Status, bytes.TrimSpace(body)), err)
 }

@@ -18,6 +18,7 @@ type condition struct {
 	until  time.Time    // calls fail with reason until then; zero = they try
 	peace  time.Time    // another host's shard until then, unless that one yields
 	absent bool         // there was no such shard: reason is for those who do not wait, others look again
+	shown  time.Time    // with StateFailed: Status tells of it until then; zero = until it is opened
 
 	holder       wal.Holder // with peace: whom the manifest named when it was last read; zero before
 	holderPlaced bool       // what holder said of itself then
@@ -30,6 +31,10 @@ var errSilent = &kverr.Error{Kind: kverr.Unavailable, Op: "open the shard", Mess
 
 // failPause is how long a shard whose activation failed is not tried again.
 const failPause = 500 * time.Millisecond
+
+// failedFor is how long an activation that failed is held against a shard that nobody has tried to open since: whoever looks at Status may be who
+// keeps callers away, as a balancer does that goes by readiness.
+const failedFor = time.Minute
 
 // use returns the shard's live parts, activating it if need be.
 func (h *Host) use(ctx context.Context, shardID string) (*live, error) {

@@ -174,11 +174,14 @@ const strangerTerms = 3
 
 // failed remembers why an activation failed, so that calls fail fast for a while.
 func (h *Host) failed(s *slot, err error) {
-	why := asKind(err)
-	c := &condition{name: StateFailed, reason: why, until: h.cfg.Actor.Clock.Now().Add(failPause)}
+	why, now := asKind(err), h.cfg.Actor.Clock.Now()
+	c := &condition{name: StateFailed, reason: why, until: now.Add(failPause)}
+	if why.Kind != kverr.DataLoss { // which does not pass by itself
+		c.shown = now.Add(failedFor)
+	}
 	if errors.Is(err, driver.ErrFenced) {
 		// Another host was quicker.
-		c = &condition{name: StateAsleep, reason: why, peace: h.cfg.Actor.Clock.Now().Add(h.cfg.Peace)}
+		c = &condition{name: StateAsleep, reason: why, peace: now.Add(h.cfg.Peace)}
 	}
 	c.absent = errors.Is(err, driver.ErrNotExist)
 	if why.Kind == kverr.Unavailable {

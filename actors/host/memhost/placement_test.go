@@ -2,6 +2,7 @@ package memhost
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -10,6 +11,7 @@ import (
 	"kvstore/actors/shard"
 	"kvstore/components/kverr"
 	"kvstore/components/wal"
+	"kvstore/components/wal/driver"
 	"kvstore/components/wal/memlog"
 	"kvstore/components/wal/waltest/fault"
 )
@@ -255,5 +257,52 @@ func TestPlacement(t *testing.T) {
 		if len(p.woken) != 1 || p.woken[0] != "a-0" || len(h.Active()) != 0 {
 			t.Fatalf("woken: %v, active: %v; want the one shard woken, elsewhere", p.woken, h.Active())
 		}
+	})
+}
+
+// TestFailureIsForgotten: a shard that could not be opened is not held against the host for ever. Who goes by readiness sends nobody, so nobody would try
+// again; and one that is placed elsewhere is never tried here again, while its host may serve it. A loss stays, where the shard is placed.
+func TestFailureIsForgotten(t *testing.T) {
+	onStage(t, func(t *testing.T, s *stage) {
+		p := &placements{placed: true}
+		h := s.host("a", Config{Placement: p})
+		try := func(cause error) {
+			t.Helper()
+			rule := s.faults.Add(fault.Rule{Verb: fault.Manifest, Times: -1, Err: cause})
+			defer rule.Remove()
+			time.Sleep(failPause)
+			if err := s.put(h, shard.Put{}); err == nil {
+				t.Fatal("a shard is opened whose manifest cannot be read")
+			}
+		}
+		is := func(state string, kind kverr.Kind) {
+			t.Helper()
+			all := h.Status()
+			if len(all) != 1 || all[0].State != state || (all[0].Reason != nil) != (kind != 0) || kind != 0 && all[0].Reason.Kind != kind {
+				t.Fatalf("%+v, want one shard in state %s with a reason of kind %v", all, state, kind)
+			}
+		}
+		silent := errors.New("no answer")
+		try(silent)
+		is(StateFailed, kverr.Unavailable)
+		time.Sleep(failedFor / 2)
+		try(silent)
+		time.Sleep(failedFor - time.Second) // since the last try
+		is(StateFailed, kverr.Unavailable)
+		time.Sleep(time.Second)
+		is(StateAsleep, 0)
+
+		try(driver.ErrCorrupt)
+		is(StateFailed, kverr.DataLoss)
+		time.Sleep(time.Hour)
+		is(StateFailed, kverr.DataLoss)
+		p.set(false)
+		is(StateAsleep, 0)
+		p.set(true)
+		is(StateFailed, kverr.DataLoss)
+		if err := s.put(h, shard.Put{}); err != nil {
+			t.Fatal(err)
+		}
+		is(StateActive, 0)
 	})
 }

@@ -7,7 +7,8 @@ import (
 	"kvstore/components/kverr"
 )
 
-// States of a shard in Status.
+// States of a shard in Status. A shard whose activation failed is StateFailed until it is opened, is placed elsewhere, or nobody has tried for a
+// minute; the last does not hold for one that has lost data.
 const (
 	StateActive     = "active"
 	StateAsleep     = "asleep"
@@ -49,6 +50,9 @@ func (h *Host) statusOf(s *slot) Status {
 	l := s.live.Load()
 	if l == nil || l.Err() != nil {
 		c := s.state.Load()
+		if c.name == StateFailed && !h.stillFailed(s, c) {
+			c = asleep
+		}
 		return Status{ID: s.id, State: c.name, Reason: c.reason}
 	}
 	state, log := l.Latest(), l.Log()
@@ -65,6 +69,12 @@ func (h *Host) statusOf(s *slot) Status {
 		st.Entries, st.EntryBytes, st.ValueBytes, st.ValueObjects = t.Items, t.ItemBytes, t.ObjectBytes, t.Objects
 	}
 	return st
+}
+
+// stillFailed tells whether an activation that failed says anything of the shard now. One that is placed elsewhere meanwhile is never tried here
+// again, and how it is there, its host tells.
+func (h *Host) stillFailed(s *slot, c *condition) bool {
+	return h.placed(s.id) && (c.shown.IsZero() || h.cfg.Actor.Clock.Now().Before(c.shown))
 }
 
 // Blocks is what the shards of a host have done to blocks of prompts.
