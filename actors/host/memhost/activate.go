@@ -198,11 +198,15 @@ func (h *Host) enter() bool {
 // open makes a slot active. Its turn is held.
 func (h *Host) open(s *slot) (*live, error) {
 	// Both may ask another host, so they come before it takes one of the activations.
-	if err := h.keepPeace(s, s.state.Load()); err != nil {
+	doubt, err := h.keepPeace(s, s.state.Load())
+	if err != nil {
 		return nil, err
 	}
 	mark, err := h.remembered(s)
 	if err != nil {
+		if doubt && kverr.KindOf(err) == kverr.Unavailable {
+			return nil, h.leave(s)
+		}
 		h.failed(s, err)
 		return nil, err
 	}

@@ -47,7 +47,7 @@ func (h *Host) Open(shardID string) Answer {
 	now := h.cfg.Actor.Clock.Now()
 	c := s.state.Load()
 	if now.Before(c.until) {
-		return Answer{Why: c.reason}
+		return Answer{Why: c.reason, Holder: c.holder, HolderPlaced: c.holderPlaced}
 	}
 	select {
 	case s.turn <- struct{}{}:
@@ -126,27 +126,27 @@ const askTimeout = 200 * time.Millisecond
 
 // keepPeace refuses to take back a shard that was lost a short while ago, as long as its holder may be using it (D3). One that
 // has yielded or is gone is not; one that cannot be asked gets the time that it takes to acknowledge something, so that two hosts
-// which cannot reach each other do not keep taking the shard from each other.
-func (h *Host) keepPeace(s *slot, c *condition) error {
+// which cannot reach each other do not keep taking the shard from each other: in doubt, it is to be opened all the same.
+func (h *Host) keepPeace(s *slot, c *condition) (doubt bool, err error) {
 	now := h.cfg.Actor.Clock.Now()
 	if !now.Before(c.peace) {
-		return nil
+		return false, nil
 	}
 	holder, err := h.store.Holder(h.ctx, s.id)
 	switch {
 	case errors.Is(err, driver.ErrNotExist):
-		return nil // opening it tells what that means
+		return false, nil // opening it tells what that means
 	case err != nil:
-		return err
+		return false, err
 	case holder.Epoch.Counter <= s.lost:
-		return nil // nobody has it after us: the store has gone back
+		return false, nil // nobody has it after us: the store has gone back
 	}
 	lost := c.peace.Add(-h.cfg.Peace)
 	switch own := h.cfg.Address != "" && holder.Address == h.cfg.Address; {
 	case own && now.Sub(lost) < heirTime:
-		return c.reason // this host yielded, and whoever asked it to has not taken the shard yet
+		return false, c.reason // this host yielded, and whoever asked it to has not taken the shard yet
 	case own, holder.Yielded:
-		return nil
+		return false, nil
 	}
 	known := *c
 	known.holder, known.holderPlaced = holder, false
@@ -154,15 +154,25 @@ func (h *Host) keepPeace(s *slot, c *condition) error {
 		ctx, cancel := context.WithTimeout(h.ctx, askTimeout)
 		defer cancel()
 		serving, err := h.cfg.Peers.Serves(ctx, s.id, holder)
-		switch {
-		case err == nil && !serving.Serves:
-			return nil
-		case err != nil && now.Sub(lost) >= strangerTerms*h.store.Engine().Term():
-			return nil
+		if err == nil && !serving.Serves {
+			return false, nil
 		}
 		known.holderPlaced = serving.Placed
+		doubt = err != nil && now.Sub(lost) >= strangerTerms*h.store.Engine().Term()
 	}
 	s.state.Store(&known)
+	if doubt {
+		return true, nil
+	}
+	return false, c.reason
+}
+
+// leave is for a shard whose holder cannot be asked, nor the directory: whoever reaches so little is no heir. Callers are led to the holder for a
+// while longer, and then it is looked at again.
+func (h *Host) leave(s *slot) error {
+	c := *s.state.Load()
+	c.until = h.cfg.Actor.Clock.Now().Add(failPause)
+	s.state.Store(&c)
 	return c.reason
 }
 

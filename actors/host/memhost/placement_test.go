@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -142,6 +143,75 @@ func TestPeace(t *testing.T) {
 		}
 		if took := time.Since(began); took > 1200*time.Millisecond { // a term
 			t.Fatalf("the shard of a host that was gone was written after %v", took)
+		}
+	})
+}
+
+// apart is peers of whom some cannot be asked.
+type apart struct {
+	Peers
+	silent atomic.Bool
+}
+
+var errApart = errors.New("no way to the host")
+
+func (p *apart) Serves(ctx context.Context, shardID string, holder wal.Holder) (Serving, error) {
+	if p.silent.Load() {
+		return Serving{}, errApart
+	}
+	return p.Peers.Serves(ctx, shardID, holder)
+}
+
+// TestCutOff: a host that reaches neither who holds the shard that it lost nor the directory leads callers to the holder, for as long as that lasts. One that
+// reaches the directory takes the shard, after three terms.
+func TestCutOff(t *testing.T) {
+	onStage(t, func(t *testing.T, s *stage) {
+		way := &apart{Peers: &s.peers}
+		a, err := New(s.store, Config{Address: "a", Peers: way})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.peers.Join(a)
+		var directory atomic.Pointer[kverr.Error]
+		a.RememberWith(&memory{
+			remember: func([]wal.Mark) error { return nil },
+			marks: func(string) (wal.Mark, error) {
+				if err := directory.Load(); err != nil {
+					return wal.Mark{}, err
+				}
+				return wal.Mark{Shard: "a-0", Made: true}, nil
+			},
+		})
+		b := s.host("b", Config{})
+		s.hosts = append(s.hosts, a)
+		for _, h := range []*Host{a, b} {
+			if err := s.put(h, shard.Put{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		directory.Store(&kverr.Error{Kind: kverr.Unavailable, Op: "ask the directory", Message: "no way to the directory"})
+		way.silent.Store(true)
+		for range 100 {
+			time.Sleep(100 * time.Millisecond)
+			synctest.Wait()
+			if answer := a.Open("a-0"); answer.Epoch != 0 || answer.Why != nil && answer.Holder.Address != "b" {
+				t.Fatalf("%+v, want that it moved to b", answer)
+			}
+			if err := s.put(a, shard.Put{}); kverr.KindOf(err) != kverr.Moved {
+				t.Fatal(err)
+			}
+		}
+		if all := a.Status(); all[0].State != StateAsleep {
+			t.Fatalf("%+v", all)
+		}
+		directory.Store(nil)
+		time.Sleep(failPause)
+		if err := s.put(a, shard.Put{}); err != nil {
+			t.Fatal(err)
+		}
+		// b can be asked, and has lost it now.
+		if err := s.put(b, shard.Put{}); kverr.KindOf(err) != kverr.Moved {
+			t.Fatal(err)
 		}
 	})
 }
