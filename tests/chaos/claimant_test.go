@@ -39,6 +39,7 @@ type told struct {
 	begin, end time.Duration
 	revision   uint64     // of the write, or of the state that was read
 	kind       kverr.Kind // why not; Unknown with a revision when it was done
+	why        string     // in the host's words
 }
 
 // done tells that the host did what it was asked for.
@@ -136,7 +137,7 @@ func (c *claimant) call(stream dataplanev1.ShardService_ExchangeClient, id uint3
 			failure, o.revision = out.GetAnswer().Failure, out.GetAnswer().Revision
 		}
 		if failure != nil {
-			o.kind, o.revision = kverr.Kind(failure.Kind), 0
+			o.kind, o.why, o.revision = kverr.Kind(failure.Kind), string(failure.Message), 0
 		}
 		c.mu.Lock()
 		c.told = append(c.told, o)

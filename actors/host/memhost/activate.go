@@ -202,7 +202,11 @@ func (h *Host) open(s *slot) (*live, error) {
 	if err != nil {
 		return nil, err
 	}
-	mark, err := h.remembered(s)
+	patience := markTimeout
+	if doubt {
+		patience = doubtTimeout
+	}
+	mark, err := h.remembered(s, patience)
 	if err != nil {
 		if doubt && kverr.KindOf(err) == kverr.Unavailable {
 			return nil, h.leave(s)

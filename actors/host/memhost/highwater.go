@@ -55,9 +55,10 @@ const (
 	// reportMarks bounds the marks of one report; the others are in the next.
 	reportMarks = 4096
 	// markTimeout bounds how long an activation waits for what is remembered, and a report for being taken; lastTimeout the last one,
-	// which a host that closes sends.
-	markTimeout = 5 * time.Second
-	lastTimeout = time.Second
+	// which a host that closes sends; doubtTimeout an activation whose callers can be led elsewhere meanwhile.
+	markTimeout  = 5 * time.Second
+	lastTimeout  = time.Second
+	doubtTimeout = time.Second
 )
 
 // reports tells the Highwater how far shards have come: nothing while nobody writes, and otherwise all that did, once in reportEvery.
@@ -131,12 +132,12 @@ func (r *reports) send(ctx context.Context, timeout time.Duration) {
 	}
 }
 
-// remembered asks what a shard that is to be opened must have; nil when nobody remembers, as for the directory itself.
-func (h *Host) remembered(s *slot) (*wal.Mark, error) {
+// remembered asks, for so long, what a shard that is to be opened must have; nil when nobody remembers, as for the directory itself.
+func (h *Host) remembered(s *slot, patience time.Duration) (*wal.Mark, error) {
 	if h.highwater == nil || s.open != nil {
 		return nil, nil
 	}
-	ctx, cancel := context.WithTimeout(h.ctx, markTimeout)
+	ctx, cancel := context.WithTimeout(h.ctx, patience)
 	defer cancel()
 	marks, err := h.highwater.Marks(ctx, s.id)
 	if kverr.KindOf(err) == kverr.DataLoss && err != nil {

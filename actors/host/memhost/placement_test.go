@@ -162,6 +162,19 @@ func (p *apart) Serves(ctx context.Context, shardID string, holder wal.Holder) (
 	return p.Peers.Serves(ctx, shardID, holder)
 }
 
+// directory is a Highwater that may not answer.
+type directory struct{ silent atomic.Bool }
+
+func (d *directory) Remember(context.Context, ...wal.Mark) error { return nil }
+
+func (d *directory) Marks(ctx context.Context, ids ...string) ([]wal.Mark, error) {
+	if d.silent.Load() {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return []wal.Mark{{Shard: ids[0], Made: true}}, nil
+}
+
 // TestCutOff: a host that reaches neither who holds the shard that it lost nor the directory leads callers to the holder, for as long as that lasts. One that
 // reaches the directory takes the shard, after three terms.
 func TestCutOff(t *testing.T) {
@@ -172,16 +185,8 @@ func TestCutOff(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.peers.Join(a)
-		var directory atomic.Pointer[kverr.Error]
-		a.RememberWith(&memory{
-			remember: func([]wal.Mark) error { return nil },
-			marks: func(string) (wal.Mark, error) {
-				if err := directory.Load(); err != nil {
-					return wal.Mark{}, err
-				}
-				return wal.Mark{Shard: "a-0", Made: true}, nil
-			},
-		})
+		dir := &directory{}
+		a.RememberWith(dir)
 		b := s.host("b", Config{})
 		s.hosts = append(s.hosts, a)
 		for _, h := range []*Host{a, b} {
@@ -189,22 +194,23 @@ func TestCutOff(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		directory.Store(&kverr.Error{Kind: kverr.Unavailable, Op: "ask the directory", Message: "no way to the directory"})
+		dir.silent.Store(true)
 		way.silent.Store(true)
-		for range 100 {
+		for range 50 {
 			time.Sleep(100 * time.Millisecond)
 			synctest.Wait()
 			if answer := a.Open("a-0"); answer.Epoch != 0 || answer.Why != nil && answer.Holder.Address != "b" {
 				t.Fatalf("%+v, want that it moved to b", answer)
 			}
-			if err := s.put(a, shard.Put{}); kverr.KindOf(err) != kverr.Moved {
-				t.Fatal(err)
+			began := time.Now()
+			if err := s.put(a, shard.Put{}); kverr.KindOf(err) != kverr.Moved || time.Since(began) > doubtTimeout {
+				t.Fatalf("%v after %v", err, time.Since(began))
 			}
 		}
 		if all := a.Status(); all[0].State != StateAsleep {
 			t.Fatalf("%+v", all)
 		}
-		directory.Store(nil)
+		dir.silent.Store(false)
 		time.Sleep(failPause)
 		if err := s.put(a, shard.Put{}); err != nil {
 			t.Fatal(err)
