@@ -15,12 +15,13 @@ type keys struct {
 	head     string // hash: own, fence, first
 	records  string // list of elements; the n-th is record first + n
 	objects  string // sorted set of names with states, all of one score
+	removed  string // sorted set of names that were removed, by when: see removedFor
 	chunk    string // what names of chunks begin with
 }
 
 func (e *Engine) keys(shard string) keys {
 	base := e.cfg.Prefix + ":{" + shard + "}:"
-	return keys{manifest: base + "m", head: base + "h", records: base + "r", objects: base + "o", chunk: base + "c:"}
+	return keys{manifest: base + "m", head: base + "h", records: base + "r", objects: base + "o", removed: base + "x", chunk: base + "c:"}
 }
 
 // chunkKey names chunk n of an object.

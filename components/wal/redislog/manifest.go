@@ -67,5 +67,9 @@ func (e *Engine) RemoveShard(ctx context.Context, shard string) error {
 	if _, err := e.runInt(ctx, removeScript, []string{k.manifest, k.head, k.records}); err != nil {
 		return fmt.Errorf("remove shard %s: %w", shard, err)
 	}
-	return e.eachObject(ctx, &k, "", func(name string, s state) error { return e.drop(ctx, &k, name, s) })
+	err := e.eachObject(ctx, &k, "", func(name string, s state) error { return e.drop(ctx, &k, name, s) })
+	if err == nil {
+		_ = e.client.Unlink(ctx, k.removed).Err() // without a manifest nothing is written; what is left of it expires
+	}
+	return err
 }

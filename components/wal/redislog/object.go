@@ -25,6 +25,10 @@ const (
 	listObjects = 512
 	// staleAfter is how long an object that is being written may stand still before a listing removes it: its writer is gone.
 	staleAfter = time.Hour
+	// removedFor is how long the name of an object that was removed is not taken again, in seconds: a write that was repeated after its reply was lost may
+	// still be on its way, and would bring the object back. Systems give up what a closed connection has not sent after some 100 s (Linux,
+	// tcp_orphan_retries).
+	removedFor = 120
 )
 
 // nameEnd ends the name in a member of the index of objects; its state follows.
@@ -170,7 +174,7 @@ func (w *writer) outcome(n int64, err error) error {
 
 func (w *writer) small(ctx context.Context, data []byte) error {
 	k := w.keys
-	return w.outcome(w.engine.runInt(ctx, putScript, []string{k.manifest, k.objects, k.chunkKey(w.name, 0)},
+	return w.outcome(w.engine.runInt(ctx, putScript, []string{k.manifest, k.objects, k.chunkKey(w.name, 0), k.removed},
 		w.name+nameEnd, w.id, len(data), data))
 }
 
@@ -241,7 +245,7 @@ func (w *writer) chunk(ctx context.Context, n int64, data []byte) error {
 
 func (w *writer) part(ctx context.Context, n int64, off int, data []byte) error {
 	k := w.keys
-	return w.outcome(w.engine.runInt(ctx, chunkScript, []string{k.manifest, k.objects, k.chunkKey(w.name, n)},
+	return w.outcome(w.engine.runInt(ctx, chunkScript, []string{k.manifest, k.objects, k.chunkKey(w.name, n), k.removed},
 		w.name+nameEnd, w.id, n, off, data))
 }
 
@@ -377,15 +381,15 @@ func (e *Engine) drop(ctx context.Context, k *keys, name string, s state) error 
 		marked = state(string(s[:idLength]) + "!" + strconv.FormatInt(chunks, 10))
 	}
 	for n := int64(0); ; {
-		all := []string{k.objects}
-		for ; n < chunks && len(all) <= dropChunks; n++ {
+		all := []string{k.objects, k.removed}
+		for ; n < chunks && len(all) < 2+dropChunks; n++ {
 			all = append(all, k.chunkKey(name, n))
 		}
 		becomes := marked
 		if n >= chunks {
 			becomes = ""
 		}
-		if _, err := e.runInt(ctx, dropScript, all, name+nameEnd, string(s), string(becomes)); err != nil {
+		if _, err := e.runInt(ctx, dropScript, all, name+nameEnd, string(s), string(becomes), removedFor); err != nil {
 			return err
 		}
 		if n >= chunks {
