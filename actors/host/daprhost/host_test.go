@@ -12,13 +12,16 @@ import (
 	"kvstore/actors/shard"
 	"kvstore/components/kverr"
 	"kvstore/components/wal"
+	"kvstore/components/wal/driver"
 	"kvstore/components/wal/memlog"
+	"kvstore/components/wal/waltest/fault"
 )
 
 // bench is one host with a shard and its sidecar, in a bubble.
 type bench struct {
 	*daprhost.Host
 	t       *testing.T
+	faults  *fault.Engine
 	sidecar *sidecar
 	locator *daprhost.Locator
 	lost    []string // what Events.Lost told
@@ -30,14 +33,15 @@ func onBench(t *testing.T, cfg daprhost.Config, test func(t *testing.T, b *bench
 		if err != nil {
 			t.Fatal(err)
 		}
-		store, err := wal.NewStore(engine, wal.Config{})
+		faults := fault.Wrap(engine)
+		store, err := wal.NewStore(faults, wal.Config{})
 		if err != nil {
 			t.Fatal(err)
 		}
 		if err := store.Create(t.Context(), "a-0", nil); err != nil {
 			t.Fatal(err)
 		}
-		b := &bench{t: t, sidecar: newSidecar()}
+		b := &bench{t: t, faults: faults, sidecar: newSidecar()}
 		link := b.sidecar.dial(t)
 		cfg.Shards = memhost.Config{Address: "here"}
 		cfg.Events.Lost = func(why error) { b.lost = append(b.lost, why.Error()) }
@@ -54,7 +58,7 @@ func onBench(t *testing.T, cfg daprhost.Config, test func(t *testing.T, b *bench
 			}
 			link.Close()
 			b.sidecar.close()
-			engine.Close()
+			faults.Close()
 		}()
 		time.Sleep(100 * time.Millisecond)
 		if err := b.Ready(); err != nil {
@@ -114,6 +118,40 @@ func TestDeactivationDropsNothing(t *testing.T) {
 		}
 		if err := b.put(); err != nil || b.Status()[0].Epoch != epoch {
 			t.Errorf("%v, %+v", err, b.Status()[0])
+		}
+	})
+}
+
+// TestLossIsToldWhereItIsPlaced: a shard that has lost data is told of by the host that it is placed on, also after a time without a stream, though nobody
+// asks for it; and once it is placed elsewhere it is located, so that its host finds out.
+func TestLossIsToldWhereItIsPlaced(t *testing.T) {
+	onBench(t, daprhost.Config{}, func(t *testing.T, b *bench) {
+		b.faults.Add(fault.Rule{Verb: fault.Manifest, Times: -1, Err: driver.ErrCorrupt})
+		if _, err := b.locator.Locate(t.Context(), "a-0"); kverr.KindOf(err) != kverr.DataLoss {
+			t.Fatal(err)
+		}
+		told := func() bool {
+			all := b.Status()
+			return len(all) == 1 && all[0].State == memhost.StateFailed && all[0].Reason.Kind == kverr.DataLoss
+		}
+		if !told() {
+			t.Fatalf("%+v", b.Status())
+		}
+		b.sidecar.endStream()
+		time.Sleep(10 * time.Second)
+		if err := b.Ready(); err != nil || !told() {
+			t.Fatalf("after the stream came back: %v, %+v", err, b.Status())
+		}
+		located := b.sidecar.invoked("a-0")
+		if err := b.sidecar.deactivate(t.Context(), daprhost.DefaultActorType, "a-0"); err != nil {
+			t.Fatal(err)
+		}
+		if told() {
+			t.Fatalf("it is placed elsewhere, and yet: %+v", b.Status())
+		}
+		time.Sleep(3 * time.Second)
+		if n := b.sidecar.invoked("a-0"); n != located+1 || !told() { // which the sidecar routes here again
+			t.Fatalf("located %d times after it was placed elsewhere, want once; %+v", n-located, b.Status())
 		}
 	})
 }

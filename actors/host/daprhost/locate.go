@@ -89,13 +89,13 @@ func (h *Host) displaced(shardID string) {
 	delete(h.placed, shardID)
 	delete(h.disputed, shardID)
 	h.mu.Unlock()
-	h.nudgeSoon(nudge{shardID: shardID})
+	h.nudgeSoon(nudge{shardID: shardID, wake: h.IsLost(shardID)})
 }
 
 // nudge is a wish to have a shard located, so that it is opened where Dapr places it.
 type nudge struct {
 	shardID string
-	wake    bool      // it sleeps; otherwise it is served here, and is nudged only while it is
+	wake    bool      // it sleeps, or has lost data; otherwise it is served here, and is nudged only while it is
 	at      time.Time // when it is due
 	tries   int
 }
@@ -118,10 +118,14 @@ func (h *Host) nudgeSoon(n nudge) {
 	}
 }
 
-// nudgeActive nudges every shard that is open here: after a time without a stream nobody knows whose they are.
+// nudgeActive nudges every shard that is open here: after a time without a stream nobody knows whose they are. And those that have lost data: whoever has
+// one placed on it is to tell so, though nobody else may ask for it.
 func (h *Host) nudgeActive() {
 	for _, id := range h.Active() {
 		h.nudgeSoon(nudge{shardID: id})
+	}
+	for _, id := range h.Lost() {
+		h.nudgeSoon(nudge{shardID: id, wake: true})
 	}
 }
 

@@ -103,6 +103,29 @@ func (h *Host) Active() []string {
 	return ids
 }
 
+// Lost lists the shards whose data was found gone or damaged when they were last to be opened here.
+func (h *Host) Lost() []string {
+	var ids []string
+	h.slots.Range(func(id, v any) bool {
+		if s := v.(*slot); s.lostData() {
+			ids = append(ids, id.(string))
+		}
+		return true
+	})
+	return ids
+}
+
+// IsLost tells whether a shard is one of Lost.
+func (h *Host) IsLost(shardID string) bool {
+	v, ok := h.slots.Load(shardID)
+	return ok && v.(*slot).lostData()
+}
+
+func (s *slot) lostData() bool {
+	c := s.state.Load()
+	return c.name == StateFailed && c.reason.Kind == kverr.DataLoss
+}
+
 func (h *Host) placed(shardID string) bool {
 	return h.cfg.Placement == nil || h.cfg.Placement.Placed(shardID)
 }
