@@ -166,12 +166,9 @@ func TestFullFileSystem(t *testing.T) {
 	if err := e.Trim(ctx, "s", ep, last); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "writes to come back", func() bool { return appendRecord(e, ep, last+1, data) == nil })
-	for range 200 { // more than would fit without the space that the trim freed
+	for range 200 { // more than would fit without the space that the trim frees, in the background
+		waitForRoom(t, "an append", func() error { return appendRecord(e, ep, last+1, data) })
 		last++
-		if err := appendRecord(e, ep, last+1, data); err != nil {
-			t.Fatal(err)
-		}
 	}
 
 	// Objects fill it once more, and when three of four are deleted there is room for others.
@@ -193,20 +190,24 @@ func TestFullFileSystem(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	waitFor(t, "space of deleted objects", func() bool { return put(objects) == nil })
 	for n := range objects / 3 {
-		if err := put(objects + 1 + n); err != nil {
-			t.Fatalf("%d of %d objects after space was freed: %v", n, objects, err)
-		}
+		waitForRoom(t, fmt.Sprintf("object %d of the %d deleted ones", n, objects*3/4), func() error { return put(objects + n) })
 	}
 }
 
-// waitFor polls until ok; each try does something that takes time itself.
-func waitFor(t *testing.T, what string, ok func() bool) {
+// waitForRoom repeats what finds no space until it does; any other error ends the test. Each try does something that takes time itself.
+func waitForRoom(t *testing.T, what string, try func() error) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !ok(); {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited 30 s for %s", what)
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		err := try()
+		switch {
+		case err == nil:
+			return
+		case !errors.Is(err, driver.ErrNoSpace):
+			t.Fatal(err)
+		case time.Now().After(deadline):
+			t.Fatalf("waited 30 s for room for %s: %v", what, err)
 		}
 	}
 }
