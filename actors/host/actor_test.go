@@ -122,13 +122,13 @@ func TestNotWritten(t *testing.T) {
 			}
 			epoch := a.Log().Epoch()
 
-			b.clock.advance(time.Minute)
+			b.clock.advance(host.HeldFor)
 			if a.ReadOnly() == nil {
 				t.Fatal("the refusal is forgotten too early")
 			}
 			b.clock.advance(time.Second)
 			if why := a.ReadOnly(); why != nil {
-				t.Fatalf("after a minute without a write: ReadOnly: %v", why)
+				t.Fatalf("after HeldFor without a write: ReadOnly: %v", why)
 			}
 			still := b.do(a, &command{op: add, name: "a", n: 1})
 			settle(b, a)

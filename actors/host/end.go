@@ -16,9 +16,10 @@ func (a *Actor[C]) ended() bool { return a.why.Load() != nil }
 // Err tells why the actor is over; nil while it lives.
 func (a *Actor[C]) Err() *kverr.Error { return a.why.Load() }
 
-// readOnlyFor is how long an append that wrote nothing is held against the shard when no write has tried since: whoever looks at ReadOnly may
-// be who keeps writes away, as a balancer does, and without a write nobody would learn that it is over.
-const readOnlyFor = time.Minute
+// HeldFor is how long a refusal, of an append that wrote nothing or to open a shard, is held against a shard that nobody has tried since: whoever
+// looks may be who keeps callers away, as a balancer does, and without a try nobody would learn that it is over. It is well above the minute after which
+// the alert on such shards rings (infra/prometheus), or those that are tried rarely never would.
+const HeldFor = 2 * time.Minute
 
 // refusal is an append that wrote nothing.
 type refusal struct {
@@ -26,11 +27,11 @@ type refusal struct {
 	at  time.Time
 }
 
-// ReadOnly tells why the last append wrote nothing; nil when it wrote, or when nothing was appended for a minute since. Reads go on, and each
+// ReadOnly tells why the last append wrote nothing; nil when it wrote, or when nothing was appended for HeldFor since. Reads go on, and each
 // write tries again.
 func (a *Actor[C]) ReadOnly() *kverr.Error {
 	r := a.readonly.Load()
-	if r == nil || a.cfg.Clock.Now().Sub(r.at) > readOnlyFor {
+	if r == nil || a.cfg.Clock.Now().Sub(r.at) > HeldFor {
 		return nil
 	}
 	return r.why

@@ -89,7 +89,7 @@ func (h *Host) displaced(shardID string) {
 	delete(h.placed, shardID)
 	delete(h.disputed, shardID)
 	h.mu.Unlock()
-	h.nudgeSoon(nudge{shardID: shardID, wake: h.IsLost(shardID)})
+	h.nudgeSoon(nudge{shardID: shardID, wake: h.ForgetLoss(shardID)})
 }
 
 // nudge is a wish to have a shard located, so that it is opened where Dapr places it.

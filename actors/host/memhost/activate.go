@@ -18,7 +18,7 @@ type condition struct {
 	until  time.Time    // calls fail with reason until then; zero = they try
 	peace  time.Time    // another host's shard until then, unless that one yields
 	absent bool         // there was no such shard: reason is for those who do not wait, others look again
-	shown  time.Time    // with StateFailed: Status tells of it until then; zero = until it is opened
+	shown  time.Time    // with StateFailed: Status tells of it until then
 
 	holder       wal.Holder // with peace: whom the manifest named when it was last read; zero before
 	holderPlaced bool       // what holder said of itself then
@@ -31,10 +31,6 @@ var errSilent = &kverr.Error{Kind: kverr.Unavailable, Op: "open the shard", Mess
 
 // failPause is how long a shard whose activation failed is not tried again.
 const failPause = 500 * time.Millisecond
-
-// failedFor is how long an activation that failed is held against a shard that nobody has tried to open since: whoever looks at Status may be who
-// keeps callers away, as a balancer does that goes by readiness.
-const failedFor = time.Minute
 
 // use returns the shard's live parts, activating it if need be.
 func (h *Host) use(ctx context.Context, shardID string) (*live, error) {
@@ -203,12 +199,12 @@ func (h *Host) open(s *slot) (*live, error) {
 		return nil, err
 	}
 	patience := markTimeout
-	if doubt {
-		patience = doubtTimeout
+	if doubt > 0 {
+		patience = min(max(doubt/4, leastDoubt), mostDoubt)
 	}
 	mark, err := h.remembered(s, patience)
 	if err != nil {
-		if doubt && kverr.KindOf(err) == kverr.Unavailable {
+		if doubt > 0 && kverr.KindOf(err) == kverr.Unavailable {
 			return nil, h.leave(s)
 		}
 		h.failed(s, err)
@@ -232,22 +228,22 @@ func (h *Host) open(s *slot) (*live, error) {
 		why := &kverr.Error{Kind: kverr.Moved, Op: "open the shard", Message: "the shard has another owner", Err: waits}
 		s.state.Store(&condition{name: StateAsleep, reason: why, peace: began.Add(waits.wait), holder: waits.holder})
 		s.broken.Store(nil)
+		s.damage.Store(nil)
 		return nil, why
 	}
 	if err != nil {
-		known := s.told
 		h.failed(s, err)
-		if asKind(err).Kind == kverr.DataLoss {
+		if why := asKind(err); why.Kind == kverr.DataLoss {
 			h.reports.note(s) // others are to know what this host has seen,
-			if !known {
+			if s.damage.Swap(why) == nil {
 				h.reports.due() // and at once: it may be the only one
 			}
 		}
 		return nil, err
 	}
 	s.live.Store(l)
-	s.told = false
 	s.broken.Store(nil)
+	s.damage.Store(nil)
 	s.used.Store(true)
 	s.state.CompareAndSwap(activating, asleep) // unless it is over by now
 	if l.shard != nil {

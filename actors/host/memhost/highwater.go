@@ -38,6 +38,7 @@ func (h *Host) AcceptLoss(ctx context.Context, id string) (wal.Mark, error) {
 	}
 	defer s.give()
 	s.state.Store(asleep) // the next use tries, whatever the last one found
+	s.damage.Store(nil)
 	mark := h.store.Mark(id)
 	h.store.AcceptLoss(id)
 	if _, err := h.store.Holder(ctx, id); !errors.Is(err, driver.ErrNotExist) {
@@ -55,10 +56,13 @@ const (
 	// reportMarks bounds the marks of one report; the others are in the next.
 	reportMarks = 4096
 	// markTimeout bounds how long an activation waits for what is remembered, and a report for being taken; lastTimeout the last one,
-	// which a host that closes sends; doubtTimeout an activation whose callers can be led elsewhere meanwhile.
-	markTimeout  = 5 * time.Second
-	lastTimeout  = time.Second
-	doubtTimeout = time.Second
+	// which a host that closes sends.
+	markTimeout = 5 * time.Second
+	lastTimeout = time.Second
+	// leastDoubt and mostDoubt are the bounds when the shard's holder cannot be asked (keepPeace): callers can be led there, and wait no longer. The
+	// longer that has been so the longer the directory gets, which may be slow because a machine has died, and the holder with it.
+	leastDoubt = time.Second
+	mostDoubt  = 4 * time.Second
 )
 
 // reports tells the Highwater how far shards have come: nothing while nobody writes, and otherwise all that did, once in reportEvery.

@@ -63,11 +63,11 @@ type slot struct {
 	live  atomic.Pointer[live] // nil while it is not active
 	used  atomic.Bool          // since the idler looked last
 	lost  uint64               // epoch of the last actor that was over by itself; changed with the turn
-	told  bool                 // the last activation failed for a loss; changed with the turn
 	noted atomic.Bool          // it is part of the next report
 	wish  wish
 
 	broken atomic.Pointer[kverr.Error] // why the last activation failed, when the engine did not answer; nil since one succeeded
+	damage atomic.Pointer[kverr.Error] // what of its data was found gone or damaged here; nil since it was opened, or is another host's
 
 	turn  chan struct{}             // a token: whoever holds it changes the slot's state
 	state atomic.Pointer[condition] // for Status and for failing fast

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"kvstore/actors/host"
 	"kvstore/components/kverr"
 	"kvstore/components/wal"
 	"kvstore/components/wal/driver"
@@ -103,11 +104,11 @@ func (h *Host) Active() []string {
 	return ids
 }
 
-// Lost lists the shards whose data was found gone or damaged when they were last to be opened here.
+// Lost lists the shards whose data was found gone or damaged here, and that were not opened, nor another host's, since.
 func (h *Host) Lost() []string {
 	var ids []string
 	h.slots.Range(func(id, v any) bool {
-		if s := v.(*slot); s.lostData() {
+		if v.(*slot).damage.Load() != nil {
 			ids = append(ids, id.(string))
 		}
 		return true
@@ -115,15 +116,10 @@ func (h *Host) Lost() []string {
 	return ids
 }
 
-// IsLost tells whether a shard is one of Lost.
-func (h *Host) IsLost(shardID string) bool {
+// ForgetLoss forgets that a shard is one of Lost, since it is another host's to tell, and tells whether it was.
+func (h *Host) ForgetLoss(shardID string) bool {
 	v, ok := h.slots.Load(shardID)
-	return ok && v.(*slot).lostData()
-}
-
-func (s *slot) lostData() bool {
-	c := s.state.Load()
-	return c.name == StateFailed && c.reason.Kind == kverr.DataLoss
+	return ok && v.(*slot).damage.Swap(nil) != nil
 }
 
 func (h *Host) placed(shardID string) bool {
@@ -149,27 +145,27 @@ const askTimeout = 200 * time.Millisecond
 
 // keepPeace refuses to take back a shard that was lost a short while ago, as long as its holder may be using it (D3). One that
 // has yielded or is gone is not; one that cannot be asked gets the time that it takes to acknowledge something, so that two hosts
-// which cannot reach each other do not keep taking the shard from each other: in doubt, it is to be opened all the same.
-func (h *Host) keepPeace(s *slot, c *condition) (doubt bool, err error) {
+// which cannot reach each other do not keep taking the shard from each other: then it is to be opened in doubt, which is how long ago it was lost.
+func (h *Host) keepPeace(s *slot, c *condition) (doubt time.Duration, err error) {
 	now := h.cfg.Actor.Clock.Now()
 	if !now.Before(c.peace) {
-		return false, nil
+		return 0, nil
 	}
 	holder, err := h.store.Holder(h.ctx, s.id)
 	switch {
 	case errors.Is(err, driver.ErrNotExist):
-		return false, nil // opening it tells what that means
+		return 0, nil // opening it tells what that means
 	case err != nil:
-		return false, err
+		return 0, err
 	case holder.Epoch.Counter <= s.lost:
-		return false, nil // nobody has it after us: the store has gone back
+		return 0, nil // nobody has it after us: the store has gone back
 	}
-	lost := c.peace.Add(-h.cfg.Peace)
+	since := now.Sub(c.peace.Add(-h.cfg.Peace))
 	switch own := h.cfg.Address != "" && holder.Address == h.cfg.Address; {
-	case own && now.Sub(lost) < heirTime:
-		return false, c.reason // this host yielded, and whoever asked it to has not taken the shard yet
+	case own && since < heirTime:
+		return 0, c.reason // this host yielded, and whoever asked it to has not taken the shard yet
 	case own, holder.Yielded:
-		return false, nil
+		return 0, nil
 	}
 	known := *c
 	known.holder, known.holderPlaced = holder, false
@@ -178,16 +174,18 @@ func (h *Host) keepPeace(s *slot, c *condition) (doubt bool, err error) {
 		defer cancel()
 		serving, err := h.cfg.Peers.Serves(ctx, s.id, holder)
 		if err == nil && !serving.Serves {
-			return false, nil
+			return 0, nil
 		}
 		known.holderPlaced = serving.Placed
-		doubt = err != nil && now.Sub(lost) >= strangerTerms*h.store.Engine().Term()
+		if err != nil && since >= strangerTerms*h.store.Engine().Term() {
+			doubt = since
+		}
 	}
 	s.state.Store(&known)
-	if doubt {
-		return true, nil
+	if doubt > 0 {
+		return doubt, nil
 	}
-	return false, c.reason
+	return 0, c.reason
 }
 
 // leave is for a shard whose holder cannot be asked, nor the directory: whoever reaches so little is no heir. Callers are led to the holder for a
@@ -207,14 +205,12 @@ const strangerTerms = 3
 
 // failed remembers why an activation failed, so that calls fail fast for a while.
 func (h *Host) failed(s *slot, err error) {
-	why, now := asKind(err), h.cfg.Actor.Clock.Now()
-	c := &condition{name: StateFailed, reason: why, until: now.Add(failPause)}
-	if why.Kind != kverr.DataLoss { // which does not pass by itself
-		c.shown = now.Add(failedFor)
-	}
+	why, now, before := asKind(err), h.cfg.Actor.Clock.Now(), s.state.Load()
+	c := &condition{name: StateFailed, reason: why, until: now.Add(failPause), shown: now.Add(host.HeldFor)}
 	if errors.Is(err, driver.ErrFenced) {
 		// Another host was quicker.
 		c = &condition{name: StateAsleep, reason: why, peace: now.Add(h.cfg.Peace)}
+		s.damage.Store(nil)
 	}
 	c.absent = errors.Is(err, driver.ErrNotExist)
 	if why.Kind == kverr.Unavailable {
@@ -224,16 +220,19 @@ func (h *Host) failed(s *slot, err error) {
 	}
 	s.state.Store(c)
 	if c.absent {
+		s.damage.Store(nil)
 		// Nothing is kept of a shard that does not exist, but for those who ask and do not wait.
 		h.cfg.Actor.Clock.AfterFunc(failPause, func() { h.forgetAbsent(s, c) })
 		return
 	}
-	lost := why.Kind == kverr.DataLoss
-	if f := h.cfg.Events.Failed; f != nil && (!lost || !s.told) { // a loss stays until somebody does something about it
+	told := why.Kind == kverr.DataLoss && (s.damage.Load() != nil || before.lost()) // it stays until somebody does something about it
+	if f := h.cfg.Events.Failed; f != nil && !told {
 		f(s.id, "activate", err)
 	}
-	s.told = lost
 }
+
+// lost tells that the last try found a loss, be it the directory's.
+func (c *condition) lost() bool { return c.name == StateFailed && c.reason.Kind == kverr.DataLoss }
 
 // forgetAbsent drops the slot of a shard that did not exist, unless it was opened since.
 func (h *Host) forgetAbsent(s *slot, c *condition) {

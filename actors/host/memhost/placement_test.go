@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"kvstore/actors/host"
 	"kvstore/actors/shard"
 	"kvstore/components/kverr"
 	"kvstore/components/wal"
@@ -162,21 +163,22 @@ func (p *apart) Serves(ctx context.Context, shardID string, holder wal.Holder) (
 	return p.Peers.Serves(ctx, shardID, holder)
 }
 
-// directory is a Highwater that may not answer.
-type directory struct{ silent atomic.Bool }
+// directory is a Highwater that takes its time to answer.
+type directory struct{ takes atomic.Int64 }
 
 func (d *directory) Remember(context.Context, ...wal.Mark) error { return nil }
 
 func (d *directory) Marks(ctx context.Context, ids ...string) ([]wal.Mark, error) {
-	if d.silent.Load() {
-		<-ctx.Done()
+	select {
+	case <-time.After(time.Duration(d.takes.Load())):
+	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
 	return []wal.Mark{{Shard: ids[0], Made: true}}, nil
 }
 
 // TestCutOff: a host that reaches neither who holds the shard that it lost nor the directory leads callers to the holder, for as long as that lasts. One that
-// reaches the directory takes the shard, after three terms.
+// reaches the directory, be it slow, takes the shard.
 func TestCutOff(t *testing.T) {
 	onStage(t, func(t *testing.T, s *stage) {
 		way := &apart{Peers: &s.peers}
@@ -194,26 +196,29 @@ func TestCutOff(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		dir.silent.Store(true)
+		lost := time.Now()
+		dir.takes.Store(int64(time.Hour))
 		way.silent.Store(true)
-		for range 50 {
+		for range 10 { // within peace
 			time.Sleep(100 * time.Millisecond)
 			synctest.Wait()
 			if answer := a.Open("a-0"); answer.Epoch != 0 || answer.Why != nil && answer.Holder.Address != "b" {
 				t.Fatalf("%+v, want that it moved to b", answer)
 			}
 			began := time.Now()
-			if err := s.put(a, shard.Put{}); kverr.KindOf(err) != kverr.Moved || time.Since(began) > doubtTimeout {
+			if err := s.put(a, shard.Put{}); kverr.KindOf(err) != kverr.Moved || time.Since(began) > mostDoubt {
 				t.Fatalf("%v after %v", err, time.Since(began))
 			}
 		}
 		if all := a.Status(); all[0].State != StateAsleep {
 			t.Fatalf("%+v", all)
 		}
-		dir.silent.Store(false)
-		time.Sleep(failPause)
-		if err := s.put(a, shard.Put{}); err != nil {
-			t.Fatal(err)
+		dir.takes.Store(int64(3 * time.Second)) // within mostDoubt, which it gets a while after the loss
+		for s.put(a, shard.Put{}) != nil {
+			if time.Since(lost) > 20*time.Second {
+				t.Fatal("not taken from a holder that cannot be asked, 20 s after it was lost")
+			}
+			time.Sleep(failPause)
 		}
 		// b can be asked, and has lost it now.
 		if err := s.put(b, shard.Put{}); kverr.KindOf(err) != kverr.Moved {
@@ -361,24 +366,62 @@ func TestFailureIsForgotten(t *testing.T) {
 		silent := errors.New("no answer")
 		try(silent)
 		is(StateFailed, kverr.Unavailable)
-		time.Sleep(failedFor / 2)
+		time.Sleep(host.HeldFor / 2)
 		try(silent)
-		time.Sleep(failedFor - time.Second) // since the last try
+		time.Sleep(host.HeldFor - time.Second) // since the last try
 		is(StateFailed, kverr.Unavailable)
 		time.Sleep(time.Second)
 		is(StateAsleep, 0)
 
 		try(driver.ErrCorrupt)
 		is(StateFailed, kverr.DataLoss)
+		try(silent) // which refutes nothing
+		is(StateFailed, kverr.DataLoss)
 		time.Sleep(time.Hour)
 		is(StateFailed, kverr.DataLoss)
+		if lost := h.Lost(); len(lost) != 1 {
+			t.Fatalf("lost: %v", lost)
+		}
 		p.set(false)
 		is(StateAsleep, 0)
 		p.set(true)
 		is(StateFailed, kverr.DataLoss)
+		if !h.ForgetLoss("a-0") || h.ForgetLoss("a-0") { // another host's to tell, and accepted there
+			t.Fatal("a loss is not forgotten, or twice")
+		}
+		is(StateAsleep, 0)
+		try(driver.ErrCorrupt)
+		is(StateFailed, kverr.DataLoss)
+		time.Sleep(failPause)
 		if err := s.put(h, shard.Put{}); err != nil {
 			t.Fatal(err)
 		}
 		is(StateActive, 0)
+		if lost := h.Lost(); len(lost) != 0 {
+			t.Fatalf("lost: %v", lost)
+		}
+	})
+}
+
+// TestLossOfTheDirectory: while the directory has lost records no shard is opened, but that is not held against shards once it is over.
+func TestLossOfTheDirectory(t *testing.T) {
+	onStage(t, func(t *testing.T, s *stage) {
+		h := s.host("a", Config{})
+		h.RememberWith(&memory{
+			remember: func([]wal.Mark) error { return nil },
+			marks: func(string) (wal.Mark, error) {
+				return wal.Mark{}, &kverr.Error{Kind: kverr.DataLoss, Op: "open the directory"}
+			},
+		})
+		if err := s.put(h, shard.Put{}); kverr.KindOf(err) != kverr.DataLoss {
+			t.Fatal(err)
+		}
+		if all := h.Status(); len(all) != 1 || all[0].State != StateFailed || len(h.Lost()) != 0 {
+			t.Fatalf("%+v, lost: %v", all, h.Lost())
+		}
+		time.Sleep(host.HeldFor)
+		if all := h.Status(); all[0].State != StateAsleep {
+			t.Fatalf("%+v", all)
+		}
 	})
 }

@@ -7,8 +7,8 @@ import (
 	"kvstore/components/kverr"
 )
 
-// States of a shard in Status. A shard whose activation failed is StateFailed until it is opened, is placed elsewhere, or nobody has tried for a
-// minute; the last does not hold for one that has lost data.
+// States of a shard in Status. A shard whose activation failed is StateFailed until it is opened, is placed elsewhere, or nobody has tried for
+// host.HeldFor; the last does not hold for one that has lost data, whatever else its activation failed for since.
 const (
 	StateActive     = "active"
 	StateAsleep     = "asleep"
@@ -49,11 +49,7 @@ func (h *Host) Status() []Status {
 func (h *Host) statusOf(s *slot) Status {
 	l := s.live.Load()
 	if l == nil || l.Err() != nil {
-		c := s.state.Load()
-		if c.name == StateFailed && !h.stillFailed(s, c) {
-			c = asleep
-		}
-		return Status{ID: s.id, State: c.name, Reason: c.reason}
+		return h.statusOfClosed(s)
 	}
 	state, log := l.Latest(), l.Log()
 	records, bytes := log.SinceCheckpoint()
@@ -71,10 +67,18 @@ func (h *Host) statusOf(s *slot) Status {
 	return st
 }
 
-// stillFailed tells whether an activation that failed says anything of the shard now. One that is placed elsewhere meanwhile is never tried here
+// statusOfClosed is statusOf for one that is not open. What failed says nothing of a shard that is placed elsewhere meanwhile: it is never tried here
 // again, and how it is there, its host tells.
-func (h *Host) stillFailed(s *slot, c *condition) bool {
-	return h.placed(s.id) && (c.shown.IsZero() || h.cfg.Actor.Clock.Now().Before(c.shown))
+func (h *Host) statusOfClosed(s *slot) Status {
+	c, placed := s.state.Load(), h.placed(s.id)
+	switch why := s.damage.Load(); {
+	case c.name == StateActivating:
+	case placed && why != nil:
+		return Status{ID: s.id, State: StateFailed, Reason: why}
+	case c.name == StateFailed && (!placed || !h.cfg.Actor.Clock.Now().Before(c.shown)):
+		c = asleep
+	}
+	return Status{ID: s.id, State: c.name, Reason: c.reason}
 }
 
 // Blocks is what the shards of a host have done to blocks of prompts.
